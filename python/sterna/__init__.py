@@ -1,0 +1,1 @@
+"""sterna runs quantised language models from GGUF files on your own machine."""
