@@ -1,0 +1,71 @@
+/// IQ1_S and IQ1_M: 256 weights; eight weights are a row (of -1, 0, 1) of a 2048-row codebook, moved up or down by 1/8.
+///
+/// weight = (d * (2 scale + 1)) * (row value +- 1/8); here (d / 8) * (2 scale + 1) * code with code = 8 * row value
+/// +- 1. Run r (r < 32) is weights 8 r .. + 7; the low eight bits of its row number are qs[r]. IQ1_S, 50 bytes, 8
+/// groups of 32:  0..1 d (f16)   2..33 qs   34..49 qh (8 16-bit numbers, one per group)
+///   qh[g]: bits 3i.. are the high three bits of the row number of run 4 g + i; bits 12 to 14 the scale; bit 15 set:
+///   down.
+/// IQ1_M, 56 bytes, 16 groups of 16:  0..31 qs   32..47 qh   48..55 scales (four 16-bit numbers)
+///   Nibble r of qh (low one of a byte first): the high three bits of the row number of run r, and bit 3 set: down.
+///   scales[g / 4] holds the scale of group g in bits 3 (g % 4)..; the top nibbles of scales[0..3] are d (f16), low
+///   nibble first.
+/// Source: ggml-common.h (block_iq1_s, block_iq1_m, IQ1S_DELTA), gguf.quants (IQ1_S, IQ1_M).
+#include "quant/formats/bytes.h"
+#include "quant/formats/formats.h"
+#include "quant/formats/iq_grids.h"
+
+namespace sterna::quant {
+namespace {
+
+struct BlockIQ1_S {
+  std::uint8_t d[2];
+  std::uint8_t qs[32];
+  std::uint8_t qh[16];
+};
+static_assert(sizeof(BlockIQ1_S) == 50);
+
+struct BlockIQ1_M {
+  std::uint8_t qs[32];
+  std::uint8_t qh[16];
+  std::uint8_t scales[8];
+};
+static_assert(sizeof(BlockIQ1_M) == 56);
+
+inline void put_shifted(std::uint32_t row, bool down, std::int8_t* codes) {
+  const int shift = down ? -1 : 1;
+  for (int i = 0; i < 8; ++i) codes[i] = static_cast<std::int8_t>(kIq1Grid[row][i] + shift);
+}
+
+}  // namespace
+
+void decode_iq1_s(const std::uint8_t* block, DecodedBlock& out) {
+  const auto b = load_block<BlockIQ1_S>(block);
+  set_super_scale(out, load_half(b.d) * 0.125f);
+  for (int g = 0; g < 8; ++g) {
+    const std::uint32_t word = load_u16(b.qh + 2 * g);
+    out.group_scale[g] = static_cast<std::int16_t>(2 * ((word >> 12) & 7u) + 1);
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t row = b.qs[4 * g + i] | (((word >> (3 * i)) & 7u) << 8);
+      put_shifted(row, (word & 0x8000u) != 0, out.codes + 32 * g + 8 * i);
+    }
+  }
+}
+
+void decode_iq1_m(const std::uint8_t* block, DecodedBlock& out) {
+  const auto b = load_block<BlockIQ1_M>(block);
+  std::uint32_t d = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t word = load_u16(b.scales + 2 * i);
+    d |= (word >> 12) << (4 * i);
+    for (int j = 0; j < 4; ++j) {
+      out.group_scale[4 * i + j] = static_cast<std::int16_t>(2 * ((word >> (3 * j)) & 7u) + 1);
+    }
+  }
+  set_super_scale(out, half_to_float(static_cast<std::uint16_t>(d)) * 0.125f);
+  for (int r = 0; r < 32; ++r) {
+    const std::uint32_t high = load_nibble(b.qh, r);
+    put_shifted(b.qs[r] | ((high & 7u) << 8), (high & 8u) != 0, out.codes + 8 * r);
+  }
+}
+
+}  // namespace sterna::quant
