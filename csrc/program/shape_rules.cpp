@@ -1,0 +1,280 @@
+#include "program/shape_rules.h"
+
+#include <charconv>
+#include <string_view>
+
+#include "program/op_table.h"
+
+namespace sterna {
+
+namespace {
+
+const Value& operand(const Program& program, const Node& node, std::string_view role) {
+  return program.value(node.input(role));
+}
+
+bool is_rows(Dim dim) { return dim.size == Dim::kTokens || dim.size == Dim::kOutputs; }
+
+/// [T, ...] or [L, ...] of the given rank, everything behind the rows constant.
+const Shape& rows(const Program& program, const Node& node, std::string_view role, std::size_t rank) {
+  const Shape& shape = operand(program, node, role).shape;
+  if (shape.size() != rank || !is_rows(shape[0])) {
+    fail(node, std::string(role) + " has shape " + to_string(shape) + ", expected rows of rank " + std::to_string(rank));
+  }
+  return shape;
+}
+
+const Shape& tokens_of(const Program& program, const Node& node, std::string_view role, std::size_t rank) {
+  const Shape& shape = rows(program, node, role, rank);
+  if (shape[0].size != Dim::kTokens) fail(node, std::string(role) + " must have a row for every token");
+  return shape;
+}
+
+const Shape& matrix(const Node& node, const Value& w) {
+  if (w.shape.size() != 2) fail(node, "weight " + w.name + " has shape " + to_string(w.shape) + ", expected a matrix");
+  return w.shape;
+}
+
+void check_vector(const Node& node, std::string_view role, const Value& v, std::int64_t size) {
+  if (v.shape != Shape{{size}}) {
+    fail(node, std::string(role) + " " + v.name + " has shape " + to_string(v.shape) + ", expected [" +
+                   std::to_string(size) + "]");
+  }
+}
+
+void check_optional_vector(const Program& program, const Node& node, std::string_view role, std::int64_t size) {
+  if (const ValueId id = node.input(role); id != kNoValue) check_vector(node, role, program.value(id), size);
+}
+
+void check_positive(const Node& node, std::string_view name) {
+  if (!(node.number(name) > 0)) fail(node, std::string(name) + " is " + std::to_string(node.number(name)) + ", must be above 0");
+}
+
+void check_features(const Node& node, std::int64_t features, const Value& w, std::int64_t expected) {
+  if (features != expected) {
+    fail(node, "x has " + std::to_string(features) + " features, weight " + w.name + " expects " + std::to_string(expected));
+  }
+}
+
+/// A list of positive extents such as "9, 64".
+std::vector<std::int64_t> extents(const Node& node, std::string_view name) {
+  const std::string& text = node.text(name);
+  std::vector<std::int64_t> list;
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  for (;;) {
+    while (at != end && *at == ' ') ++at;
+    std::int64_t extent = 0;
+    const auto [next, error] = std::from_chars(at, end, extent);
+    if (error != std::errc() || extent < 1 || extent > kMaxDim || list.size() == 64) {
+      fail(node, std::string(name) + " is \"" + text + "\", expected positive extents");
+    }
+    list.push_back(extent);
+    if (next == end) return list;
+    if (*next != ',') fail(node, std::string(name) + " is \"" + text + "\", expected positive extents");
+    at = next + 1;
+  }
+}
+
+void check_rope(const Program& program, const Node& node, const std::string& prefix, std::int64_t head_dim) {
+  check_positive(node, prefix + "theta");
+  check_positive(node, prefix + "factor");
+  check_positive(node, prefix + "beta_fast");
+  check_positive(node, prefix + "beta_slow");
+  check_positive(node, prefix + "attention_factor");
+  const std::int64_t rotary_dim = node.integer(prefix + "rotary_dim");
+  if (rotary_dim < 2 || rotary_dim > head_dim || rotary_dim % 2 != 0) {
+    fail(node, "rotary_dim is " + std::to_string(rotary_dim) + ", must be even and from 2 to head_dim " +
+                   std::to_string(head_dim));
+  }
+  if (node.text(prefix + "scaling") == "yarn" && node.integer(prefix + "original_context") < 1) {
+    fail(node, "yarn needs original_context above 0");
+  }
+  check_optional_vector(program, node, "factors", rotary_dim / 2);
+  const Value& positions = operand(program, node, "positions");
+  if (positions.shape != Shape{{Dim::kTokens}}) fail(node, "positions must have shape [T]");
+}
+
+}  // namespace
+
+std::vector<Shape> embed_shapes(const Program& program, const Node& node) {
+  const Value& tokens = operand(program, node, "tokens");
+  if (tokens.shape != Shape{{Dim::kTokens}}) fail(node, "tokens must have shape [T]");
+  const Shape& w = matrix(node, operand(program, node, "w"));
+  return {{tokens.shape[0], w[1]}};
+}
+
+std::vector<Shape> linear_shapes(const Program& program, const Node& node) {
+  const Shape& x = rows(program, node, "x", 2);
+  const std::vector<ValueId> weights = node.input_list("w");
+  const std::vector<ValueId> biases = node.input_list("bias");
+  if (!biases.empty() && biases.size() != weights.size()) {
+    fail(node, std::to_string(biases.size()) + " biases for " + std::to_string(weights.size()) + " weights");
+  }
+  std::vector<Shape> shapes;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const Value& w = program.value(weights[i]);
+    const Shape& nk = matrix(node, w);
+    check_features(node, x[1].size, w, nk[1].size);
+    if (!biases.empty()) check_vector(node, "bias", program.value(biases[i]), nk[0].size);
+    shapes.push_back({x[0], nk[0]});
+  }
+  check_optional_vector(program, node, "norm", x[1].size);
+  if (node.has("eps")) check_positive(node, "eps");
+  if (node.has("glu")) {
+    if (shapes.size() != 2 || shapes[0] != shapes[1]) fail(node, "glu needs two weights of equal shape, gate and up");
+    shapes.pop_back();
+  }
+  if (const ValueId residual = node.input("residual"); residual != kNoValue) {
+    if (weights.size() != 1) fail(node, "residual needs exactly one weight");
+    const Value& r = program.value(residual);
+    if (r.shape != shapes[0]) {
+      fail(node, "residual " + r.name + " has shape " + to_string(r.shape) + ", the result " + to_string(shapes[0]));
+    }
+  }
+  return shapes;
+}
+
+std::vector<Shape> unembed_shapes(const Program& program, const Node& node) {
+  const Shape& x = rows(program, node, "x", 2);
+  const Value& w = operand(program, node, "w");
+  const Shape& nk = matrix(node, w);
+  check_features(node, x[1].size, w, nk[1].size);
+  check_optional_vector(program, node, "bias", nk[0].size);
+  check_optional_vector(program, node, "norm", x[1].size);
+  if (node.has("eps")) check_positive(node, "eps");
+  return {{{Dim::kOutputs}, nk[0]}};
+}
+
+std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node) {
+  const std::size_t rank = operand(program, node, "x").shape.size();
+  const Shape& x = rows(program, node, "x", rank == 3 ? 3 : 2);
+  check_optional_vector(program, node, "w", x.back().size);
+  check_positive(node, "eps");
+  return {x};
+}
+
+std::vector<Shape> rope_shapes(const Program& program, const Node& node) {
+  const Shape& x = tokens_of(program, node, "x", 3);
+  check_rope(program, node, "", x[2].size);
+  return {x};
+}
+
+std::vector<Shape> attention_shapes(const Program& program, const Node& node) {
+  const Shape& q = tokens_of(program, node, "q", 3);
+  const Shape& k = tokens_of(program, node, "k", 3);
+  const Shape& v = tokens_of(program, node, "v", 3);
+  if (q[2] != k[2]) {
+    fail(node, "q has head_dim " + std::to_string(q[2].size) + ", k " + std::to_string(k[2].size));
+  }
+  if (k[1] != v[1]) {
+    fail(node, "k has " + std::to_string(k[1].size) + " heads, v " + std::to_string(v[1].size));
+  }
+  if (q[1].size % k[1].size != 0) {
+    fail(node, std::to_string(q[1].size) + " query heads are not a multiple of " + std::to_string(k[1].size) +
+                   " key and value heads");
+  }
+  if (node.integer("layer") < 0) fail(node, "layer is " + std::to_string(node.integer("layer")));
+  if (node.integer("window") < 0) fail(node, "window is " + std::to_string(node.integer("window")));
+  if (node.number("softcap") < 0) fail(node, "softcap is " + std::to_string(node.number("softcap")));
+  check_positive(node, "scale");
+  if ((node.input("q_norm") == kNoValue) != (node.input("k_norm") == kNoValue)) {
+    fail(node, "q_norm and k_norm come together");
+  }
+  check_optional_vector(program, node, "q_norm", q[2].size);
+  check_optional_vector(program, node, "k_norm", q[2].size);
+  if (node.has("eps")) check_positive(node, "eps");
+  if (node.input("positions") != kNoValue) {
+    check_rope(program, node, "rope.", q[2].size);
+  } else if (node.input("factors") != kNoValue) {
+    fail(node, "factors without positions");
+  }
+  return {{q[0], {q[1].size * v[2].size}}};
+}
+
+std::vector<Shape> glu_shapes(const Program& program, const Node& node) {
+  const Shape& gate = rows(program, node, "gate", 2);
+  const Shape& up = rows(program, node, "up", 2);
+  if (gate != up) fail(node, "gate has shape " + to_string(gate) + ", up " + to_string(up));
+  return {gate};
+}
+
+std::vector<Shape> same_shapes(const Program& program, const Node& node) {
+  const Shape& x = operand(program, node, "x").shape;
+  return {rows(program, node, "x", x.size() == 3 ? 3 : 2)};
+}
+
+std::vector<Shape> binary_shapes(const Program& program, const Node& node) {
+  const Value& a = operand(program, node, "a");
+  const Value& b = operand(program, node, "b");
+  const Shape& shape = rows(program, node, "a", a.shape.size() == 3 ? 3 : 2);
+  const bool fits = b.kind == ValueKind::kWeight ? b.shape == Shape{shape.back()} || b.shape == Shape{{1}} : b.shape == shape;
+  if (!fits) {
+    fail(node, a.name + " has shape " + to_string(shape) + ", " + b.name + " " + to_string(b.shape) +
+                   (b.kind == ValueKind::kWeight ? "; a weight must have one element or one for each feature" : ""));
+  }
+  return {shape};
+}
+
+std::vector<Shape> reshape_shapes(const Program& program, const Node& node) {
+  const Shape& x = operand(program, node, "x").shape;
+  rows(program, node, "x", x.size() == 3 ? 3 : 2);
+  std::int64_t features = x[1].size;
+  if (x.size() == 3) features *= x[2].size;
+  Shape shape = {x[0]};
+  std::int64_t product = 1;
+  for (const std::int64_t extent : extents(node, "dims")) {
+    product *= extent;
+    if (product > features) break;
+    shape.push_back({extent});
+  }
+  if (product != features || shape.size() > 3) {
+    fail(node, "x has " + std::to_string(features) + " features per row, they do not form [" + node.text("dims") + "]");
+  }
+  return {shape};
+}
+
+std::vector<Shape> split_shapes(const Program& program, const Node& node) {
+  const Shape& x = operand(program, node, "x").shape;
+  rows(program, node, "x", x.size() == 3 ? 3 : 2);
+  std::vector<Shape> shapes;
+  std::int64_t total = 0;
+  for (const std::int64_t extent : extents(node, "sizes")) {
+    total += extent;
+    shapes.push_back(x);
+    shapes.back().back() = {extent};
+  }
+  if (total != x.back().size) {
+    fail(node, "sizes " + node.text("sizes") + " add up to " + std::to_string(total) + ", x has " +
+                   std::to_string(x.back().size) + " features");
+  }
+  return shapes;
+}
+
+std::vector<Shape> concat_shapes(const Program& program, const Node& node) {
+  const std::vector<ValueId> parts = node.input_list("x");
+  Shape shape = program.value(parts[0]).shape;
+  if ((shape.size() != 2 && shape.size() != 3) || !is_rows(shape[0])) fail(node, "x has shape " + to_string(shape));
+  std::int64_t total = 0;
+  for (const ValueId id : parts) {
+    const Value& part = program.value(id);
+    Shape expected = shape;
+    if (part.shape.size() == shape.size()) expected.back() = part.shape.back();
+    if (part.shape != expected) {
+      fail(node, part.name + " has shape " + to_string(part.shape) + ", the first part " + to_string(shape));
+    }
+    total += part.shape.back().size;
+    if (total > kMaxDim) fail(node, "the result is too large");
+  }
+  shape.back() = {total};
+  return {shape};
+}
+
+std::vector<Shape> take_rows_shapes(const Program& program, const Node& node) {
+  const Shape& x = operand(program, node, "x").shape;
+  Shape shape = tokens_of(program, node, "x", x.size() == 3 ? 3 : 2);
+  shape[0] = {Dim::kOutputs};
+  return {shape};
+}
+
+}  // namespace sterna

@@ -1,0 +1,24 @@
+/// The shape rule of each op: checks the extents of a node's operands and gives the shapes of its results.
+#pragma once
+
+#include <vector>
+
+#include "program/program.h"
+
+namespace sterna {
+
+std::vector<Shape> embed_shapes(const Program& program, const Node& node);
+std::vector<Shape> linear_shapes(const Program& program, const Node& node);
+std::vector<Shape> unembed_shapes(const Program& program, const Node& node);
+std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node);
+std::vector<Shape> rope_shapes(const Program& program, const Node& node);
+std::vector<Shape> attention_shapes(const Program& program, const Node& node);
+std::vector<Shape> glu_shapes(const Program& program, const Node& node);
+std::vector<Shape> same_shapes(const Program& program, const Node& node);    // activation, scale
+std::vector<Shape> binary_shapes(const Program& program, const Node& node);  // add, mul
+std::vector<Shape> reshape_shapes(const Program& program, const Node& node);
+std::vector<Shape> split_shapes(const Program& program, const Node& node);
+std::vector<Shape> concat_shapes(const Program& program, const Node& node);
+std::vector<Shape> take_rows_shapes(const Program& program, const Node& node);
+
+}  // namespace sterna

@@ -1,0 +1,161 @@
+#include "program/validate.h"
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "base/error.h"
+#include "program/op_table.h"
+
+namespace sterna {
+
+namespace {
+
+constexpr std::size_t kMaxNameBytes = 256;
+
+[[noreturn]] void broken(const std::string& what) { throw ArgumentError("program: " + what); }
+
+bool is_printable(std::string_view text) {
+  return std::ranges::all_of(text, [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != 0x7F; });
+}
+
+// Each value stands for itself: a good name, extents in range, a format that can hold a tensor.
+void values_are_sound(const Program& program) {
+  for (const Value& value : program.values) {
+    if (const std::string problem = value_problem(value); !problem.empty()) broken(problem);
+  }
+}
+
+// Weights have their own space of names; inputs and results share one.
+void names_are_unique(const Program& program) {
+  std::unordered_set<std::string_view> weights;
+  std::unordered_set<std::string_view> others;
+  for (const Value& value : program.values) {
+    auto& names = value.kind == ValueKind::kWeight ? weights : others;
+    if (!names.insert(value.name).second) broken("two values are named " + value.name);
+  }
+  std::unordered_set<std::string_view> functions;
+  for (const Function& function : program.functions) {
+    if (!is_name(function.name)) broken("a function's name is empty, too long or has control characters");
+    if (!functions.insert(function.name).second) broken("two functions are named " + function.name);
+  }
+}
+
+// Every operand is an input, a weight, or the result of an earlier node of the same function.
+void operands_come_first(const Program& program, const Function& function) {
+  const auto known = [&](ValueId id) { return id >= 0 && static_cast<std::size_t>(id) < program.values.size(); };
+  std::vector<bool> defined(program.values.size());
+  for (std::size_t i = 0; i < defined.size(); ++i) defined[i] = program.values[i].kind != ValueKind::kNode;
+  for (const Node& node : function.nodes) {
+    for (const Operand& operand : node.inputs) {
+      if (!known(operand.value)) fail(node, operand.role + " is not a value of the program");
+      if (!defined[static_cast<std::size_t>(operand.value)]) {
+        fail(node, operand.role + " " + program.value(operand.value).name + " is used before it is computed");
+      }
+    }
+    for (const ValueId id : node.outputs) {
+      if (!known(id)) fail(node, "a result is not a value of the program");
+      if (defined[static_cast<std::size_t>(id)]) fail(node, program.value(id).name + " is computed twice");
+      defined[static_cast<std::size_t>(id)] = true;
+    }
+  }
+  if (function.outputs.empty()) broken("function " + function.name + " has no outputs");
+  for (const ValueId id : function.outputs) {
+    if (!known(id) || program.value(id).kind != ValueKind::kNode || !defined[static_cast<std::size_t>(id)]) {
+      broken("an output of function " + function.name + " is not computed in it");
+    }
+  }
+}
+
+// A result belongs to one node, and each has one.
+void results_have_one_node(const Program& program) {
+  std::vector<int> count(program.values.size());
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      for (const ValueId id : node.outputs) ++count[static_cast<std::size_t>(id)];
+    }
+  }
+  for (std::size_t i = 0; i < count.size(); ++i) {
+    if (count[i] != (program.values[i].kind == ValueKind::kNode ? 1 : 0)) {
+      broken(program.values[i].name + " is the result of " + std::to_string(count[i]) + " nodes");
+    }
+  }
+}
+
+// A node does what the op table says; its first result bears its name.
+void nodes_fit_the_op_table(const Program& program, const Function& function) {
+  for (const Node& node : function.nodes) {
+    const std::vector<Shape> shapes = infer_shapes(program, node);
+    if (shapes.size() != node.outputs.size()) {
+      fail(node, "has " + std::to_string(node.outputs.size()) + " results, not " + std::to_string(shapes.size()));
+    }
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      const Value& value = program.value(node.outputs[i]);
+      if (value.shape != shapes[i]) {
+        fail(node, value.name + " has shape " + to_string(value.shape) + ", the op gives " + to_string(shapes[i]));
+      }
+    }
+    if (program.value(node.outputs[0]).name != node.name) fail(node, "its first result must bear its name");
+    if (!is_source(node.source)) fail(node, "the source is too long or has control characters");
+  }
+}
+
+// The KV slots are those of the attention nodes, by layer.
+void slots_fit_the_attention_nodes(const Program& program) {
+  std::vector<KvSlot> slots;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op == "attention") slots.push_back(kv_slot(program, node));
+    }
+  }
+  std::ranges::sort(slots, {}, &KvSlot::layer);
+  if (std::ranges::adjacent_find(slots, {}, &KvSlot::layer) != slots.end()) broken("two attention nodes share a layer");
+  if (slots != program.kv_slots) broken("the KV slots are not those of the attention nodes");
+}
+
+}  // namespace
+
+bool is_name(std::string_view name) { return !name.empty() && name.size() <= kMaxNameBytes && is_printable(name); }
+
+bool is_source(std::string_view source) { return source.size() <= kMaxNameBytes && is_printable(source); }
+
+std::string value_problem(const Value& value) {
+  if (!is_name(value.name)) return "a value's name is empty, too long or has control characters";
+  if (value.shape.empty() || value.shape.size() > 4) return value.name + " has rank " + std::to_string(value.shape.size());
+  for (std::size_t i = 0; i < value.shape.size(); ++i) {
+    const std::int64_t size = value.shape[i].size;
+    const bool run_time = size == Dim::kTokens || size == Dim::kOutputs;
+    const bool constant = size >= 1 && size <= kMaxDim;
+    if (!constant && !(run_time && i == 0 && value.kind != ValueKind::kWeight)) {
+      return value.name + " has shape " + to_string(value.shape);
+    }
+  }
+  const Format* format = find_format(static_cast<std::uint32_t>(value.format));
+  if (value.kind == ValueKind::kWeight) {
+    if (format == nullptr || format->dequantize == nullptr) {
+      return "weight " + value.name + " has format " + (format == nullptr ? "unknown" : std::string(format->name)) +
+             ", which no weight can have";
+    }
+    if (value.shape.back().size % format->block_size != 0) {
+      return "weight " + value.name + " has rows of " + std::to_string(value.shape.back().size) + " elements, " +
+             std::string(format->name) + " needs multiples of " + std::to_string(format->block_size);
+    }
+  }
+  return "";
+}
+
+KvSlot kv_slot(const Program& program, const Node& node) {
+  const Shape& k = program.value(node.input("k")).shape;
+  const Shape& v = program.value(node.input("v")).shape;
+  return {node.integer("layer"), k.at(1).size, k.at(2).size, v.at(2).size};
+}
+
+void validate(const Program& program) {
+  values_are_sound(program);
+  names_are_unique(program);
+  for (const Function& function : program.functions) operands_come_first(program, function);
+  results_have_one_node(program);
+  for (const Function& function : program.functions) nodes_fit_the_op_table(program, function);
+  slots_fit_the_attention_nodes(program);
+}
+
+}  // namespace sterna
