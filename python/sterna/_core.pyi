@@ -1,0 +1,335 @@
+"""Types of the compiled core; one section per area, as in csrc/bindings."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+
+IntsLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+# --- gguf
+
+# --- quant
+
+@final
+class FormatInfo:
+    """How tensors of one GGUF type are stored."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def scales(self) -> str:
+        """ "none" (plain numbers), "block" (a float scale per group) or "super" (integer scales under a float one)."""
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def has_min(self) -> bool: ...
+
+def formats() -> list[FormatInfo]:
+    """All formats that a GGUF file may hold, by id."""
+
+def dequantize(data: npt.NDArray[np.uint8], format: str) -> npt.NDArray[np.float32]:
+    """Blocks of bytes (any shape, read in C order) to floats [num_blocks * block_size]. ArgumentError."""
+
+def decode_blocks(data: npt.NDArray[np.uint8], format: str) -> dict[str, npt.NDArray[Any]]:
+    """Blocks of bytes to integer codes and scales; nothing is rounded. ArgumentError for formats without blocks.
+
+    codes int8 [num_blocks, block_size]; scale and min float32 [num_blocks, num_groups], or [num_blocks, 1] where `scales` is
+    "super", and then group_scale and group_min int16 [num_blocks, num_groups] (else [num_blocks, 0]).
+    """
+
+# --- program
+
+# --- plan
+
+class Plan:
+    """A Program compiled for one device. A Python class may implement it (csrc/bindings/py_plan.h): tests do."""
+
+    def __init__(self) -> None: ...
+
+
+# --- engine
+
+# Called before a token is chosen, on the engine's thread: generated tokens so far, and bits (token t is bit t % 64 of word t // 64)
+# that come all set; it clears those of forbidden tokens. Or a fixed set of words.
+MaskLike: TypeAlias = Callable[[list[int], npt.NDArray[np.uint64]], None] | npt.NDArray[np.uint64]
+
+@final
+class SamplingParams:
+    """How one token is chosen from the logits; every value is checked by `Engine.submit`.
+
+    Order: logit_bias, repetition, presence and frequency penalties, mask; temperature 0 takes the largest logit; otherwise
+    top_k, top_p, min_p cut the model's own distribution, and temperature reshapes what is left (llama.cpp's order).
+    """
+
+    temperature: float  # 0 is greedy
+    top_k: int  # 0 is off
+    top_p: float  # (0, 1]; 1 is off
+    min_p: float  # [0, 1]; 0 is off
+    repetition_penalty: float  # over the last penalty_window tokens, prompt included; 1 is off
+    penalty_window: int  # tokens; -1 is all
+    presence_penalty: float  # over the generated tokens
+    frequency_penalty: float  # over the generated tokens
+    logit_bias: dict[int, float]  # -inf bans a token
+    seed: int  # unsigned, 64 bits
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        penalty_window: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] = ...,
+        seed: int = 0,
+    ) -> None: ...
+
+@final
+class Sampled:
+    """A chosen token, and its log-probability under the model's raw logits (not the filtered ones)."""
+
+    token: int
+    logprob: float
+    top_logprobs: list[tuple[int, float]]  # most likely first; empty unless asked for
+
+@final
+class Sampler:
+    """Chooses tokens outside of an engine: the same code, for tests and tools."""
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None: ...
+    def sample(
+        self,
+        logits: npt.NDArray[np.float32],
+        *,
+        history: IntsLike = (),
+        num_prompt: int = 0,
+        choice: int = 0,
+        top_logprobs: int | None = None,
+        mask: MaskLike | None = None,
+    ) -> Sampled:
+        """Chooses the token that follows `history` (its first `num_prompt` tokens are the prompt). NumericError on NaN or infinity.
+
+        logprob is computed where top_logprobs is not None, else it is 0.
+        """
+    def probabilities(
+        self,
+        logits: npt.NDArray[np.float32],
+        *,
+        history: IntsLike = (),
+        num_prompt: int = 0,
+        mask: MaskLike | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """[vocab_size]: the distribution that `sample` draws from (one-hot where temperature is 0)."""
+
+def random_uniform(seed: int, choice: int, position: int) -> float:
+    """The number in [0, 1) that chooses the token at `position`: Philox4x32-10 of these three."""
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """[n] -> [n]; NumericError on NaN or infinity."""
+
+@final
+class Pieces:
+    """The bytes of every token of a vocabulary. Control and unknown tokens have none unless `special`."""
+
+    @staticmethod
+    def from_tokens(kind: str, tokens: Sequence[str | bytes], types: Sequence[int] | None = None) -> Pieces:
+        """`kind` is tokenizer.ggml.model ("gpt2", "llama", "bert", ...), `types` is tokenizer.ggml.token_type."""
+    @staticmethod
+    def from_gguf(file: GgufFile) -> Pieces:
+        """Reads tokenizer.ggml.model, .tokens and .token_type. ModelFormatError, UnsupportedModelError."""
+    def __len__(self) -> int: ...
+    def piece(self, token: int, special: bool = False) -> bytes: ...
+    def is_control(self, token: int) -> bool: ...
+    def decode(self, tokens: IntsLike, special: bool = False, drop_leading_space: bool = False) -> str: ...
+
+@final
+class TextStream:
+    """Bytes in, text out: never half a character, never a part of a stop string."""
+
+    def __init__(self, stop_strings: Sequence[str] = (), drop_leading_space: bool = False) -> None: ...
+    def push(self, data: bytes) -> str: ...
+    def finish(self) -> str:
+        """What was held back; an incomplete character becomes U+FFFD."""
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text."""
+
+@final
+class KvPages:
+    """Numbers and reference counts of the pages of a KV cache: pure logic, no bytes."""
+
+    def __init__(self, limit: int) -> None: ...
+    limit: int
+    num_free: int
+    num_in_use: int
+    high_water: int
+    def allocate(self) -> int | None: ...
+    def share(self, page: int) -> None: ...
+    def release(self, page: int) -> None: ...
+    def references(self, page: int) -> int: ...
+
+@final
+class ScheduledRows:
+    """Rows [first, first + count) of one sequence in a batch; the last `num_outputs` of them want logits."""
+
+    id: int
+    first: int
+    count: int
+    num_outputs: int
+    pages: list[int]
+
+@final
+class Scheduler:
+    """Picks batches over sequences that it knows by number: the engine's own scheduler, bound for tests."""
+
+    def __init__(
+        self, *, max_tokens: int, max_outputs: int, max_sequences: int, page_limit: int
+    ) -> None: ...
+    @property
+    def pages(self) -> KvPages: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    def add(self, tokens: IntsLike, *, output_from: int | None = None, source: int | None = None) -> int:
+        """A new sequence, waiting. `source` is a finished (parked) sequence whose common prefix is shared."""
+    def pick(self) -> list[ScheduledRows]: ...
+    def stuck(self) -> list[int]:
+        """Sequences of the last pick that cannot get their pages even alone."""
+    def advance(self) -> None:
+        """The picked batch has run."""
+    def abandon(self) -> None:
+        """The picked batch has not run; its pages go back."""
+    def append(self, id: int, token: int) -> None: ...
+    def park(self, id: int) -> None:
+        """The sequence leaves the running set and keeps its pages until others need them."""
+    def remove(self, id: int) -> None: ...
+    def num_computed(self, id: int) -> int: ...
+    def page_table(self, id: int) -> list[int]: ...
+
+@final
+class KvSequence:
+    """Tokens and their pages in an engine's cache, kept between requests: what a session holds.
+
+    Pass it to `Engine.submit` with the whole prompt: the longest common prefix is not computed again. Pages of idle sequences
+    are given up, least recently used first, when running ones need them; the tokens are then computed again.
+    """
+
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt and the generated tokens so far (a stop token is not among them)."""
+    @property
+    def num_cached(self) -> int:
+        """How many of `tokens` are in the cache now."""
+    def __len__(self) -> int: ...
+    def fork(self) -> KvSequence:
+        """A second sequence with the same tokens. Full pages are shared; at most 63 tokens are computed again."""
+    def clear(self) -> None:
+        """Forgets tokens and pages. An Error while a request uses the sequence."""
+
+@final
+class Timings:
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    prompt_tokens: int
+    cached_tokens: int  # of prompt_tokens, found in the cache
+    generated_tokens: int
+
+@final
+class Event:
+    """One token, or the end: after the token events comes exactly one event with a finish_reason."""
+
+    token: int | None  # None in the final event
+    text: str  # complete characters that are sure to belong to the output; may be empty
+    logprob: float | None  # where top_logprobs was given
+    top_logprobs: list[tuple[int, float]]
+    finish_reason: str | None  # "stop", "length" or "cancelled"
+    stop: int | str | None  # the token or string that stopped it
+
+@final
+class RequestHandle:
+    """A submitted request. Dropping the last reference cancels it."""
+
+    def next(self, timeout: float | None = None) -> Event | None:
+        """The next event; None after `timeout` seconds, and after the final event. Raises the request's error."""
+    def events(self, timeout: float | None = None) -> list[Event]:
+        """Waits for the final event, then gives all events not yet taken. TimeoutError. Raises the request's error."""
+    def scores(self, timeout: float | None = None) -> npt.NDArray[np.float32]:
+        """Waits for the result of `submit_score`. TimeoutError; Error when cancelled. Raises the request's error."""
+    def cancel(self) -> None: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def timings(self) -> Timings: ...
+
+@final
+class EngineStats:
+    running: int
+    waiting: int
+    pages_in_use: int
+    page_limit: int
+    runs: int  # batches computed
+    tokens: int  # rows computed
+    preemptions: int
+
+@final
+class Engine:
+    """Owns a plan and its KV cache; one thread runs batches, any number of threads submit and wait."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        pieces: Pieces,
+        *,
+        context: int,
+        max_sequences: int = 16,
+        kv_tokens: int | None = None,
+    ) -> None:
+        """`context` limits one sequence, `kv_tokens` all of them together (default: one context); both in tokens."""
+    @property
+    def context(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def stats(self) -> EngineStats: ...
+    def sequence(self) -> KvSequence: ...
+    def submit(
+        self,
+        tokens: IntsLike,
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        choice: int = 0,
+        stop_ids: IntsLike = (),
+        stop_strings: Sequence[str] = (),
+        top_logprobs: int | None = None,
+        mask: MaskLike | None = None,
+        sequence: KvSequence | None = None,
+        special: bool = False,
+        drop_leading_space: bool = False,
+    ) -> RequestHandle:
+        """Generates after `tokens`. max_tokens None: up to the context; 0: computes the prompt only (fills `sequence`).
+
+        top_logprobs: None for none, 0 for the chosen token's, n for the n most likely as well. ContextOverflowError when the
+        prompt leaves no room, MemoryBudgetError when it can never fit into the pool, ArgumentError.
+        """
+    def submit_score(
+        self, tokens: IntsLike, *, positions_from: int = 0, logits: bool = False, sequence: KvSequence | None = None
+    ) -> RequestHandle:
+        """Teacher-forced: `scores()` gives log p(tokens[i + 1] | tokens[: i + 1]) for i in [positions_from, n - 1), float32 [n - 1 -
+        positions_from]; with `logits` the rows of i in [positions_from, n), float32 [n - positions_from, vocab_size].
+        """
+    def close(self) -> None:
+        """Ends all requests with an Error, joins the thread, frees cache and plan. Again is fine."""
