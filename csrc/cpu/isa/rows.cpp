@@ -1,0 +1,32 @@
+#include "cpu/isa/level.h"
+#include "cpu/kernels/rows.h"
+
+namespace sterna::cpu::STERNA_LEVEL {
+namespace {
+
+template <class Kind>
+void fill_kind(KernelTable& table, ActivationKind kind) {
+  table.activation[static_cast<int>(kind)] = activation<Kind>;
+  table.glu[static_cast<int>(kind)] = glu<Kind>;
+}
+
+}  // namespace
+
+void fill_rows(KernelTable& table) {
+  table.isa = Level::kName;
+  table.tile_rows = Level::kTileRows;
+  table.attention_queries = Level::kAttentionQueries;
+  table.rms_norm = cpu::rms_norm;
+  table.quantize = cpu::quantize;
+  table.add = cpu::add;
+  table.mul = cpu::mul;
+  table.scale = cpu::scale;
+  table.rope = cpu::rope;
+  table.to_half = cpu::to_half;
+  fill_kind<Silu>(table, ActivationKind::kSilu);
+  fill_kind<GeluTanh>(table, ActivationKind::kGeluTanh);
+  fill_kind<Relu>(table, ActivationKind::kRelu);
+  fill_kind<Relu2>(table, ActivationKind::kRelu2);
+}
+
+}  // namespace sterna::cpu::STERNA_LEVEL

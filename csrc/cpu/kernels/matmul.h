@@ -1,0 +1,330 @@
+/// Dot products of weight panels with token rows, one template for all quantised layouts.
+///
+/// Contract of one output element (u: codes as values, y: activation codes, d: scales), the same on every level and for
+/// every number of rows:
+///
+///   block layouts   acc = 0; for each group of min(group, 32) k, ascending:
+///                     acc = fma(float(sum u*y), d_group * d_y, acc)
+///                     acc = fma(float(sum y), min * d_y, acc)                 with a minimum
+///   super layouts   acc = 0; for each block of 256 k, ascending, with exact int32 sums over its groups g:
+///                     acc = fma(float(sum_g group_scale_g * sum u*y), d * d_y, acc)
+///                     acc = fma(float(sum_g group_min_g * sum y), (-dmin) * d_y, acc)   with a minimum
+///   ternary, one scale and one activation scale per row
+///                   acc = float(sum over k of u*y), multiplied by (d * d_y) by the caller
+///   dense           acc = 0; acc = fma(w, x, acc) for k ascending
+///
+/// Integer sums are exact: at most 256 * 127 * 128 * 32 for super layouts and 127 * k for ternary.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernel_table.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// How the kernel sees a layout's codes: as unsigned bytes with a bias.
+template <LayoutId id>
+struct Codes {
+  static constexpr LayoutSpec kSpec = layout_spec(id);
+  static constexpr bool kIq4 = id == LayoutId::kTable4 || id == LayoutId::kTable4Super;
+  /// Codes above 127: biased by 128, and summed by dot_wide.
+  static constexpr bool kWide = kSpec.low_bits == 8 || kIq4;
+  static constexpr int kBias = kWide ? Level::kWideBias : kSpec.is_table ? 12 : kSpec.bias;
+
+  static Level::B table() {
+    if constexpr (kIq4) {
+      alignas(16) static constexpr std::int8_t kBiased[16] = {1,   24,  45,   63,   79,   93,   106,  118,
+                                                              -127, -115, -103, -90, -75, -59, -39, -15};
+      return Level::table(kBiased);  // value + 128 as a byte
+    } else {
+      alignas(16) static constexpr std::int8_t kBiased[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+      return Level::table(kBiased);  // value + 12
+    }
+  }
+
+  /// Bits [bits * position, ...) of a plane's byte, moved to bit `shift`.
+  template <int bits, int position, int shift>
+  static Level::B field(Level::B plane) {
+    constexpr int from = bits * position;
+    constexpr std::uint8_t mask = static_cast<std::uint8_t>(((1 << bits) - 1) << shift);
+    if constexpr (from >= shift) {
+      return Level::band(Level::bits_right<from - shift>(plane), Level::bset(mask));
+    } else {
+      return Level::band(Level::bits_left<shift - from>(plane), Level::bset(mask));
+    }
+  }
+
+  /// The codes of chunk `chunk` (0..7) of a unit.
+  template <int chunk>
+  static Level::B chunk_codes(const std::uint8_t* unit, Level::B lookup_table) {
+    using V = Level;
+    constexpr int low = kSpec.low_bits;
+    if constexpr (low == 8) {
+      return V::bload(unit + 64 * chunk);
+    } else {
+      constexpr int per_byte = 8 / low;
+      const V::B plane = V::bload(unit + 64 * (chunk / per_byte));
+      V::B codes = field<low, chunk % per_byte, kSpec.step == 2 ? 1 : 0>(plane);
+      if constexpr (kSpec.high_bits != 0) {
+        constexpr int high_per_byte = 8 / kSpec.high_bits;
+        const V::B high = V::bload(unit + 64 * low + 64 * (chunk / high_per_byte));
+        codes = V::bor(codes, field<kSpec.high_bits, chunk % high_per_byte, low>(high));
+      }
+      if constexpr (kSpec.is_table) codes = V::lookup(lookup_table, codes);
+      return codes;
+    }
+  }
+
+  static Level::I dot(Level::I acc, Level::B w, Level::I y) {
+    if constexpr (kWide) return Level::dot_wide(acc, w, y);
+    return Level::dot(acc, w, y);
+  }
+};
+
+/// sum[n] += codes * activations over chunks first..first + count - 1 of a unit; y points at the unit's activations.
+template <LayoutId id, int N, int first, int count>
+inline __attribute__((always_inline)) void dot_chunks(const std::uint8_t* unit, Level::B table, const std::int8_t* y,
+                                                      Level::I (&sum)[N]) {
+  if constexpr (count > 0) {
+    const Level::B w = Codes<id>::template chunk_codes<first>(unit, table);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sum[n] = Codes<id>::dot(sum[n], w, Level::broadcast4(y + (first * N + n) * 4));
+    dot_chunks<id, N, first + 1, count - 1>(unit, table, y, sum);
+  }
+}
+
+inline Level::F load_scales(const std::uint8_t* p, ScaleStore store) {
+  using V = Level;
+  switch (store) {
+    case ScaleStore::kHalf: return V::load_half(reinterpret_cast<const std::uint16_t*>(p));
+    case ScaleStore::kFloat: return V::load(reinterpret_cast<const float*>(p));
+    case ScaleStore::kE8M0: {
+      // 2^(e - 128): exponent e - 1, and for e of 0 and 1 the subnormals 2^-128 and 2^-127.
+      const V::I e = V::iload_u8(p);
+      const V::I subnormal = V::iadd(V::iset(0x00200000), V::shift_left<21>(V::imin(e, V::iset(1))));
+      return V::from_bits(V::imax(V::shift_left<23>(V::isub(e, V::iset(1))), subnormal));
+    }
+    default:  // kUE4M3: the bits, moved to a float's exponent and mantissa, times 2^120 / 2
+      return V::mul(V::from_bits(V::shift_left<20>(V::iload_u8(p))), V::set(0x1p119f));
+  }
+}
+
+/// -bias * sum, the start of an integer sum.
+template <LayoutId id>
+inline Level::I bias_start(std::int32_t sum) {
+  return Level::iset(-Codes<id>::kBias * sum);
+}
+
+template <LayoutId id, int N>
+inline void block_panel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
+  using V = Level;
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  constexpr int groups_per_unit = spec.group < kUnit ? kUnit / spec.group : 1;
+  constexpr int chunks = 8 / groups_per_unit;
+  constexpr bool biased = Codes<id>::kBias != 0;
+  const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
+  V::F acc[N];
+  for (int n = 0; n < N; ++n) acc[n] = V::zero();
+  const std::int8_t* y = tile.codes;
+  const float* scales = tile.scales;
+  const std::int32_t* sums32 = tile.sums32;
+  const std::int32_t* sums16 = tile.sums16;
+  for (const std::uint8_t* end = panel + k / spec.block * spec.block_bytes(); panel != end; panel += spec.block_bytes()) {
+    for (int u = 0; u < spec.units(); ++u) {
+      const std::uint8_t* unit = panel + u * spec.unit_bytes();
+      const auto group = [&]<int g>() __attribute__((always_inline)) {
+        const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
+        V::I sum[N];
+        for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
+        dot_chunks<id, N, g * chunks, chunks>(unit, table, y, sum);
+        const int scale_index = spec.group >= kUnit ? u * kUnit / spec.group : u * groups_per_unit + g;
+        const V::F d = load_scales(panel + spec.scale_offset() + scale_index * kPanelRows * spec.scale_bytes(), spec.scale_store);
+        for (int n = 0; n < N; ++n) acc[n] = V::fma(V::to_float(sum[n]), V::mul(d, V::set(scales[n])), acc[n]);
+      };
+      group.template operator()<0>();
+      if constexpr (groups_per_unit == 2) group.template operator()<1>();
+      if constexpr (spec.has_min) {
+        const V::F minimum = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
+        for (int n = 0; n < N; ++n) {
+          acc[n] = V::fma(V::set(static_cast<float>(sums32[n])), V::mul(minimum, V::set(scales[n])), acc[n]);
+        }
+      }
+      y += kUnit * N;
+      scales += N;
+      sums32 += N;
+      sums16 += 2 * N;
+    }
+  }
+  for (int n = 0; n < N; ++n) V::store(out + n * kPanelRows, acc[n]);
+}
+
+template <GroupStore store>
+inline Level::I load_group(const std::uint8_t* p) {
+  if constexpr (store == GroupStore::kSigned8) return Level::iload_s8(p);
+  if constexpr (store == GroupStore::kNibbles) return Level::iand(Level::iload_u8(p), Level::iset(15));
+  return Level::iload_u8(p);
+}
+
+/// One block of 256: total += the scaled integer sum, minimum += the sum of mins.
+template <LayoutId id, int N>
+inline __attribute__((always_inline)) void super_block(const std::uint8_t* block, Level::B table, const std::int8_t* y,
+                                                       const std::int32_t* sums16, const std::int32_t* sums32,
+                                                       Level::I (&total)[N], Level::I (&minimum)[N]) {
+  using V = Level;
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  constexpr bool biased = Codes<id>::kBias != 0;
+  constexpr int groups_per_unit = spec.group < kUnit ? 2 : 1;
+  constexpr int chunks = 8 / groups_per_unit;
+  for (int u = 0; u < spec.units(); ++u, block += spec.unit_bytes(), y += kUnit * N, sums32 += N, sums16 += 2 * N) {
+    const std::uint8_t* start = block - u * spec.unit_bytes();
+    if constexpr (spec.group_store == GroupStore::kNone) {
+      for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], bias_start<id>(sums32[n]));
+      dot_chunks<id, N, 0, 8>(block, table, y, total);
+    } else {
+      const auto group = [&]<int g>() __attribute__((always_inline)) {
+        const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
+        V::I sum[N];
+        for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
+        dot_chunks<id, N, g * chunks, chunks>(block, table, y, sum);
+        const int at = (u * groups_per_unit + g) * kPanelRows;
+        const V::I factor = load_group<spec.group_store>(start + spec.group_scale_offset() + at);
+        for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], V::imul(sum[n], factor));
+        if constexpr (spec.has_min) {
+          V::I m;
+          if constexpr (spec.group_store == GroupStore::kNibbles) {
+            m = V::shift_right<4>(V::iload_u8(start + spec.group_scale_offset() + at));
+          } else {
+            m = V::iload_u8(start + spec.group_min_offset() + at);
+          }
+          for (int n = 0; n < N; ++n) minimum[n] = V::iadd(minimum[n], V::imul(m, V::iset(sums[n])));
+        }
+      };
+      group.template operator()<0>();
+      if constexpr (groups_per_unit == 2) group.template operator()<1>();
+    }
+  }
+}
+
+/// The same for ternary at 1.6 bits: digit i of a byte is the carry of tripling it i + 1 times.
+template <LayoutId id, int N>
+inline __attribute__((always_inline)) void quintet_block(const std::uint8_t* block, const std::int8_t* y,
+                                                         const std::int32_t* sums32, Level::I (&total)[N]) {
+  using V = Level;
+  for (int u = 0; u < 8; ++u) {
+    for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], bias_start<id>(sums32[u * N + n]));
+  }
+  const V::B one = V::bset(1);
+  for (int q = 0; q < 13; ++q) {
+    V::B t = V::bload(block + 64 * q);
+    const int digits = q == 12 ? 4 : 5;
+    for (int i = 0; i < digits; ++i, y += 4 * N) {
+      // 3 t / 256 is 0 up to 85, 1 up to 170, else 2.
+      const V::B digit = V::badd(V::bmin(V::subtract_saturated(t, V::bset(85)), one),
+                                 V::bmin(V::subtract_saturated(t, V::bset(170)), one));
+      for (int n = 0; n < N; ++n) total[n] = V::dot(total[n], digit, V::broadcast4(y + 4 * n));
+      t = V::badd(V::badd(t, t), t);
+    }
+  }
+}
+
+template <LayoutId id, int N>
+inline __attribute__((always_inline)) void any_super_block(const std::uint8_t* block, Level::B table,
+                                                           const ActivationTile& tile, std::int64_t b,
+                                                           Level::I (&total)[N], Level::I (&minimum)[N]) {
+  const std::int8_t* y = tile.codes + b * 256 * N;
+  if constexpr (id == LayoutId::kTernary1_6) {
+    quintet_block<id, N>(block, y, tile.sums32 + b * 8 * N, total);
+  } else {
+    super_block<id, N>(block, table, y, tile.sums16 + b * 16 * N, tile.sums32 + b * 8 * N, total, minimum);
+  }
+}
+
+template <LayoutId id, int N>
+inline void super_panel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
+  using V = Level;
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
+  V::F acc[N];
+  for (int n = 0; n < N; ++n) acc[n] = V::zero();
+  for (std::int64_t b = 0; b < k / spec.block; ++b, panel += spec.block_bytes()) {
+    V::I total[N];
+    V::I minimum[N];
+    for (int n = 0; n < N; ++n) total[n] = minimum[n] = V::izero();
+    any_super_block<id, N>(panel, table, tile, b, total, minimum);
+    const V::F d = load_scales(panel + spec.scale_offset(), spec.scale_store);
+    const float* scales = tile.scales + b * N;
+    for (int n = 0; n < N; ++n) acc[n] = V::fma(V::to_float(total[n]), V::mul(d, V::set(scales[n])), acc[n]);
+    if constexpr (spec.has_min) {
+      const V::F dmin = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
+      const V::F negative = V::sub(V::zero(), dmin);
+      for (int n = 0; n < N; ++n) acc[n] = V::fma(V::to_float(minimum[n]), V::mul(negative, V::set(scales[n])), acc[n]);
+    }
+  }
+  for (int n = 0; n < N; ++n) V::store(out + n * kPanelRows, acc[n]);
+}
+
+template <LayoutId id, int N>
+inline void sum_panel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
+  using V = Level;
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  V::I total[N];
+  V::I unused[N];
+  for (int n = 0; n < N; ++n) total[n] = unused[n] = V::izero();
+  for (std::int64_t b = 0; b < k / spec.block; ++b, panel += spec.block_bytes()) {
+    any_super_block<id, N>(panel, V::bset(0), tile, b, total, unused);
+  }
+  for (int n = 0; n < N; ++n) V::store(out + n * kPanelRows, V::to_float(total[n]));
+}
+
+template <LayoutId id, int N>
+inline void dense_panel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
+  using V = Level;
+  V::F acc[N];
+  for (int n = 0; n < N; ++n) acc[n] = V::zero();
+  const float* x = tile.values;
+  for (std::int64_t i = 0; i < k; ++i, x += N) {
+    V::F w;
+    if constexpr (id == LayoutId::kF32) {
+      w = V::load(reinterpret_cast<const float*>(panel) + i * kPanelRows);
+    } else if constexpr (id == LayoutId::kF16) {
+      w = V::load_half(reinterpret_cast<const std::uint16_t*>(panel) + i * kPanelRows);
+    } else {
+      w = V::load_bfloat16(reinterpret_cast<const std::uint16_t*>(panel) + i * kPanelRows);
+    }
+    for (int n = 0; n < N; ++n) acc[n] = V::fma(w, V::set(x[n]), acc[n]);
+  }
+  for (int n = 0; n < N; ++n) V::store(out + n * kPanelRows, acc[n]);
+}
+
+/// The kernel of a layout for N rows.
+template <LayoutId id, int N>
+void panel_kernel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
+  if constexpr (id == LayoutId::kF32 || id == LayoutId::kF16 || id == LayoutId::kBF16) {
+    dense_panel<id, N>(panel, k, tile, out);
+  } else if constexpr (layout_spec(id).scales == ScaleKind::kBlock) {
+    block_panel<id, N>(panel, k, tile, out);
+  } else {
+    super_panel<id, N>(panel, k, tile, out);
+  }
+}
+
+template <LayoutId id, int N>
+void sum_kernel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
+  sum_panel<id, N>(panel, k, tile, out);
+}
+
+template <LayoutId id, int N = 1>
+void fill_panel_kernels(PanelKernel (&kernels)[kMaxTileRows]) {
+  kernels[N - 1] = panel_kernel<id, N>;
+  if constexpr (N < Level::kTileRows) fill_panel_kernels<id, N + 1>(kernels);
+}
+
+template <LayoutId id, int N = 1>
+void fill_sum_kernels(PanelKernel (&kernels)[kMaxTileRows]) {
+  kernels[N - 1] = sum_kernel<id, N>;
+  if constexpr (N < Level::kTileRows) fill_sum_kernels<id, N + 1>(kernels);
+}
+
+}  // namespace
+}  // namespace sterna::cpu

@@ -1,0 +1,150 @@
+/// Row-wise float kernels: norms, activations, rotary positions, quantisation of activations. Contracts are per element, so
+/// that neither the number of rows nor the level changes a bit.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernel_table.h"
+#include "cpu/kernels/math.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// Calls fn(offset, count) for every 16 elements, the last count being what is left.
+template <class Fn>
+inline void for_lanes(std::int64_t n, Fn fn) {
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fn(i, 16);
+  if (i < n) fn(i, static_cast<int>(n - i));
+}
+
+inline Level::F load_lanes(const float* p, int count) { return count == 16 ? Level::load(p) : Level::load_partial(p, count); }
+inline void store_lanes(float* p, Level::F v, int count) {
+  if (count == 16) {
+    Level::store(p, v);
+  } else {
+    Level::store_partial(p, v, count);
+  }
+}
+
+/// y = (x * 1/sqrt(mean(x^2) + eps)) * weight; squares are summed by fma into 16 lanes, then by the reduction tree.
+void rms_norm(const float* x, const float* weight, float* y, std::int64_t n, float eps) {
+  using V = Level;
+  V::F squares = V::zero();
+  for_lanes(n, [&](std::int64_t i, int count) {
+    const V::F v = load_lanes(x + i, count);
+    squares = V::fma(v, v, squares);
+  });
+  const float mean = V::sum(squares) / static_cast<float>(n);
+  const V::F inverse = V::set(1.0f / __builtin_sqrtf(mean + eps));
+  for_lanes(n, [&](std::int64_t i, int count) {
+    V::F v = V::mul(load_lanes(x + i, count), inverse);
+    if (weight != nullptr) v = V::mul(v, load_lanes(weight + i, count));
+    store_lanes(y + i, v, count);
+  });
+}
+
+/// Scale = largest |x| of the block / 127, code = x * (1 / scale), to the nearest, ties to even, within +-127. A block whose
+/// scale is below 2^-126 becomes zeros with scale 0. The largest is taken over bit patterns, so that a NaN wins everywhere
+/// alike and ends up in the scale.
+void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every, const ActivationTile& tile,
+              int row) {
+  using V = Level;
+  const int rows = tile.rows;
+  for (std::int64_t begin = 0; begin < k; begin += block) {
+    V::I largest = V::izero();
+    for (std::int64_t i = begin; i < begin + block; i += 16) {
+      largest = V::imax(largest, V::iand(V::bits(V::load(x + i)), V::iset(0x7FFFFFFF)));
+    }
+    float scale = __builtin_bit_cast(float, V::ilargest(largest)) / 127.0f;
+    float inverse = 0.0f;
+    if (scale < 0x1p-126f) {
+      scale = 0.0f;
+    } else {
+      inverse = 1.0f / scale;
+    }
+    for (std::int64_t i = begin; i < begin + block; i += scale_every) tile.scales[i / scale_every * rows + row] = scale;
+    for (std::int64_t i = begin; i < begin + block; i += 16) {
+      V::I codes = V::round(V::mul(V::load(x + i), V::set(inverse)));
+      codes = V::imin(V::imax(codes, V::iset(-127)), V::iset(127));
+      alignas(16) std::int8_t bytes[16];
+      V::store_s8(bytes, codes);
+      for (int c = 0; c < 4; ++c) std::memcpy(tile.codes + ((i / 4 + c) * rows + row) * 4, bytes + 4 * c, 4);
+      const std::int32_t sum = V::isum(codes);
+      tile.sums16[i / 16 * rows + row] = sum;
+      std::int32_t& sum32 = tile.sums32[i / 32 * rows + row];
+      sum32 = (i % 32 == 0 ? 0 : sum32) + sum;
+    }
+  }
+}
+
+void add(const float* a, const float* b, float* y, std::int64_t n) {
+  for_lanes(n, [&](std::int64_t i, int count) {
+    store_lanes(y + i, Level::add(load_lanes(a + i, count), load_lanes(b + i, count)), count);
+  });
+}
+
+void mul(const float* a, const float* b, float* y, std::int64_t n) {
+  for_lanes(n, [&](std::int64_t i, int count) {
+    store_lanes(y + i, Level::mul(load_lanes(a + i, count), load_lanes(b + i, count)), count);
+  });
+}
+
+void scale(const float* x, float factor, float* y, std::int64_t n) {
+  for_lanes(n, [&](std::int64_t i, int count) {
+    store_lanes(y + i, Level::mul(load_lanes(x + i, count), Level::set(factor)), count);
+  });
+}
+
+template <class Kind>
+void activation(const float* x, float* y, std::int64_t n) {
+  for_lanes(n, [&](std::int64_t i, int count) { store_lanes(y + i, Kind::apply(load_lanes(x + i, count)), count); });
+}
+
+/// y = activation(gate) * up
+template <class Kind>
+void glu(const float* gate, const float* up, float* y, std::int64_t n) {
+  for_lanes(n, [&](std::int64_t i, int count) {
+    store_lanes(y + i, Level::mul(Kind::apply(load_lanes(gate + i, count)), load_lanes(up + i, count)), count);
+  });
+}
+
+/// (a, b) -> (a cos - b sin, b cos + a sin), each as one product and one fma.
+void rope(float* x, int num_heads, int head_dim, int rotary_dim, bool interleaved, const float* cosines,
+          const float* sines) {
+  using V = Level;
+  const int half = rotary_dim / 2;
+  for (int h = 0; h < num_heads; ++h, x += head_dim) {
+    if (interleaved) {
+      for (int i = 0; i < half; ++i) {
+        const float a = x[2 * i];
+        const float b = x[2 * i + 1];
+        x[2 * i] = __builtin_fmaf(a, cosines[i], -(b * sines[i]));
+        x[2 * i + 1] = __builtin_fmaf(b, cosines[i], a * sines[i]);
+      }
+      continue;
+    }
+    for_lanes(half, [&](std::int64_t i, int count) {
+      const V::F c = load_lanes(cosines + i, count);
+      const V::F s = load_lanes(sines + i, count);
+      const V::F a = load_lanes(x + i, count);
+      const V::F b = load_lanes(x + half + i, count);
+      store_lanes(x + i, V::fma(a, c, V::sub(V::zero(), V::mul(b, s))), count);
+      store_lanes(x + half + i, V::fma(b, c, V::mul(a, s)), count);
+    });
+  }
+}
+
+void to_half(const float* x, std::uint16_t* y, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) Level::store_half(y + i, Level::load(x + i));
+  if (i < n) {
+    alignas(64) std::uint16_t tail[16];
+    Level::store_half(tail, Level::load_partial(x + i, static_cast<int>(n - i)));
+    std::memcpy(y + i, tail, static_cast<std::size_t>(n - i) * 2);
+  }
+}
+
+}  // namespace
+}  // namespace sterna::cpu

@@ -1,0 +1,321 @@
+/// Packs decoded blocks into panels, and reads rows back. Written once for all layouts from their LayoutSpec; the byte maps are in
+/// quant/layout.h.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "base/half.h"
+#include "quant/layout.h"
+
+namespace sterna {
+namespace {
+
+constexpr int kMaxChunks = 64;  // of a block of 256
+
+/// Codes of one panel block, one byte each: [chunk][row][4].
+struct WideCodes {
+  alignas(64) std::uint8_t bytes[kMaxChunks * 64];
+};
+
+std::array<std::uint8_t, 256> inverse_table(const CodeTable& table) {
+  std::array<std::uint8_t, 256> inverse{};
+  for (int i = 15; i >= 0; --i) inverse[static_cast<std::uint8_t>(table[i])] = static_cast<std::uint8_t>(i);
+  return inverse;
+}
+
+const CodeTable& code_table(LayoutId layout) {
+  return layout == LayoutId::kTable4 || layout == LayoutId::kTable4Super ? kIq4Table : kE2M1Table;
+}
+
+std::uint8_t encode(const LayoutSpec& spec, int value, const std::array<std::uint8_t, 256>& inverse) {
+  if (spec.is_table) return inverse[static_cast<std::uint8_t>(value)];
+  return static_cast<std::uint8_t>((value + spec.bias) / spec.step);
+}
+
+/// One plane of `bits` bits of the codes, from bit `shift` up.
+void pack_plane(const std::uint8_t* wide, int chunks, int bits, int shift, std::uint8_t* out) {
+  const int per_byte = 8 / bits;
+  const int mask = (1 << bits) - 1;
+  for (int c = 0; c < chunks; c += per_byte, out += 64) {
+    for (int b = 0; b < 64; ++b) {
+      int byte = 0;
+      for (int i = 0; i < per_byte; ++i) byte |= ((wide[(c + i) * 64 + b] >> shift) & mask) << (i * bits);
+      out[b] = static_cast<std::uint8_t>(byte);
+    }
+  }
+}
+
+int unpack_code(const LayoutSpec& spec, const std::uint8_t* codes, int chunk, int byte) {
+  if (spec.low_bits == 0) {
+    unsigned t = codes[chunk / 5 * 64 + byte];
+    for (int i = 0; i < chunk % 5; ++i) t = (3 * t) & 0xFFu;
+    return static_cast<int>((3 * t) >> 8);
+  }
+  const std::uint8_t* unit = codes + chunk / 8 * spec.unit_bytes();
+  const auto plane = [&](const std::uint8_t* p, int bits) {
+    const int per_byte = 8 / bits;
+    const int c = chunk % 8;
+    return (p[c / per_byte * 64 + byte] >> (c % per_byte * bits)) & ((1 << bits) - 1);
+  };
+  int code = plane(unit, spec.low_bits);
+  if (spec.high_bits != 0) code |= plane(unit + 64 * spec.low_bits, spec.high_bits) << spec.low_bits;
+  return code;
+}
+
+/// The stored bits of a scale that came from the same kind of store, so that nothing is lost.
+std::uint8_t scale_to_e8m0(float scale) {  // scale is 2^(e - 128)
+  const auto bits = std::bit_cast<std::uint32_t>(scale);
+  if (bits < 0x00400000u) return 0;
+  if (bits < 0x00800000u) return 1;
+  return static_cast<std::uint8_t>((bits >> 23) + 1);
+}
+std::uint8_t scale_to_ue4m3(float scale) {  // scale is half the UE4M3 value
+  return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(scale * 0x1p-119f) >> 20);
+}
+float e8m0_to_scale(std::uint8_t e) {
+  if (e < 2) return std::bit_cast<float>(0x00200000u << e);
+  return std::bit_cast<float>(static_cast<std::uint32_t>(e - 1) << 23);
+}
+float ue4m3_to_scale(std::uint8_t b) { return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 20) * 0x1p119f; }
+
+void put_half(std::uint8_t* p, int index, float value) {
+  const std::uint16_t half = float_to_half(value);
+  std::memcpy(p + 2 * index, &half, 2);
+}
+float get_half(const std::uint8_t* p, int index) {
+  std::uint16_t half;
+  std::memcpy(&half, p + 2 * index, 2);
+  return half_to_float(half);
+}
+
+void put_scale(const LayoutSpec& spec, std::uint8_t* p, int index, float scale) {
+  switch (spec.scale_store) {
+    case ScaleStore::kHalf: put_half(p, index, scale); break;
+    case ScaleStore::kE8M0: p[index] = scale_to_e8m0(scale); break;
+    case ScaleStore::kUE4M3: p[index] = scale_to_ue4m3(scale); break;
+    case ScaleStore::kNone: break;
+  }
+}
+float get_scale(const LayoutSpec& spec, const std::uint8_t* p, int index) {
+  switch (spec.scale_store) {
+    case ScaleStore::kHalf: return get_half(p, index);
+    case ScaleStore::kE8M0: return e8m0_to_scale(p[index]);
+    case ScaleStore::kUE4M3: return ue4m3_to_scale(p[index]);
+    default: return 0.0f;
+  }
+}
+
+/// Scales of one row of a block. Returns whether all are finite.
+bool put_scales(const LayoutSpec& spec, const DecodedBlock& block, int row, std::uint8_t* out) {
+  bool finite = true;
+  for (int s = 0; s < spec.scale_count(); ++s) {
+    finite = finite && std::isfinite(block.scale[s]);
+    put_scale(spec, out + spec.scale_offset(), s * kPanelRows + row, block.scale[s]);
+  }
+  if (spec.has_min) {
+    finite = finite && std::isfinite(block.min[0]);
+    put_half(out + spec.min_offset(), row, block.min[0]);
+  }
+  if (spec.scales != ScaleKind::kSuper || spec.group_store == GroupStore::kNone) return finite;
+  for (int g = 0; g < spec.groups(); ++g) {
+    const int at = g * kPanelRows + row;
+    if (spec.group_store == GroupStore::kNibbles) {
+      out[spec.group_scale_offset() + at] = static_cast<std::uint8_t>(block.group_scale[g] | (block.group_min[g] << 4));
+      continue;
+    }
+    out[spec.group_scale_offset() + at] = static_cast<std::uint8_t>(block.group_scale[g]);
+    if (spec.has_min) out[spec.group_min_offset() + at] = static_cast<std::uint8_t>(block.group_min[g]);
+  }
+  return finite;
+}
+
+/// Rows of plain numbers become [k][16].
+bool pack_dense(PackedMatrix& matrix, std::uint8_t* out, std::span<const std::uint8_t> rows, int count) {
+  const std::int64_t k = matrix.k;
+  bool finite = true;
+  if (matrix.layout == LayoutId::kF32) {
+    for (int r = 0; r < count; ++r) {
+      for (std::int64_t i = 0; i < k; ++i) {
+        float value;
+        std::memcpy(&value, rows.data() + (r * k + i) * 4, 4);
+        finite = finite && std::isfinite(value);
+        std::memcpy(out + (i * kPanelRows + r) * 4, &value, 4);
+      }
+    }
+    return finite;
+  }
+  const std::uint16_t exponent = matrix.layout == LayoutId::kF16 ? 0x7C00 : 0x7F80;
+  for (int r = 0; r < count; ++r) {
+    for (std::int64_t i = 0; i < k; ++i) {
+      std::uint16_t value;
+      std::memcpy(&value, rows.data() + (r * k + i) * 2, 2);
+      finite = finite && (value & exponent) != exponent;
+      std::memcpy(out + (i * kPanelRows + r) * 2, &value, 2);
+    }
+  }
+  return finite;
+}
+
+/// The file's own blocks, [block][row].
+bool pack_native(PackedMatrix& matrix, std::uint8_t* out, std::span<const std::uint8_t> rows, int count) {
+  const std::int64_t blocks = matrix.k / matrix.format->block_size;
+  const std::int64_t size = matrix.format->block_bytes;
+  bool finite = true;
+  DecodedBlock decoded;
+  for (int r = 0; r < count; ++r) {
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::uint8_t* source = rows.data() + (r * blocks + b) * size;
+      matrix.format->decode(source, decoded);
+      finite = finite && std::isfinite(decoded.scale[0]);
+      std::memcpy(out + (b * kPanelRows + r) * size, source, static_cast<std::size_t>(size));
+    }
+  }
+  return finite;
+}
+
+bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std::uint8_t> rows, int count) {
+  const LayoutSpec spec = layout_spec(matrix.layout);
+  const std::int64_t blocks = matrix.k / spec.block;
+  const std::int64_t row_bytes = blocks * matrix.format->block_bytes;
+  const int chunks = spec.block / kChunk;
+  std::array<std::uint8_t, 256> codes_of{};  // of a value, as a byte
+  const auto inverse = inverse_table(code_table(matrix.layout));
+  for (int v = -128; v < 128; ++v) codes_of[static_cast<std::uint8_t>(v)] = encode(spec, v, inverse);
+
+  const auto wide = std::make_unique<WideCodes>();
+  DecodedBlock decoded;
+  bool finite = true;
+  for (std::int64_t b = 0; b < blocks; ++b, out += spec.block_bytes()) {
+    std::memset(wide->bytes, codes_of[0], static_cast<std::size_t>(chunks) * 64);
+    for (int r = 0; r < count; ++r) {
+      matrix.format->decode(rows.data() + r * row_bytes + b * matrix.format->block_bytes, decoded);
+      for (int c = 0; c < chunks; ++c) {
+        std::uint8_t* to = wide->bytes + c * 64 + r * kChunk;
+        for (int j = 0; j < kChunk; ++j) to[j] = codes_of[static_cast<std::uint8_t>(decoded.codes[c * kChunk + j])];
+      }
+      finite = put_scales(spec, decoded, r, out) && finite;
+    }
+    if (spec.low_bits == 0) {
+      for (int q = 0; q < 13; ++q) {
+        for (int byte = 0; byte < 64; ++byte) {
+          int number = 0;
+          for (int i = 0; i < 5; ++i) number = 3 * number + (5 * q + i < chunks ? wide->bytes[(5 * q + i) * 64 + byte] : 1);
+          out[q * 64 + byte] = static_cast<std::uint8_t>((number * 256 + 242) / 243);
+        }
+      }
+      continue;
+    }
+    for (int u = 0; u < spec.units(); ++u) {
+      const std::uint8_t* unit = wide->bytes + u * 8 * 64;
+      std::uint8_t* to = out + u * spec.unit_bytes();
+      pack_plane(unit, 8, spec.low_bits, 0, to);
+      if (spec.high_bits != 0) pack_plane(unit, 8, spec.high_bits, spec.low_bits, to + 64 * spec.low_bits);
+    }
+  }
+  return finite;
+}
+
+}  // namespace
+
+bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows) {
+  std::uint8_t* out = matrix.bytes.data() + panel * matrix.panel_bytes;
+  const int count = static_cast<int>(std::min<std::int64_t>(kPanelRows, matrix.n - panel * kPanelRows));
+  if (matrix.format->scales == ScaleKind::kNone) return pack_dense(matrix, out, rows, count);
+  if (matrix.layout == LayoutId::kNative) return pack_native(matrix, out, rows, count);
+  return pack_quantised(matrix, out, rows, count);
+}
+
+void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out) {
+  constexpr LayoutSpec spec = layout_spec(LayoutId::kUnpacked);
+  const std::int64_t size = matrix.format->block_bytes;
+  const int groups = static_cast<int>(matrix.format->block_size / matrix.format->group_size);
+  const std::uint8_t* source = matrix.panel(panel);
+  DecodedBlock decoded;
+  for (std::int64_t b = 0; b < matrix.k / spec.block; ++b, out += spec.block_bytes()) {
+    for (int r = 0; r < kPanelRows; ++r, source += size) {
+      matrix.format->decode(source, decoded);
+      for (int c = 0; c < spec.block / kChunk; ++c) {
+        for (int j = 0; j < kChunk; ++j) {
+          out[c * 64 + r * kChunk + j] = static_cast<std::uint8_t>(decoded.codes[c * kChunk + j] + spec.bias);
+        }
+      }
+      for (int g = 0; g < spec.groups(); ++g) {
+        out[spec.group_scale_offset() + g * kPanelRows + r] =
+            static_cast<std::uint8_t>(decoded.group_scale[g * groups / spec.groups()]);
+      }
+      std::memcpy(out + spec.scale_offset() + 4 * r, &decoded.scale[0], 4);
+    }
+  }
+}
+
+void finish_matrix(PackedMatrix& matrix) {
+  if (matrix.layout != LayoutId::kTernary2 && matrix.layout != LayoutId::kTernary1_6) return;
+  const LayoutSpec spec = layout_spec(matrix.layout);
+  const std::int64_t blocks = matrix.k / spec.block;
+  std::uint16_t first;
+  std::memcpy(&first, matrix.panel(0) + spec.scale_offset(), 2);
+  for (std::int64_t row = 0; row < matrix.n; ++row) {
+    const std::uint8_t* block = matrix.panel(row / kPanelRows) + spec.scale_offset() + 2 * (row % kPanelRows);
+    for (std::int64_t b = 0; b < blocks; ++b, block += spec.block_bytes()) {
+      if (std::memcmp(block, &first, 2) != 0) return;
+    }
+  }
+  matrix.uniform_scale = true;
+  matrix.scale = half_to_float(first);
+}
+
+void dequantize_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
+  const std::uint8_t* panel = matrix.panel(row / kPanelRows);
+  const int r = static_cast<int>(row % kPanelRows);
+  if (matrix.format->scales == ScaleKind::kNone) {
+    for (std::int64_t i = 0; i < matrix.k; ++i) {
+      if (matrix.layout == LayoutId::kF32) {
+        std::memcpy(out + i, panel + (i * kPanelRows + r) * 4, 4);
+      } else {
+        std::uint16_t bits;
+        std::memcpy(&bits, panel + (i * kPanelRows + r) * 2, 2);
+        out[i] = matrix.layout == LayoutId::kF16 ? half_to_float(bits) : bfloat16_to_float(bits);
+      }
+    }
+    return;
+  }
+  if (matrix.layout == LayoutId::kNative) {
+    const std::int64_t size = matrix.format->block_bytes;
+    for (std::int64_t b = 0; b < matrix.k / matrix.format->block_size; ++b) {
+      matrix.format->dequantize(panel + (b * kPanelRows + r) * size, out + b * matrix.format->block_size);
+    }
+    return;
+  }
+  const LayoutSpec spec = layout_spec(matrix.layout);
+  const CodeTable& table = code_table(matrix.layout);
+  const std::int64_t blocks = matrix.k / spec.block;
+  for (std::int64_t b = 0; b < blocks; ++b, panel += spec.block_bytes(), out += spec.block) {
+    const float minimum = spec.has_min ? get_half(panel + spec.min_offset(), r) : 0.0f;
+    for (int g = 0; g < spec.groups(); ++g) {
+      const int at = g * kPanelRows + r;
+      float scale = get_scale(spec, panel + spec.scale_offset(), spec.scales == ScaleKind::kSuper ? r : at);
+      float group_minimum = minimum;
+      if (spec.scales == ScaleKind::kSuper) {
+        const std::uint8_t byte = panel[spec.group_scale_offset() + at];
+        switch (spec.group_store) {
+          case GroupStore::kSigned8: scale *= static_cast<float>(static_cast<std::int8_t>(byte)); break;
+          case GroupStore::kUnsigned8: scale *= static_cast<float>(byte); break;
+          case GroupStore::kNibbles: scale *= static_cast<float>(byte & 15); break;
+          case GroupStore::kNone: break;
+        }
+        if (spec.group_store == GroupStore::kNibbles) group_minimum *= static_cast<float>(byte >> 4);
+        else if (spec.has_min) group_minimum *= static_cast<float>(panel[spec.group_min_offset() + at]);
+      }
+      for (int i = g * spec.group; i < (g + 1) * spec.group; ++i) {
+        const int code = unpack_code(spec, panel, i / kChunk, r * kChunk + i % kChunk);
+        const float value = scale * static_cast<float>(spec.is_table ? table[code] : spec.step * code - spec.bias);
+        if (!spec.has_min) out[i] = value;
+        else out[i] = spec.scales == ScaleKind::kSuper ? value - group_minimum : value + minimum;
+      }
+    }
+  }
+}
+
+}  // namespace sterna
