@@ -1,14 +1,19 @@
-/// IQ1_S and IQ1_M: 256 weights; eight weights are a row (of -1, 0, 1) of a 2048-row codebook, moved up or down by 1/8.
+/// IQ1_S and IQ1_M: 256 weights; eight weights are a row (of -1, 0, 1) of a codebook, moved up or down by 1/8.
 ///
-/// weight = (d * (2 scale + 1)) * (row value +- 1/8); here (d / 8) * (2 scale + 1) * code with code = 8 * row value
-/// +- 1. Run r (r < 32) is weights 8 r .. + 7; the low eight bits of its row number are qs[r]. IQ1_S, 50 bytes, 8
-/// groups of 32:  0..1 d (f16)   2..33 qs   34..49 qh (8 16-bit numbers, one per group)
-///   qh[g]: bits 3i.. are the high three bits of the row number of run 4 g + i; bits 12 to 14 the scale; bit 15 set:
-///   down.
-/// IQ1_M, 56 bytes, 16 groups of 16:  0..31 qs   32..47 qh   48..55 scales (four 16-bit numbers)
-///   Nibble r of qh (low one of a byte first): the high three bits of the row number of run r, and bit 3 set: down.
-///   scales[g / 4] holds the scale of group g in bits 3 (g % 4)..; the top nibbles of scales[0..3] are d (f16), low
-///   nibble first.
+/// weight = (d * (2 scale + 1)) * (row value +- 1/8); here (d / 8) * (2 scale + 1) * code, code = 8 * row value +- 1.
+/// Run r (r < 32) is weights 8 r .. 8 r + 7. The codebook has 2048 rows; the low eight bits of a run's row number are
+/// qs[r].
+/// IQ1_S, 50 bytes, 8 groups of 32:
+///   0..1     d        f16
+///   2..33    qs       low bits of the row numbers
+///   34..49   qh       one 16-bit number per group: bits 3i .. 3i + 2 are the high bits of the row number of run
+///                     4 g + i, bits 12..14 the scale; bit 15 set means down
+/// IQ1_M, 56 bytes, 16 groups of 16:
+///   0..31    qs       low bits of the row numbers
+///   32..47   qh       nibble r, the low one of a byte first: the high three bits of the row number of run r; bit 3 set
+///                     means down
+///   48..55   scales   four 16-bit numbers: the scale of group g is the three bits from 3 (g % 4) of number g / 4; the
+///                     top nibbles of the four, the first one lowest, are d (f16)
 /// Source: ggml-common.h (block_iq1_s, block_iq1_m, IQ1S_DELTA), gguf.quants (IQ1_S, IQ1_M).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"

@@ -1,10 +1,14 @@
 /// IQ2_S: 256 weights in 16 groups of 16; eight weights are a row of a 1024-row codebook and eight free signs.
 ///
-/// 82 bytes:  0..1 d (f16)   2..33 qs   34..65 signs   66..73 qh   74..81 scales
 /// weight = d * (0.5 + scale) * 0.25 * row value * sign; here (d / 8) * (2 scale + 1) * code.
-/// Run r (r < 32) is weights 8 r .. + 7: the low eight bits of its row number are qs[r], the high two are bits 2 (r %
-/// 4).. of byte qh[r / 4]; bit i of signs[r] negates weight 8 r + i. The scale of group g is nibble g of scales, the
-/// low one of a byte first. Source: ggml-common.h (block_iq2_s), gguf.quants (IQ2_S).
+/// 82 bytes:
+///   0..1     d        f16
+///   2..33    qs       low eight bits of the row numbers
+///   34..65   signs    bit i of signs[r] negates weight 8 r + i
+///   66..73   qh       high two bits of row number r: bits 2 (r % 4) and 2 (r % 4) + 1 of byte qh[r / 4]
+///   74..81   scales   the scale of group g is nibble g, the low one of a byte first
+/// Run r (r < 32) is weights 8 r .. 8 r + 7.
+/// Source: ggml-common.h (block_iq2_s), gguf.quants (IQ2_S).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 #include "quant/formats/iq_grids.h"

@@ -1,10 +1,13 @@
 /// IQ2_XS: 256 weights in 16 groups of 16; eight weights are a row of a 512-row codebook and their signs.
 ///
-/// 74 bytes:  0..1 d (f16)   2..65 qs (32 16-bit numbers)   66..73 scales
 /// weight = d * (0.5 + scale) * 0.25 * row value * sign; here (d / 8) * (2 scale + 1) * code.
-/// qs[r] is weights 8 r .. + 7: the row number in its low nine bits, seven sign bits above; the eighth sign is their
-/// parity. The scale of group g is nibble g of scales, the low one of a byte first. Source: ggml-common.h
-/// (block_iq2_xs), gguf.quants (IQ2_XS).
+/// 74 bytes:
+///   0..1     d        f16
+///   2..65    qs       32 16-bit numbers
+///   66..73   scales   the scale of group g is nibble g, the low one of a byte first
+/// Number r of qs is weights 8 r .. 8 r + 7: the row number in its low nine bits, seven sign bits above; the eighth
+/// sign is their parity.
+/// Source: ggml-common.h (block_iq2_xs), gguf.quants (IQ2_XS).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 #include "quant/formats/iq_grids.h"

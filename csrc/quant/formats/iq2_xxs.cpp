@@ -1,9 +1,12 @@
 /// IQ2_XXS: 256 weights in 8 groups of 32; eight weights are a row of a 256-row codebook and their signs.
 ///
-/// 66 bytes:  0..1 d (f16)   2..65 qs, eight bytes per group: four row numbers, then a 32-bit number with four times 7
-/// sign bits (from the low end) and the group's 4-bit scale on top weight = d * (0.5 + scale) * 0.25 * row value *
-/// sign; here (d / 8) * (2 scale + 1) * code. Run r (r < 4) of group g is weights 32 g + 8 r .. + 7. The eighth sign of
-/// a run is the parity of the other seven. Source: ggml-common.h (block_iq2_xxs), gguf.quants (IQ2_XXS).
+/// weight = d * (0.5 + scale) * 0.25 * row value * sign; here (d / 8) * (2 scale + 1) * code.
+/// 66 bytes:
+///   0..1    d        f16
+///   2..65   groups   eight bytes each: four row numbers, then a 32-bit number with four times 7 sign bits (from the
+///                    low end) and the 4-bit scale on top
+/// Run r (r < 4) of group g is weights 32 g + 8 r .. + 7. The eighth sign of a run is the parity of the other seven.
+/// Source: ggml-common.h (block_iq2_xxs), gguf.quants (IQ2_XXS).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 #include "quant/formats/iq_grids.h"

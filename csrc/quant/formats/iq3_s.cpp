@@ -1,10 +1,12 @@
 /// IQ3_S: 256 weights in 8 groups of 32; four weights are a row of a 512-row codebook, with free signs.
 ///
-/// 110 bytes:  0..1 d (f16)   2..65 qs   66..73 qh   74..105 signs   106..109 scales
-/// weight = (d * (2 scale + 1)) * row value * sign
-/// Run r (r < 64) is weights 4 r .. + 3: the low eight bits of its row number are qs[r], the ninth is bit r % 8 of byte
-/// qh[r / 8]. Weight i is negated where bit i % 8 of signs[i / 8] is set. The scale of group g is nibble g of scales,
-/// the low one first. Source: ggml-common.h (block_iq3_s), gguf.quants (IQ3_S).
+/// 110 bytes, weight = (d * (2 scale + 1)) * row value * sign:
+///   0..1       d        f16
+///   2..65      qs       low eight bits of the row numbers; row r is weights 4 r .. 4 r + 3
+///   66..73     qh       the ninth bit of row number r is bit r % 8 of byte qh[r / 8]
+///   74..105    signs    bit i % 8 of signs[i / 8] negates weight i
+///   106..109   scales   the scale of group g is nibble g, the low one of a byte first
+/// Source: ggml-common.h (block_iq3_s), gguf.quants (IQ3_S).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 #include "quant/formats/iq_grids.h"

@@ -1,10 +1,12 @@
-/// IQ3_XXS: 256 weights in 8 groups of 32; four weights are a row of a 256-row codebook, signs come per eight weights.
+/// IQ3_XXS: 256 weights in 8 groups of 32; four weights are a row of a 256-row codebook, signs come per eight.
 ///
-/// 98 bytes:  0..1 d (f16)   2..65 qs   66..97 signs_and_scales (8 32-bit numbers)
 /// weight = d * (0.5 + scale) * 0.5 * row value * sign; here (d / 4) * (2 scale + 1) * code.
-/// qs[r] is the row number of weights 4 r .. + 3. Word g belongs to group g: four times 7 sign bits from the low end,
-/// one for each run of eight weights (the eighth sign is the parity of the seven), and the 4-bit scale on top. Source:
-/// ggml-common.h (block_iq3_xxs), gguf.quants (IQ3_XXS).
+/// 98 bytes:
+///   0..1     d                  f16
+///   2..65    qs                 qs[r] is the row number of weights 4 r .. 4 r + 3
+///   66..97   signs_and_scales   one 32-bit number per group: four times 7 sign bits from the low end, one for each run
+///                               of eight weights (the eighth sign is the parity of the seven), the 4-bit scale on top
+/// Source: ggml-common.h (block_iq3_xxs), gguf.quants (IQ3_XXS).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 #include "quant/formats/iq_grids.h"

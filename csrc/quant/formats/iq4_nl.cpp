@@ -1,10 +1,13 @@
 /// IQ4_NL and IQ4_XS: 4-bit indices into a table of 16 unevenly spaced values.
 ///
-/// IQ4_NL, 18 bytes, 32 weights:  0..1 d (f16)   2..17 qs      weight = d * table[nibble]
-///   Byte qs[j] holds weight j in its low nibble and weight j + 16 in its high one.
-/// IQ4_XS, 136 bytes, 256 weights in 8 groups of 32:  0..1 d (f16)   2..3 scales_h   4..7 scales_l   8..135 qs
-///   weight = (d * (scale - 32)) * table[nibble]. Scale g: low four bits are nibble g of scales_l (low one first), high
-///   two are bits 2g, 2g + 1 of scales_h. Byte qs[16 g + j] (j < 16) holds weights 32 g + j and 32 g + 16 + j.
+/// IQ4_NL, 18 bytes, 32 weights, weight = d * table[nibble]:
+///   0..1     d          f16
+///   2..17    qs         byte qs[j] holds weight j (low nibble) and weight j + 16 (high)
+/// IQ4_XS, 136 bytes, 256 weights in 8 groups of 32, weight = (d * (scale - 32)) * table[nibble]:
+///   0..1     d          f16
+///   2..3     scales_h   16-bit number: the high two bits of scale g are its bits 2g, 2g + 1
+///   4..7     scales_l   the low four bits of scale g are nibble g, the low one of a byte first
+///   8..135   qs         byte qs[16 g + j] (j < 16) holds weight 32 g + j (low) and weight 32 g + 16 + j (high)
 /// Source: ggml-common.h (block_iq4_nl, block_iq4_xs, kvalues_iq4nl), gguf.quants (IQ4_NL, IQ4_XS).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"

@@ -1,6 +1,7 @@
-/// The codebooks, packed as 16-bit words: eight values of two bits or four of four bits, the first in the lowest bits.
-/// They are expanded to bytes at compile time (34 KiB), so that decoding copies rows instead of shifting bits. Source:
-/// ggml-common.h (iq1s_grid, iq2xxs_grid, iq2xs_grid, iq2s_grid, iq3xxs_grid, iq3s_grid) in the packing of gguf.quants.
+/// The codebooks, packed as 16-bit words: eight fields of two bits or four of four bits, the first in the lowest bits.
+/// They are expanded to bytes at compile time (34 KiB), so that decoding copies rows instead of shifting bits.
+/// Source: ggml-common.h (iq1s_grid, iq2xxs_grid, iq2xs_grid, iq2s_grid, iq3xxs_grid, iq3s_grid), as gguf.quants packs
+/// them.
 #include "quant/formats/iq_grids.h"
 
 namespace sterna::quant {

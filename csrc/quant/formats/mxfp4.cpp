@@ -1,14 +1,17 @@
 /// MXFP4 and NVFP4: 4-bit floats (E2M1) with a scale of 8 bits per 32 or per 16 weights.
 ///
-/// MXFP4, 17 bytes, 32 weights:  0 e   1..16 qs
-///   Scale: E8M0, 2^(e - 128) (half of the usual reading, because codes are doubled). Byte qs[j] holds weight j in its
-///   low nibble and weight j + 16 in its high one.
-/// NVFP4, 36 bytes, 64 weights in 4 groups of 16:  0..3 d   4..35 qs
-///   Scale of group g: d[g] as unsigned E4M3 with bias 7, halved; bit 7 is ignored and the byte 0x7F is zero. Byte qs[8
-///   g + j] (j < 8) holds weight 16 g + j in its low nibble and weight 16 g + j + 8 in its high one.
-/// weight = scale * code; a nibble is the sign and an index into the eight magnitudes of E2M1, here doubled so that
-/// they are integers. Source: ggml-common.h (block_mxfp4, block_nvfp4, kvalues_mxfp4), gguf.quants (MXFP4, NVFP4), OCP
-/// Microscaling Formats 1.0.
+/// Both: weight = scale * code. A nibble is a sign and an index into the eight magnitudes of E2M1, which are doubled
+/// here, so that they are integers; the scales are halved in return.
+/// MXFP4, 17 bytes, 32 weights:
+///   0       e    scale 2^(e - 128): E8M0, halved
+///   1..16   qs   nibbles; byte qs[j] holds weight j (low) and weight j + 16 (high)
+/// NVFP4, 36 bytes, 64 weights in 4 groups of 16:
+///   0..3    d    scales of the groups: E4M3 without sign, halved; bit 7 is ignored and the byte 0x7F is zero
+///   4..35   qs   nibbles; byte qs[8 g + j] (j < 8) holds weight 16 g + j (low) and weight 16 g + j + 8 (high)
+/// Source: ggml-common.h (block_mxfp4, block_nvfp4, kvalues_mxfp4), gguf.quants (MXFP4, NVFP4), OCP Microscaling
+/// Formats 1.0.
+#include <bit>
+
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

@@ -1,8 +1,9 @@
 /// Q1_0: 128 weights of one bit with one scale.
 ///
-/// 18 bytes:  0..1 d (f16)   2..17 qs      weight = bit ? d : -d
-/// Weight j is bit j % 8 of byte qs[j / 8]. gguf 0.19 knows the size only; source: ggml-common.h (block_q1_0) and
-/// ggml-quants.c (dequantize_row_q1_0).
+/// 18 bytes, weight = bit ? d : -d:
+///   0..1    d    f16
+///   2..17   qs   bits; weight j is bit j % 8 of byte qs[j / 8]
+/// Source: ggml-common.h (block_q1_0), ggml-quants.c (dequantize_row_q1_0); gguf 0.19 knows only the size.
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

@@ -1,9 +1,12 @@
 /// Q2_K: 256 weights of 2 bits in 16 groups of 16, each group with a 4-bit scale and a 4-bit minimum.
 ///
-/// 84 bytes:  0..15 scales   16..79 qs   80..81 d (f16)   82..83 dmin (f16)
-/// weight = (d * scale) * code - dmin * min; scales[g] holds the scale of group g in its low nibble, the minimum in its
-/// high one. Weight 128 h + 32 s + j (h < 2, s < 4, j < 32) is bits 2s, 2s + 1 of byte qs[32 h + j]. Source:
-/// ggml-common.h (block_q2_K), gguf.quants (Q2_K).
+/// 84 bytes, weight = (d * scale) * code - dmin * min:
+///   0..15    scales   group g: scale in the low nibble of scales[g], minimum in the high one
+///   16..79   qs       two bits each
+///   80..81   d        f16
+///   82..83   dmin     f16
+/// Weight 128 h + 32 s + j (h < 2, s < 4, j < 32) is bits 2s, 2s + 1 of byte qs[32 h + j].
+/// Source: ggml-common.h (block_q2_K), gguf.quants (Q2_K).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

@@ -1,10 +1,15 @@
 /// Q3_K: 256 weights of 3 bits in 16 groups of 16, each group with a signed 6-bit scale.
 ///
-/// 110 bytes:  0..31 hmask   32..95 qs   96..107 scales   108..109 d (f16)      weight = (d * (scale - 32)) * code
-/// Weight 128 h + 32 s + j (h < 2, s < 4, j < 32): its low bits are bits 2s, 2s + 1 of byte qs[32 h + j]; four is
-/// subtracted where bit 4 h + s of byte hmask[j] is CLEAR, so codes are -4..3. Scale g: low four bits are nibble g / 8
-/// of byte scales[g % 8], high two are bits 2 (g / 4).. of byte scales[8 + g % 4]. Source: ggml-common.h (block_q3_K),
-/// gguf.quants (Q3_K).
+/// 110 bytes, weight = (d * (scale - 32)) * code, codes -4..3:
+///   0..31      hmask    third bits
+///   32..95     qs       low two bits
+///   96..107    scales   six bits each
+///   108..109   d        f16
+/// Weight 128 h + 32 s + j (h < 2, s < 4, j < 32): its low bits are bits 2s, 2s + 1 of byte qs[32 h + j];
+/// four is subtracted where bit 4 h + s of byte hmask[j] is clear.
+/// Scale g: its low four bits are nibble g / 8 of byte scales[g % 8] (nibble 0 is the low one), its high two are
+/// bits 2 (g / 4) and 2 (g / 4) + 1 of byte scales[8 + g % 4].
+/// Source: ggml-common.h (block_q3_K), gguf.quants (Q3_K).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

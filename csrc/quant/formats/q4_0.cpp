@@ -1,7 +1,12 @@
 /// Q4_0 and Q4_1: 32 weights of 4 bits with one scale, Q4_1 with a minimum too.
 ///
-/// Q4_0, 18 bytes:  0..1 d (f16)   2..17 qs          weight = d * (nibble - 8)
-/// Q4_1, 20 bytes:  0..1 d (f16)   2..3 m (f16)   4..19 qs      weight = d * nibble + m
+/// Q4_0, 18 bytes, weight = d * (nibble - 8):
+///   0..1    d    f16
+///   2..17   qs   nibbles
+/// Q4_1, 20 bytes, weight = d * nibble + m:
+///   0..1    d    f16
+///   2..3    m    f16
+///   4..19   qs   nibbles
 /// Byte qs[j] holds weight j in its low nibble and weight j + 16 in its high one.
 /// Source: ggml-common.h (block_q4_0, block_q4_1), gguf.quants (Q4_0, Q4_1).
 #include "quant/formats/bytes.h"

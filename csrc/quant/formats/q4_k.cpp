@@ -1,13 +1,23 @@
 /// Q4_K and Q5_K: 256 weights of 4 or 5 bits in 8 groups of 32, each group with a 6-bit scale and a 6-bit minimum.
 ///
-/// Q4_K, 144 bytes:  0..1 d (f16)   2..3 dmin (f16)   4..15 scales   16..143 qs
-/// Q5_K, 176 bytes:  0..1 d (f16)   2..3 dmin (f16)   4..15 scales   16..47 qh   48..175 qs
-/// weight = (d * scale) * code - dmin * min
-/// Weight 64 c + 32 n + j (c < 4, n < 2, j < 32): its low four bits are nibble n of byte qs[32 c + j], its fifth bit
-/// (Q5_K) is bit 2 c + n of byte qh[j]. Scale g < 4 is the low six bits of byte scales[g], minimum g the low six of
-/// scales[4 + g]. For g >= 4, scale and minimum have their low four bits in the low and the high nibble of scales[4 +
-/// g], their top two in bits 6, 7 of scales[g - 4] and scales[g]. Source: ggml-common.h (block_q4_K, block_q5_K),
-/// gguf.quants (Q4_K.get_scale_min, Q4_K, Q5_K).
+/// Both: weight = (d * scale) * code - dmin * min.
+/// Q4_K, 144 bytes:
+///   0..1      d        f16
+///   2..3      dmin     f16
+///   4..15     scales   scales and minima
+///   16..143   qs       nibbles
+/// Q5_K, 176 bytes:
+///   0..1      d        f16
+///   2..3      dmin     f16
+///   4..15     scales   scales and minima
+///   16..47    qh       fifth bits
+///   48..175   qs       low four bits
+/// Weight 64 c + 32 n + j (c < 4, n < 2, j < 32): its low four bits are nibble n of byte qs[32 c + j] (nibble 0 is
+/// the low one), its fifth bit is bit 2 c + n of byte qh[j].
+/// Groups 0..3: scale g is the low six bits of byte scales[g], minimum g the low six of scales[4 + g].
+/// Groups 4..7: the low four bits of scale and minimum are the low and the high nibble of scales[4 + g], the high two
+/// are bits 6, 7 of scales[g - 4] for the scale and of scales[g] for the minimum.
+/// Source: ggml-common.h (block_q4_K, block_q5_K), gguf.quants (Q4_K.get_scale_min, Q4_K, Q5_K).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

@@ -1,10 +1,17 @@
 /// Q5_0 and Q5_1: 32 weights of 5 bits with one scale, Q5_1 with a minimum too.
 ///
-/// Q5_0, 22 bytes:  0..1 d (f16)   2..5 qh   6..21 qs          weight = d * (code - 16)
-/// Q5_1, 24 bytes:  0..1 d (f16)   2..3 m (f16)   4..7 qh   8..23 qs     weight = d * code + m
-/// Byte qs[j] holds the low four bits of weight j in its low nibble and those of weight j + 16 in its high one. The
-/// fifth bit of weight j is bit j of qh, a little-endian 32-bit number: bit j % 8 of byte j / 8. Source: ggml-common.h
-/// (block_q5_0, block_q5_1), gguf.quants (Q5_0, Q5_1).
+/// Q5_0, 22 bytes, weight = d * (code - 16):
+///   0..1    d    f16
+///   2..5    qh   fifth bits
+///   6..21   qs   low four bits
+/// Q5_1, 24 bytes, weight = d * code + m:
+///   0..1    d    f16
+///   2..3    m    f16
+///   4..7    qh   fifth bits
+///   8..23   qs   low four bits
+/// Byte qs[j] holds the low four bits of weight j in its low nibble and those of weight j + 16 in its high one.
+/// The fifth bit of weight j is bit j % 8 of byte qh[j / 8].
+/// Source: ggml-common.h (block_q5_0, block_q5_1), gguf.quants (Q5_0, Q5_1).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

@@ -1,9 +1,13 @@
 /// Q6_K: 256 weights of 6 bits in 16 groups of 16, each group with a signed 8-bit scale.
 ///
-/// 210 bytes:  0..127 ql   128..191 qh   192..207 scales (signed bytes)   208..209 d (f16)      weight = (d * scale) *
-/// (code - 32) Weight 128 h + 32 s + j (h < 2, s < 4, j < 32): its low four bits are nibble s / 2 of byte ql[64 h + 32
-/// (s % 2) + j], its high two are bits 2s, 2s + 1 of byte qh[32 h + j]. Source: ggml-common.h (block_q6_K), gguf.quants
-/// (Q6_K).
+/// 210 bytes, weight = (d * scale) * (code - 32):
+///   0..127     ql       low four bits
+///   128..191   qh       high two bits
+///   192..207   scales   signed bytes
+///   208..209   d        f16
+/// Weight 128 h + 32 s + j (h < 2, s < 4, j < 32): its low four bits are nibble s / 2 of byte ql[64 h + 32 (s % 2) + j]
+/// (nibble 0 is the low one), its high two are bits 2s, 2s + 1 of byte qh[32 h + j].
+/// Source: ggml-common.h (block_q6_K), gguf.quants (Q6_K).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

@@ -1,6 +1,8 @@
 /// Q8_0: 32 weights of 8 bits with one scale.
 ///
-/// 34 bytes:  0..1 d (f16)   2..33 qs (signed bytes, in order)      weight = d * qs
+/// 34 bytes, weight = d * code:
+///   0..1    d    f16
+///   2..33   qs   signed bytes, in order
 /// Source: ggml-common.h (block_q8_0), gguf.quants (Q8_0).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"

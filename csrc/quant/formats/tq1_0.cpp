@@ -1,10 +1,15 @@
 /// TQ1_0: 256 ternary weights with one scale, five to a byte.
 ///
-/// 54 bytes:  0..47 qs   48..51 qh   52..53 d (f16)      weight = d * (digit - 1)
-/// A byte q is a fixed-point fraction q / 256 whose first base-3 digits are the weights: digit n is the whole part of
-/// 3 * (q * 3^n mod 256) / 256. Weights 32 n + j (n < 5, j < 32) are digit n of qs[j]; 160 + 16 n + j (j < 16) digit n
-/// of qs[32 + j]; 240 + 4 n + j (n < 4, j < 4) digit n of qh[j]. Source: ggml-common.h (block_tq1_0), gguf.quants
-/// (TQ1_0).
+/// 54 bytes, weight = d * (digit - 1):
+///   0..47    qs   five digits each
+///   48..51   qh   four digits each
+///   52..53   d    f16
+/// A byte q stands for the fraction q / 256; its first base-3 digits are the weights. Digit n is the whole part of
+/// 3 * (q * 3^n mod 256) / 256.
+/// Weight 32 n + j (n < 5, j < 32) is digit n of qs[j].
+/// Weight 160 + 16 n + j (n < 5, j < 16) is digit n of qs[32 + j].
+/// Weight 240 + 4 n + j (n < 4, j < 4) is digit n of qh[j].
+/// Source: ggml-common.h (block_tq1_0), gguf.quants (TQ1_0).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 

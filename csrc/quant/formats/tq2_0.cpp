@@ -1,8 +1,11 @@
 /// TQ2_0: 256 ternary weights of 2 bits with one scale.
 ///
-/// 66 bytes:  0..63 qs   64..65 d (f16)      weight = d * (code - 1)
-/// Weight 128 h + 32 s + j (h < 2, s < 4, j < 32) is bits 2s, 2s + 1 of byte qs[32 h + j]. Quantisers never write code
-/// 3, but a file may hold it: it means 2 d. Source: ggml-common.h (block_tq2_0), gguf.quants (TQ2_0).
+/// 66 bytes, weight = d * (code - 1):
+///   0..63    qs   two bits each
+///   64..65   d    f16
+/// Weight 128 h + 32 s + j (h < 2, s < 4, j < 32) is bits 2s, 2s + 1 of byte qs[32 h + j]. Quantisers never write
+/// code 3, but a file may hold it: it means 2 d.
+/// Source: ggml-common.h (block_tq2_0), gguf.quants (TQ2_0).
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"
 
