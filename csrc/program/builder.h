@@ -1,4 +1,5 @@
-/// Builds a Program node by node, checking each against the op table as it comes. The tracer and the text parser share it.
+/// Builds a Program node by node, checking each against the op table as it comes. The tracer and the text parser share
+/// it.
 #pragma once
 
 #include <string>
@@ -17,8 +18,8 @@ class ProgramBuilder {
   ValueId add_weight(const std::string& name, const Shape& shape, FormatId format);
   /// Nodes emitted from here on belong to this function; the first call may be left out for "logits".
   void begin_function(const std::string& name);
-  /// Appends the node and gives its results, named as the node (further ones with ".1", ".2") or as `names` says. The node's
-  /// own `outputs` are ignored. Throws ArgumentError.
+  /// Appends the node and gives its results, named as the node (further ones with ".1", ".2") or as `names` says. The
+  /// node's own `outputs` are ignored. Throws ArgumentError.
   std::vector<ValueId> emit(Node node, const std::vector<std::string>& names = {});
   /// What the current function returns.
   void set_outputs(const std::vector<ValueId>& outputs);

@@ -19,8 +19,8 @@ const std::vector<std::string_view> kActivations = {"silu", "gelu_tanh", "relu2"
 const std::vector<std::string_view> kRopeStyles = {"halves", "interleaved"};
 const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn"};
 
-// The attributes of rope, plain for the op itself and as "rope.theta" ... for attention with rope folded in. The strings
-// are literals so that the table may hold views.
+// The attributes of rope, plain for the op itself and as "rope.theta" ... for attention with rope folded in. The
+// strings are literals so that the table may hold views.
 std::vector<AttributeSpec> rope_attributes() {
   return {
       {"theta", kRequired, 0.0, {}, {}},
@@ -44,9 +44,9 @@ std::vector<AttributeSpec> attention_attributes() {
       {"softcap", kDefault, 0.0, {}, {}},
       {"eps", kRequired, 0.0, {}, "q_norm"},
   };
-  static constexpr std::string_view kPrefixed[] = {"rope.theta",     "rope.rotary_dim",       "rope.style",
-                                                   "rope.scaling",   "rope.factor",           "rope.original_context",
-                                                   "rope.beta_fast", "rope.beta_slow",        "rope.attention_factor"};
+  static constexpr std::string_view kPrefixed[] = {"rope.theta",     "rope.rotary_dim", "rope.style",
+                                                   "rope.scaling",   "rope.factor",     "rope.original_context",
+                                                   "rope.beta_fast", "rope.beta_slow",  "rope.attention_factor"};
   std::vector<AttributeSpec> rope = rope_attributes();
   for (std::size_t i = 0; i < rope.size(); ++i) {
     rope[i].name = kPrefixed[i];
@@ -95,10 +95,7 @@ std::vector<OpSpec> make_table() {
        {{"gate", kResult, kOne}, {"up", kResult, kOne}},
        {{"activation", kDefault, std::string("silu"), kActivations, {}}},
        glu_shapes},
-      {"activation",
-       {{"x", kResult, kOne}},
-       {{"kind", kRequired, std::string(), kActivations, {}}},
-       same_shapes},
+      {"activation", {{"x", kResult, kOne}}, {{"kind", kRequired, std::string(), kActivations, {}}}, same_shapes},
       {"add", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
       {"mul", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
       {"scale", {{"x", kResult, kOne}}, {{"factor", kRequired, 0.0, {}, {}}}, same_shapes},
@@ -177,7 +174,8 @@ void check_attributes(const OpSpec& op, const Node& node) {
     if (const std::string* text = std::get_if<std::string>(&value); text != nullptr && !spec->choices.empty()) {
       if (std::ranges::find(spec->choices, *text) == spec->choices.end()) {
         std::string choices;
-        for (const std::string_view choice : spec->choices) choices += (choices.empty() ? "" : ", ") + std::string(choice);
+        for (const std::string_view choice : spec->choices)
+          choices += (choices.empty() ? "" : ", ") + std::string(choice);
         fail(node, name + " is \"" + *text + "\", must be one of " + choices);
       }
     }
@@ -191,7 +189,8 @@ void check_attributes(const OpSpec& op, const Node& node) {
 }  // namespace
 
 void fail(const Node& node, const std::string& problem) {
-  throw ArgumentError(node.op + " " + node.name + ": " + problem + (node.source.empty() ? "" : " (" + node.source + ")"));
+  throw ArgumentError(node.op + " " + node.name + ": " + problem +
+                      (node.source.empty() ? "" : " (" + node.source + ")"));
 }
 
 std::span<const OpSpec> op_table() {
@@ -232,7 +231,8 @@ void complete_attributes(Node& node) {
       const bool belongs = spec.role.empty() || node.input(spec.role) != kNoValue;
       if (spec.need == kDefault && belongs) node.attributes.emplace(spec.name, spec.value);
     } else if (std::holds_alternative<double>(spec.value)) {
-      if (const auto* integer = std::get_if<std::int64_t>(&found->second)) found->second = static_cast<double>(*integer);
+      if (const auto* integer = std::get_if<std::int64_t>(&found->second))
+        found->second = static_cast<double>(*integer);
     }
   }
 }

@@ -1,4 +1,5 @@
-/// The op vocabulary: roles, attributes and shape rules of every op, in one explicit array. The only place that checks them.
+/// The op vocabulary: roles, attributes and shape rules of every op, in one explicit array. The only place that checks
+/// them.
 #pragma once
 
 #include <optional>
@@ -26,7 +27,7 @@ struct RoleSpec {
 
 enum class AttributeNeed {
   kRequired,
-  kDefault,   // filled in with `value` when not given
+  kDefault,  // filled in with `value` when not given
   kAbsent,   // not there unless given
 };
 
@@ -54,9 +55,11 @@ std::span<const OpSpec> op_table();
 const OpSpec* find_op(std::string_view name);
 /// The entry of an op's attribute, or null.
 const AttributeSpec* find_attribute(const OpSpec& op, std::string_view name);
-/// Shapes of the node's results, after checking its roles, its attributes and the shapes of its operands. The message of the ArgumentError starts with op and node name and ends with the source.
+/// Shapes of the node's results, after checking its roles, its attributes and the shapes of its operands. The message
+/// of the ArgumentError starts with op and node name and ends with the source.
 std::vector<Shape> infer_shapes(const Program& program, const Node& node);
-/// Fills in defaults and turns integers given for numbers into numbers. Unknown ops and attributes are left for infer_shapes.
+/// Fills in defaults and turns integers given for numbers into numbers. Unknown ops and attributes are left for
+/// infer_shapes.
 void complete_attributes(Node& node);
 
 [[noreturn]] void fail(const Node& node, const std::string& problem);

@@ -53,14 +53,10 @@ const T& attribute(const Node& node, std::string_view name, const char* type) {
 
 }  // namespace
 
-std::int64_t Node::integer(std::string_view name) const {
-  return attribute<std::int64_t>(*this, name, "an integer");
-}
+std::int64_t Node::integer(std::string_view name) const { return attribute<std::int64_t>(*this, name, "an integer"); }
 double Node::number(std::string_view name) const { return attribute<double>(*this, name, "a number"); }
 bool Node::flag(std::string_view name) const { return attribute<bool>(*this, name, "true or false"); }
-const std::string& Node::text(std::string_view name) const {
-  return attribute<std::string>(*this, name, "a string");
-}
+const std::string& Node::text(std::string_view name) const { return attribute<std::string>(*this, name, "a string"); }
 
 Function& Program::function(std::string_view name) {
   const auto found = std::ranges::find(functions, name, &Function::name);

@@ -1,4 +1,5 @@
-/// The Program: what a model file computes, as SSA values and named nodes. Traced once, compiled to a Plan, never interpreted here.
+/// The Program: what a model file computes, as SSA values and named nodes. Traced once, compiled to a Plan, never
+/// interpreted here.
 #pragma once
 
 #include <cstdint>
@@ -30,12 +31,14 @@ std::string to_string(const Shape& shape);  // "[T, 576]"
 
 enum class ValueKind { kInput, kWeight, kNode };
 
-/// Inputs are the arrays of a Batch ("tokens", "positions"), weights are tensors of the file; the rest are results of nodes.
+/// Inputs are the arrays of a Batch ("tokens", "positions"), weights are tensors of the file; the rest are results of
+/// nodes.
 struct Value {
-  std::string name;  // input or tensor name ("blk.0.attn_q"); for results the node's name (plus ".1", ".2" for further results)
+  std::string
+      name;  // input or tensor name ("blk.0.attn_q"); for results the node's name (plus ".1", ".2" for further results)
   ValueKind kind = ValueKind::kNode;
-  Shape shape;                          // weights: [n, k] rows first, as numpy sees them
-  FormatId format = FormatId::kF32;     // weights only; results are float32, inputs int32
+  Shape shape;                       // weights: [n, k] rows first, as numpy sees them
+  FormatId format = FormatId::kF32;  // weights only; results are float32, inputs int32
 };
 
 using Attribute = std::variant<bool, std::int64_t, double, std::string>;
@@ -79,7 +82,7 @@ struct KvSlot {
 /// A named entry point: "logits" today, "encode" for encoders.
 struct Function {
   std::string name;
-  std::vector<Node> nodes;       // in execution order
+  std::vector<Node> nodes;  // in execution order
   std::vector<ValueId> outputs;
 };
 

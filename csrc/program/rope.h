@@ -33,10 +33,10 @@ struct RopeSpec {
 /// The spec of a rope node (prefix "") or of an attention node with rope folded in (prefix "rope.").
 RopeSpec rope_spec(const Node& node, std::string_view prefix);
 
-/// Angle per position of each of the rotary_dim / 2 pairs: computed in double, rounded to float. Linear divides by `factor`;
-/// yarn blends as transformers' _compute_yarn_parameters does. `factors` is empty or has one divisor per pair
-/// (rope_freqs.weight: the llama3 scaling, worked out by the converter). The angle of a row is float(position) * frequency,
-/// rounded to float.
+/// Angle per position of each of the rotary_dim / 2 pairs: computed in double, rounded to float. Linear divides by
+/// `factor`; yarn blends as transformers' _compute_yarn_parameters does. `factors` is empty or has one divisor per pair
+/// (rope_freqs.weight: the llama3 scaling, worked out by the converter). The angle of a row is float(position) *
+/// frequency, rounded to float.
 std::vector<float> inverse_frequencies(const RopeSpec& spec, std::span<const float> factors);
 
 }  // namespace sterna

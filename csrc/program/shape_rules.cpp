@@ -19,7 +19,8 @@ bool is_rows(Dim dim) { return dim.size == Dim::kTokens || dim.size == Dim::kOut
 const Shape& rows(const Program& program, const Node& node, std::string_view role, std::size_t rank) {
   const Shape& shape = operand(program, node, role).shape;
   if (shape.size() != rank || !is_rows(shape[0])) {
-    fail(node, std::string(role) + " has shape " + to_string(shape) + ", expected rows of rank " + std::to_string(rank));
+    fail(node,
+         std::string(role) + " has shape " + to_string(shape) + ", expected rows of rank " + std::to_string(rank));
   }
   return shape;
 }
@@ -47,12 +48,14 @@ void check_optional_vector(const Program& program, const Node& node, std::string
 }
 
 void check_positive(const Node& node, std::string_view name) {
-  if (!(node.number(name) > 0)) fail(node, std::string(name) + " is " + std::to_string(node.number(name)) + ", must be above 0");
+  if (!(node.number(name) > 0))
+    fail(node, std::string(name) + " is " + std::to_string(node.number(name)) + ", must be above 0");
 }
 
 void check_features(const Node& node, std::int64_t features, const Value& w, std::int64_t expected) {
   if (features != expected) {
-    fail(node, "x has " + std::to_string(features) + " features, weight " + w.name + " expects " + std::to_string(expected));
+    fail(node,
+         "x has " + std::to_string(features) + " features, weight " + w.name + " expects " + std::to_string(expected));
   }
 }
 
@@ -208,7 +211,8 @@ std::vector<Shape> binary_shapes(const Program& program, const Node& node) {
   const Value& a = operand(program, node, "a");
   const Value& b = operand(program, node, "b");
   const Shape& shape = rows(program, node, "a", a.shape.size() == 3 ? 3 : 2);
-  const bool fits = b.kind == ValueKind::kWeight ? b.shape == Shape{shape.back()} || b.shape == Shape{{1}} : b.shape == shape;
+  const bool fits =
+      b.kind == ValueKind::kWeight ? b.shape == Shape{shape.back()} || b.shape == Shape{{1}} : b.shape == shape;
   if (!fits) {
     fail(node, a.name + " has shape " + to_string(shape) + ", " + b.name + " " + to_string(b.shape) +
                    (b.kind == ValueKind::kWeight ? "; a weight must have one element or one for each feature" : ""));

@@ -1,4 +1,5 @@
-/// The text form of a Program: what `sterna trace` prints, what golden tests compare, and what a host without Python can load.
+/// The text form of a Program: what `sterna trace` prints, what golden tests compare, and what a host without Python
+/// can load.
 ///
 ///   program 1
 ///   input %tokens [T]
@@ -9,8 +10,8 @@
 ///     %layers.0/attn_norm [T, 576] = rms_norm(x=%embed, w=@blk.0.attn_norm) {eps=1e-05}  # models/llama.py:18
 ///     return %logits
 ///
-/// Attributes that have their default value are left out. Names with other characters than letters, digits and _ . / - : + are
-/// quoted. A kv line gives the layer, the number of K/V heads, and the head dimensions of K and V.
+/// Attributes that have their default value are left out. Names with other characters than letters, digits and _ . / -
+/// : + are quoted. A kv line gives the layer, the number of K/V heads, and the head dimensions of K and V.
 #pragma once
 
 #include <string>
@@ -23,8 +24,8 @@ namespace sterna {
 /// The text of a legal program.
 std::string to_text(const Program& program);
 
-/// The program of a text; to_text(parse_program(text)) == text for every text that to_text wrote. Any bytes are safe. Throws
-/// ArgumentError with line and column.
+/// The program of a text; to_text(parse_program(text)) == text for every text that to_text wrote. Any bytes are safe.
+/// Throws ArgumentError with line and column.
 Program parse_program(std::string_view text);
 
 }  // namespace sterna

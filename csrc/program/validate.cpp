@@ -120,7 +120,8 @@ bool is_source(std::string_view source) { return source.size() <= kMaxNameBytes 
 
 std::string value_problem(const Value& value) {
   if (!is_name(value.name)) return "a value's name is empty, too long or has control characters";
-  if (value.shape.empty() || value.shape.size() > 4) return value.name + " has rank " + std::to_string(value.shape.size());
+  if (value.shape.empty() || value.shape.size() > 4)
+    return value.name + " has rank " + std::to_string(value.shape.size());
   for (std::size_t i = 0; i < value.shape.size(); ++i) {
     const std::int64_t size = value.shape[i].size;
     const bool run_time = size == Dim::kTokens || size == Dim::kOutputs;

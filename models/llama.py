@@ -1,0 +1,42 @@
+"""Llama 1 to 3, Mistral, SmolLM2, TinyLlama: pre-norm decoder, grouped-query attention, SwiGLU.
+
+Reference: huggingface/transformers, models/llama/modeling_llama.py; GGUF files have the rows of q and k permuted, so that
+rope turns neighbours.
+"""
+
+from sterna import ops
+from sterna.arch import Batch, DecoderConfig, Weights, register
+
+
+@register("llama", "mistral")
+def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    factors = weights.get("rope_freqs")
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), factors, i)
+            x = x + mlp(w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
+    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
+    return ops.unembed(x, weights.first("output", "token_embd"))
+
+
+def attention(
+    config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, factors: ops.Value | None, layer: int
+) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]; `factors` hold the frequency scaling of Llama 3."""
+    q = ops.linear(x, w["attn_q"], w.get("attn_q.bias")).heads(config.head_dim)
+    k = ops.linear(x, w["attn_k"], w.get("attn_k.bias")).heads(config.head_dim)
+    v = ops.linear(x, w["attn_v"], w.get("attn_v.bias")).heads(config.value_head_dim)
+    q = ops.rope(q, batch.positions, config.rope, style="interleaved", factors=factors)
+    k = ops.rope(k, batch.positions, config.rope, style="interleaved", factors=factors)
+    y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
+    return ops.linear(y, w["attn_output"], w.get("attn_output.bias"))
+
+
+def mlp(w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU feed-forward network."""
+    gate = ops.linear(x, w["ffn_gate"], w.get("ffn_gate.bias"))
+    up = ops.linear(x, w["ffn_up"], w.get("ffn_up.bias"))
+    return ops.linear(ops.glu(gate, up), w["ffn_down"], w.get("ffn_down.bias"))

@@ -1,0 +1,393 @@
+"""What a model file works with: the Config read from GGUF metadata, the Weights of the file, the Batch; and `register`.
+
+Metadata and the tensor table are untrusted: ranges and relations are checked here, once, before anything is computed from them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
+
+from sterna import ops
+from sterna.errors import ModelFormatError, UnsupportedModelError
+from sterna.ops import Value
+
+MAX_LAYERS = 1024
+MAX_EXTENT = 1 << 24  # hidden, feed-forward and vocabulary sizes
+MAX_HEADS = 4096
+MAX_CONTEXT = 1 << 31
+
+TERNARY_FORMATS = frozenset({"TQ1_0", "TQ2_0"})
+
+
+class TensorInfo(Protocol):
+    """One entry of a file's tensor table."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]:
+        """Rows first, as numpy has it."""
+
+    @property
+    def format(self) -> str:
+        """Name of the storage format, such as "Q4_K"."""
+
+
+class ModelFile(Protocol):
+    """What tracing reads of a model file; sterna._core.GgufFile has it."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def tensors(self) -> Sequence[TensorInfo]: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def array_length(self, key: str) -> int | None:
+        """Number of elements of an array; None for a missing key."""
+
+
+class Metadata:
+    """Typed, range-checked reads of the keys of one architecture. Errors name the file and the key."""
+
+    def __init__(self, file: ModelFile, architecture: str) -> None:
+        self.file = file
+        self.architecture = architecture
+        self._shapes = {tensor.name: tuple(tensor.shape) for tensor in file.tensors}
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """Shape of a tensor of the file, None when there is none."""
+        return self._shapes.get(tensor)
+
+    def key(self, name: str) -> str:
+        """The full key: "block_count" -> "llama.block_count"; general and tokenizer keys as they are."""
+        return name if name.startswith(("general.", "tokenizer.")) else f"{self.architecture}.{name}"
+
+    def has(self, name: str) -> bool:
+        return self.file.get(self.key(name)) is not None
+
+    def fail(self, name: str, problem: str) -> NoReturn:
+        key = self.key(name)
+        raise ModelFormatError(f"{self.file.path}: {key}: {problem}", self.file.path, key)
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.file.get(self.key(name))
+        if value is None:
+            if default is None:
+                self.fail(name, "is missing")
+            return default
+        return value
+
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        """An integer within [low, high]."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(name, f"is {_shown(value)}, expected an integer")
+        if not low <= value <= high:
+            self.fail(name, f"is {value}, expected {low} to {high}")
+        return value
+
+    def number(self, name: str, default: float | None = None, *, high: float = math.inf) -> float:
+        """A finite number above 0 and at most `high`."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(name, f"is {_shown(value)}, expected a number")
+        if not (math.isfinite(value) and 0 < value <= high):
+            limit = f" up to {high}" if high < math.inf else ""
+            self.fail(name, f"is {value}, expected a finite number above 0{limit}")
+        return float(value)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            self.fail(name, f"is {_shown(value)}, expected a string")
+        return value
+
+    def per_layer(self, name: str, layers: int, low: int, high: int, default: int | None = None) -> int:
+        """An integer within [low, high], or an array of one per layer that all agree."""
+        value = self._get(name, default)
+        if isinstance(value, int | float | str):
+            return self.integer(name, low, high, default)
+        items = [int(item) if float(item).is_integer() else self.fail(name, "expected integers") for item in value]
+        if len(items) != layers:
+            self.fail(name, f"has {len(items)} elements for {layers} layers")
+        for item in items:
+            if not low <= item <= high:
+                self.fail(name, f"has an element {item}, expected {low} to {high}")
+        if len(set(items)) != 1:
+            raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
+        return items[0]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """How positions turn queries and keys (csrc/program/rope.h)."""
+
+    theta: float
+    rotary_dim: int
+    scaling: Literal["none", "linear", "yarn"] = "none"
+    factor: float = 1.0
+    original_context: int = 0  # yarn: positions that the model was trained on before it was stretched
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+
+    def unscaled(self, theta: float) -> RopeSpec:
+        """The same dimensions with another base and without scaling (local layers of Gemma 3)."""
+        return RopeSpec(theta, self.rotary_dim)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Hyper-parameters of a decoder, in the words of Hugging Face. A model file may subclass it for keys of its own."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    value_head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    sliding_window: int  # 0: none
+    rope: RopeSpec
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        return cls(**decoder_fields(metadata))
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the usual tensors must look like, by name without layer."""
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        q = self.num_attention_heads * self.head_dim
+        k = self.num_key_value_heads * self.head_dim
+        v = self.num_key_value_heads * self.value_head_dim
+        o = self.num_attention_heads * self.value_head_dim
+        return {
+            "token_embd": (self.vocab_size, hidden),
+            "output": (self.vocab_size, hidden),
+            "output_norm": (hidden,),
+            "attn_norm": (hidden,),
+            "attn_q": (q, hidden),
+            "attn_k": (k, hidden),
+            "attn_v": (v, hidden),
+            "attn_output": (hidden, o),
+            "attn_q.bias": (q,),
+            "attn_k.bias": (k,),
+            "attn_v.bias": (v,),
+            "attn_output.bias": (hidden,),
+            "attn_q_norm": (self.head_dim,),
+            "attn_k_norm": (self.head_dim,),
+            "attn_sub_norm": (o,),
+            "post_attention_norm": (hidden,),
+            "ffn_norm": (hidden,),
+            "ffn_gate": (intermediate, hidden),
+            "ffn_up": (intermediate, hidden),
+            "ffn_down": (hidden, intermediate),
+            "ffn_gate.bias": (intermediate,),
+            "ffn_up.bias": (intermediate,),
+            "ffn_down.bias": (hidden,),
+            "ffn_sub_norm": (intermediate,),
+            "post_ffw_norm": (hidden,),
+            "rope_freqs": (self.rope.rotary_dim // 2,),
+        }
+
+
+def decoder_fields(m: Metadata) -> dict[str, Any]:
+    """GGUF metadata -> the fields of DecoderConfig: the one place that maps them (keys as in the GGUF specification)."""
+    layers = m.integer("block_count", 1, MAX_LAYERS)
+    hidden = m.integer("embedding_length", 1, MAX_EXTENT)
+    heads = m.per_layer("attention.head_count", layers, 1, MAX_HEADS)
+    kv_heads = m.per_layer("attention.head_count_kv", layers, 1, MAX_HEADS, heads)
+    if heads % kv_heads:
+        m.fail("attention.head_count", f"is {heads}, no multiple of attention.head_count_kv {kv_heads}")
+    if not m.has("attention.key_length") and hidden % heads:
+        m.fail("attention.head_count", f"is {heads}, does not divide embedding_length {hidden}")
+    head_dim = m.integer("attention.key_length", 1, MAX_EXTENT, hidden // heads)
+    context = m.integer("context_length", 1, MAX_CONTEXT)
+    windowed = m.has("attention.sliding_window")
+    return {
+        "vocab_size": _vocab_size(m),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "value_head_dim": m.integer("attention.value_length", 1, MAX_EXTENT, head_dim),
+        "intermediate_size": m.per_layer("feed_forward_length", layers, 1, MAX_EXTENT),
+        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon", high=1.0),
+        "max_position_embeddings": context,
+        "sliding_window": m.integer("attention.sliding_window", 1, MAX_CONTEXT) if windowed else 0,
+        "rope": _rope(m, head_dim, context),
+    }
+
+
+def _vocab_size(m: Metadata) -> int:
+    """Rows of the embedding; vocabulary and metadata must agree with it."""
+    shape = m.shape("token_embd.weight")
+    if shape is None or len(shape) != 2:
+        problem = "is missing" if shape is None else f"has shape {list(shape)}"
+        raise ModelFormatError(f"{m.file.path}: token_embd.weight: {problem}", m.file.path, "token_embd.weight")
+    rows = shape[0]
+    declared = m.integer("vocab_size", 1, MAX_EXTENT, rows)
+    if declared != rows:
+        m.fail("vocab_size", f"is {declared}, token_embd.weight has {rows} rows")
+    tokens = m.file.array_length("tokenizer.ggml.tokens")
+    if tokens is not None and tokens != rows:
+        m.fail("tokenizer.ggml.tokens", f"has {tokens} elements, token_embd.weight {rows} rows")
+    return rows
+
+
+def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
+    """The rope keys. Llama 3's scaling is not among them: the converter turns it into the tensor rope_freqs.weight."""
+    rotary_dim = m.integer("rope.dimension_count", 2, head_dim, head_dim)
+    if rotary_dim % 2:
+        m.fail("rope.dimension_count", f"is {rotary_dim}, expected an even number")
+    plain = RopeSpec(m.number("rope.freq_base", 10000.0), rotary_dim)
+    scaling = m.text("rope.scaling.type", "linear")
+    factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
+    if scaling == "none" or (scaling == "linear" and factor == 1.0):
+        return plain
+    if scaling == "linear":
+        return replace(plain, scaling="linear", factor=factor)
+    if scaling == "yarn":
+        if plain.theta == 1.0:
+            m.fail("rope.freq_base", "is 1, which yarn cannot scale")
+        # YaRN's magnitude is 0.1 ln(factor) + 1 (arXiv:2309.00071, equation 22); the key multiplies it, as in llama.cpp.
+        magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+        return replace(
+            plain,
+            scaling="yarn",
+            factor=factor,
+            original_context=m.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, context),
+            beta_fast=m.number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=m.number("rope.scaling.yarn_beta_slow", 1.0),
+            attention_factor=magnitude * m.number("rope.scaling.attn_factor", 1.0),
+        )
+    raise UnsupportedModelError(f"{m.file.path}: {m.key('rope.scaling.type')} is {_shown(scaling)}: not known")
+
+
+_LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
+
+
+class TensorTable:
+    """The tensors of a file by GGUF name without ".weight", checked against the Config when first asked for."""
+
+    def __init__(self, file: ModelFile, config: DecoderConfig) -> None:
+        self._path = file.path
+        self._expected = config.tensor_shapes()
+        self._tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in file.tensors}
+        self._values: dict[str, Value] = {}
+        linear_formats = set()
+        for name, tensor in self._tensors.items():
+            layer = _LAYER.fullmatch(name)
+            if layer and int(layer[1]) >= config.num_hidden_layers:
+                self.fail(name, f"its layer is beyond block_count {config.num_hidden_layers}")
+            if layer and len(tensor.shape) > 1:
+                linear_formats.add(tensor.format)
+        self.all_ternary = bool(linear_formats) and linear_formats <= TERNARY_FORMATS
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def fail(self, name: str, problem: str) -> NoReturn:
+        full = self._tensors[name].name if name in self._tensors else name
+        raise ModelFormatError(f"{self._path}: tensor {full}: {problem}", self._path, full)
+
+    def value(self, name: str) -> Value:
+        """The tensor as a value of the Program being traced."""
+        if name not in self._values:
+            tensor = self._tensors.get(name)
+            if tensor is None:
+                self.fail(name, "is missing")
+            layer = _LAYER.fullmatch(name)
+            shape = tuple(tensor.shape)
+            expected = self._expected.get(layer[2] if layer else name, shape)
+            if shape != expected:
+                self.fail(name, f"has shape {list(shape)}, expected {list(expected)}")
+            self._values[name] = ops.weight(name, shape, tensor.format)
+        return self._values[name]
+
+
+class Weights:
+    """The tensors of the file, or of one layer, as a model file asks for them."""
+
+    def __init__(self, table: TensorTable, prefix: str = "") -> None:
+        self._table = table
+        self._prefix = prefix
+
+    def __getitem__(self, name: str) -> Value:
+        """The tensor of that name; ModelFormatError when the file has none or its shape is not what the Config says."""
+        return self._table.value(self._prefix + name)
+
+    def get(self, name: str) -> Value | None:
+        """The tensor of that name, or None when the file has none."""
+        return self[name] if self._prefix + name in self._table else None
+
+    def first(self, *names: str) -> Value:
+        """The first of `names` that the file has: ("output", "token_embd") where embeddings may be tied."""
+        return self[next((name for name in names if self._prefix + name in self._table), names[0])]
+
+    def layer(self, index: int) -> Weights:
+        """The tensors "blk.{index}.*" under their names without that."""
+        return Weights(self._table, f"{self._prefix}blk.{index}.")
+
+    @property
+    def all_ternary(self) -> bool:
+        """Whether every matrix of every layer is ternary (TQ1_0, TQ2_0)."""
+        return self._table.all_ternary
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of a run: int32 [num_tokens] each."""
+
+    tokens: Value
+    positions: Value
+
+
+class Logits(Protocol):
+    """What a model file defines: the logits of the rows that the batch asks for, [num_outputs, vocab_size]."""
+
+    def __call__(self, config: Any, weights: Weights, batch: Batch, /) -> Value: ...
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One registration: an architecture string, and the model file's function for it."""
+
+    name: str
+    config: type[DecoderConfig]
+    logits: Logits
+    when: Callable[[Metadata], bool] | None
+
+
+architectures: list[Architecture] = []
+
+
+_F = TypeVar("_F", bound=Logits)
+
+
+def register(
+    *names: str, config: type[DecoderConfig] = DecoderConfig, when: Callable[[Metadata], bool] | None = None
+) -> Callable[[_F], _F]:
+    """Declares the function of a model file for the values `names` of general.architecture.
+
+    `when` tells files apart that share one (Mixtral says "llama"): it sees the metadata and says whether this function is meant.
+    """
+
+    def add(logits: _F) -> _F:
+        architectures.extend(Architecture(name, config, logits, when) for name in names)
+        return logits
+
+    return add

@@ -1,0 +1,282 @@
+"""The op vocabulary of model files: each function appends one node to the Program being traced.
+
+Shapes and attributes are checked in the core (csrc/program/shape_rules.cpp); the functions here only forward.
+Activations are float32, [num_tokens, features] or [num_tokens, num_heads, head_dim]. A shape that does not fit raises
+ArgumentError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from sterna._core import ProgramBuilder
+from sterna.errors import SternaError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from sterna.arch import RopeSpec
+
+Activation = Literal["silu", "gelu_tanh", "relu2"]
+ActivationRule = Literal["auto", "int8_per_token"]
+Attribute = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Value:
+    """A traced value: its shape is known, its numbers are not. "T" stands for num_tokens, "L" for num_outputs."""
+
+    id: int
+    name: str
+    shape: tuple[int | str, ...]
+
+    def __add__(self, other: Value) -> Value:
+        return add(self, other)
+
+    def __mul__(self, other: Value | float) -> Value:
+        return mul(self, other) if isinstance(other, Value) else scale(self, other)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self.name} is a traced value and has no truth value: a program cannot branch on data")
+
+    def heads(self, head_dim: int) -> Value:
+        """[num_tokens, num_heads * head_dim] -> [num_tokens, num_heads, head_dim]."""
+        return reshape(self, self.size // head_dim, head_dim, label=f"{self.label}.heads")
+
+    @property
+    def size(self) -> int:
+        """The last extent."""
+        size = self.shape[-1]
+        return size if isinstance(size, int) else 0
+
+    @property
+    def label(self) -> str:
+        """The name without scope or layer: "layers.3/attn_q" and "blk.3.attn_q" are "attn_q"."""
+        if self.name.startswith("blk."):
+            return self.name.split(".", 2)[-1]
+        return self.name.rsplit("/", 1)[-1]
+
+
+class Tracer:
+    """A Program under construction: the builder, the open scopes, the names in use."""
+
+    def __init__(self, activation_rule: ActivationRule = "auto") -> None:
+        """`activation_rule` is the rule of linear layers for which a model file names none."""
+        self.builder = ProgramBuilder()
+        self.activation_rule: ActivationRule = activation_rule
+        self.scopes: list[str] = []
+        self._names: dict[str, int] = {}
+
+    def input(self, name: str) -> Value:
+        """An int32 array of the batch, [num_tokens]."""
+        self._names[name] = 1
+        return self._value(self.builder.add_input(name, ("T",)), name)
+
+    def weight(self, name: str, shape: Sequence[int], format: str) -> Value:
+        """A tensor of the file, rows first."""
+        return self._value(self.builder.add_weight(name, shape, format), name)
+
+    def emit(
+        self, op: str, label: str, inputs: Sequence[tuple[str, Value | None]], attributes: dict[str, Attribute]
+    ) -> list[Value]:
+        """Appends a node and gives its results; operands that are None are left out."""
+        name = self._unique("/".join([*self.scopes, label]))
+        operands = [(role, value.id) for role, value in inputs if value is not None]
+        ids = self.builder.emit(op, name, operands, attributes, _source(sys._getframe(1)))
+        return [self._value(id, name if i == 0 else f"{name}.{i}") for i, id in enumerate(ids)]
+
+    def _value(self, id: int, name: str) -> Value:
+        return Value(id, name, self.builder.shape(id))
+
+    def _unique(self, name: str) -> str:
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return self._unique(f"{name}.{count}") if count else name
+
+
+_current: ContextVar[Tracer] = ContextVar("tracer")
+
+
+@contextlib.contextmanager
+def tracing(tracer: Tracer) -> Iterator[None]:
+    """Ops called inside go to `tracer`."""
+    token = _current.set(tracer)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Nodes traced inside are named "name/..."."""
+    scopes = _tracer().scopes
+    scopes.append(name)
+    try:
+        yield
+    finally:
+        scopes.pop()
+
+
+def _tracer() -> Tracer:
+    tracer = _current.get(None)
+    if tracer is None:
+        raise SternaError("ops can only be called while a model file is traced")
+    return tracer
+
+
+def _source(frame: FrameType) -> str:
+    """File and line of the model file that called, as "models/llama.py:27"."""
+    at: FrameType | None = frame
+    while at is not None and at.f_code.co_filename == __file__:
+        at = at.f_back
+    if at is None:
+        return ""
+    return "/".join(at.f_code.co_filename.replace("\\", "/").split("/")[-2:])[-200:] + f":{at.f_lineno}"
+
+
+def weight(name: str, shape: Sequence[int], format: str) -> Value:
+    """A tensor of the file in the Program being traced; model files get theirs from Weights."""
+    return _tracer().weight(name, shape, format)
+
+
+def _emit(op: str, label: str, *inputs: tuple[str, Value | None], **attributes: Attribute) -> Value:
+    return _tracer().emit(op, label, inputs, attributes)[0]
+
+
+def embed(tokens: Value, w: Value) -> Value:
+    """Rows of the embedding table: tokens [num_tokens], w [vocab_size, hidden_size] -> [num_tokens, hidden_size]."""
+    return _emit("embed", "embed", ("tokens", tokens), ("w", w))
+
+
+def linear(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
+    """x w^T + bias: x [num_tokens, k], w [n, k], bias [n] -> [num_tokens, n].
+
+    `activation` is how x is rounded before the product: "auto" as w's format asks for (int8 per 32 or per 256 elements;
+    not at all for F32, F16, BF16), "int8_per_token" with one scale per row, as BitNet defines it. None:
+    "int8_per_token" in a model whose linear layers are all ternary, otherwise "auto".
+    """
+    rule = activation or _tracer().activation_rule
+    return _emit("linear", w.label, ("x", x), ("w", w), ("bias", bias), activation=rule)
+
+
+def unembed(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule = "auto") -> Value:
+    """Logits of the rows that the batch asks for: x [num_tokens, k], w [vocab_size, k] -> [num_outputs, vocab_size]."""
+    return _emit("unembed", "logits", ("x", x), ("w", w), ("bias", bias), activation=activation)
+
+
+def rms_norm(x: Value, w: Value | None, eps: float) -> Value:
+    """x / sqrt(mean(x^2) + eps) * w over the last dimension; w has its size (arXiv:1910.07467). Same shape as x."""
+    label = f"{x.label}.rms_norm" if w is None else w.label
+    return _emit("rms_norm", label, ("x", x), ("w", w), eps=eps)
+
+
+def rope(
+    x: Value,
+    positions: Value,
+    spec: RopeSpec,
+    *,
+    style: Literal["halves", "interleaved"] = "halves",
+    factors: Value | None = None,
+) -> Value:
+    """Rotary position embedding of x, [num_tokens, num_heads, head_dim] (arXiv:2104.09864). Same shape.
+
+    "halves" turns element i with i + rotary_dim / 2 (GPT-NeoX, Hugging Face), "interleaved" 2i with 2i + 1 (GPT-J, and
+    Llama as GGUF files permute it). `factors`, [rotary_dim / 2], divide the frequencies (rope_freqs.weight of Llama 3).
+    """
+    return _emit(
+        "rope",
+        f"{x.label}.rope",
+        ("x", x),
+        ("positions", positions),
+        ("factors", factors),
+        theta=spec.theta,
+        rotary_dim=spec.rotary_dim,
+        style=style,
+        scaling=spec.scaling,
+        factor=spec.factor,
+        original_context=spec.original_context,
+        beta_fast=spec.beta_fast,
+        beta_slow=spec.beta_slow,
+        attention_factor=spec.attention_factor,
+    )
+
+
+def attention(
+    q: Value,
+    k: Value,
+    v: Value,
+    *,
+    layer: int,
+    scale: float | None = None,
+    window: int = 0,
+    causal: bool = True,
+    softcap: float = 0.0,
+) -> Value:
+    """Grouped-query attention through the KV cache of `layer` -> [num_tokens, num_heads * value_head_dim].
+
+    q [num_tokens, num_heads, head_dim], k [num_tokens, num_kv_heads, head_dim], v [num_tokens, num_kv_heads,
+    value_head_dim]. A row sees the keys of its own sequence up to its own position, with `window` > 0 only the last
+    `window` of them. Scores are q.k * scale (None: 1 / sqrt(head_dim)), then softcap * tanh(score / softcap) where
+    softcap > 0.
+    """
+    return _emit(
+        "attention",
+        "attention",
+        ("q", q),
+        ("k", k),
+        ("v", v),
+        layer=layer,
+        scale=q.size**-0.5 if scale is None else scale,
+        window=window,
+        causal=causal,
+        softcap=softcap,
+    )
+
+
+def glu(gate: Value, up: Value, activation: Activation = "silu") -> Value:
+    """activation(gate) * up, element by element (arXiv:2002.05202)."""
+    return _emit("glu", "glu", ("gate", gate), ("up", up), activation=activation)
+
+
+def activation(x: Value, kind: Activation) -> Value:
+    """silu: x / (1 + exp(-x)); gelu_tanh: GELU's tanh form; relu2: max(x, 0)^2."""
+    return _emit("activation", f"{x.label}.{kind}", ("x", x), kind=kind)
+
+
+def add(a: Value, b: Value) -> Value:
+    """a + b, of equal shape; b may also be a weight with one element per feature, or one in all."""
+    return _emit("add", f"{b.label}.add", ("a", a), ("b", b))
+
+
+def mul(a: Value, b: Value) -> Value:
+    """a * b, element by element; b may also be a weight with one element per feature, or one in all."""
+    return _emit("mul", f"{b.label}.mul", ("a", a), ("b", b))
+
+
+def scale(x: Value, factor: float) -> Value:
+    """x * factor; the factor is rounded to float32."""
+    return _emit("scale", f"{x.label}.scale", ("x", x), factor=factor)
+
+
+def reshape(x: Value, *dims: int, label: str | None = None) -> Value:
+    """The features of each row as `dims` (one or two of them): [num_tokens, *dims]. A view."""
+    text = ", ".join(str(dim) for dim in dims)
+    return _emit("reshape", label or f"{x.label}.reshape", ("x", x), dims=text)
+
+
+def split(x: Value, *sizes: int) -> list[Value]:
+    """Pieces of the last dimension, which `sizes` add up to."""
+    text = ", ".join(str(size) for size in sizes)
+    return _tracer().emit("split", f"{x.label}.split", [("x", x)], {"sizes": text})
+
+
+def concat(*parts: Value) -> Value:
+    """Values side by side along the last dimension; the others are equal."""
+    label = f"{parts[0].label}.concat" if parts else "concat"
+    return _emit("concat", label, *(("x", part) for part in parts))

@@ -1,0 +1,84 @@
+"""Tracing: a model file, run once over the Config and the tensor table of a GGUF file, gives a Program."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sterna import ops
+from sterna._core import Program
+from sterna.arch import (
+    Architecture,
+    Batch,
+    DecoderConfig,
+    Metadata,
+    ModelFile,
+    TensorTable,
+    Weights,
+    architectures,
+)
+from sterna.errors import ArgumentError, ModelFormatError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """What a model file made of a GGUF file."""
+
+    architecture: str
+    config: DecoderConfig
+    program: Program
+
+
+def trace(file: ModelFile) -> TracedModel:
+    """The unfused Program of a model file, with a function "logits".
+
+    Raises UnsupportedModelError for an architecture that no model file knows, ModelFormatError (naming key or tensor) for
+    metadata or tensors that contradict each other.
+    """
+    name = file.get("general.architecture")
+    if not isinstance(name, str):
+        problem = "is missing: this is no model" if name is None else "is not a string"
+        raise ModelFormatError(f"{file.path}: general.architecture: {problem}", file.path, "general.architecture")
+    metadata = Metadata(file, name)
+    architecture = _choose(metadata)
+    config = architecture.config.from_metadata(metadata)
+    table = TensorTable(file, config)
+    tracer = ops.Tracer("int8_per_token" if table.all_ternary else "auto")
+    try:
+        with ops.tracing(tracer):
+            batch = Batch(tracer.input("tokens"), tracer.input("positions"))
+            logits = architecture.logits(config, Weights(table), batch)
+        tracer.builder.set_outputs([logits.id])
+        program = tracer.builder.finish()
+    except ArgumentError as error:
+        raise ModelFormatError(f"{file.path}: {error}", file.path) from error
+    return TracedModel(name, config, program)
+
+
+def _choose(metadata: Metadata) -> Architecture:
+    name = metadata.architecture
+    _import_models(naming=name)
+    found = [entry for entry in architectures if entry.name == name and (entry.when is None or entry.when(metadata))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        files = ", ".join(sorted(entry.logits.__module__ for entry in found))
+        raise UnsupportedModelError(f"{metadata.file.path}: several model files claim architecture {name!r}: {files}")
+    _import_models()
+    known = ", ".join(sorted({entry.name for entry in architectures}))
+    shown = name if len(name) <= 40 and name.isprintable() else f"{name[:40]!r}..."
+    raise UnsupportedModelError(f"{metadata.file.path}: architecture {shown!r} is not known (known: {known})")
+
+
+def _import_models(naming: str | None = None) -> None:
+    """Imports the model files: all, or only those whose text has an architecture in quotes, as its registration must."""
+    folder = importlib.import_module("sterna.models").__path__
+    for info in pkgutil.iter_modules(folder):
+        if naming is not None:
+            files = [Path(path) / f"{info.name}.py" for path in folder]
+            text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+            if f'"{naming}"' not in text:
+                continue
+        importlib.import_module(f"sterna.models.{info.name}")
