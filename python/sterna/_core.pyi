@@ -47,6 +47,84 @@ def decode_blocks(data: npt.NDArray[np.uint8], format: str) -> dict[str, npt.NDA
 
 # --- program
 
+Extent: TypeAlias = int | str  # "T": num_tokens, "L": num_outputs
+
+@final
+class ProgramValue:
+    """A value of a Program: an input, a weight, or the result of a node."""
+
+    name: str
+    kind: str  # "input", "weight", "node"
+    shape: tuple[Extent, ...]  # weights: rows first
+    format: str | None  # of weights: "Q4_K"
+
+@final
+class ProgramNode:
+    """One op of a Program with its operands, attributes and source line."""
+
+    op: str
+    name: str
+    inputs: list[tuple[str, int]]  # role and value id
+    outputs: list[int]
+    attributes: dict[str, bool | int | float | str]
+    source: str  # "models/llama.py:27"
+
+@final
+class KvSlot:
+    """What one layer keeps in the KV cache, per token."""
+
+    layer: int
+    num_kv_heads: int
+    head_dim: int
+    value_head_dim: int
+
+@final
+class Program:
+    """What a model computes: SSA values and named nodes. Immutable."""
+
+    @property
+    def functions(self) -> list[str]: ...
+    def nodes(self, function: str = "logits") -> list[ProgramNode]:
+        """In execution order."""
+    def outputs(self, function: str = "logits") -> list[int]: ...
+    @property
+    def values(self) -> list[ProgramValue]:
+        """By value id."""
+    @property
+    def kv_slots(self) -> list[KvSlot]: ...
+    def text(self) -> str:
+        """The text form; `Program.parse` reads it back."""
+    @staticmethod
+    def parse(text: str) -> Program:
+        """ArgumentError with line and column."""
+    def fuse(self, passes: Sequence[str] | None = None) -> Program:
+        """A new program after the named passes in the order given, or after all of them in their fixed order."""
+
+@final
+class ProgramBuilder:
+    """Builds a Program node by node; each is checked against the op table as it comes (ArgumentError)."""
+
+    def __init__(self) -> None: ...
+    def add_input(self, name: str, shape: Sequence[Extent]) -> int: ...
+    def add_weight(self, name: str, shape: Sequence[Extent], format: str) -> int: ...
+    def begin_function(self, name: str) -> None: ...
+    def emit(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[tuple[str, int]],
+        attributes: Mapping[str, bool | int | float | str],
+        source: str,
+    ) -> list[int]:
+        """Appends a node; gives the ids of its results."""
+    def set_outputs(self, outputs: Sequence[int]) -> None: ...
+    def shape(self, value: int) -> tuple[Extent, ...]: ...
+    def finish(self) -> Program:
+        """The program, checked as a whole; the builder is empty afterwards."""
+
+def rope_inverse_frequencies(node: ProgramNode, prefix: str, factors: Sequence[float]) -> list[float]:
+    """Angle per position of each pair that the rope node turns; prefix "rope." for attention with rope folded in."""
+
 # --- plan
 
 class Plan:
