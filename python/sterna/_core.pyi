@@ -1,14 +1,108 @@
 """Types of the compiled core; one section per area, as in csrc/bindings."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, NoReturn, TypeAlias, TypeVar, final, overload
 
 import numpy as np
 import numpy.typing as npt
 
+_T = TypeVar("_T")
+
 IntsLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 # --- gguf
+
+@final
+class TensorInfo:
+    """One entry of a GGUF file's tensor table, checked: its bytes lie in the file, and overlap no other's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first, as numpy sees it; 1 to 4 dimensions."""
+    @property
+    def format(self) -> str:
+        """ "F32", "Q4_K", ..."""
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def offset(self) -> int:
+        """Of the data, from the start of its file."""
+    @property
+    def file(self) -> int:
+        """Index into `Gguf.files`."""
+    @property
+    def entry_offset(self) -> int:
+        """Where the entry stands in its file, for errors."""
+
+@final
+class Gguf:
+    """A model in one GGUF file, or in the parts of a split one: metadata, tensor table, reads of tensor data.
+
+    Getters convert among integer types when the value fits; a value of another type, out of range or not finite is a
+    ModelFormatError with key and byte offset. `find_` gives None for a missing key, where `get_` raises (but `get` does
+    not). `length` is the number of elements that an array must have. Safe to use from several threads.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        """Reads metadata and tensor table. FileError; ModelFormatError with the field and its byte offset."""
+    @property
+    def path(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def file_bytes(self) -> int:
+        """Of all parts."""
+    @property
+    def files(self) -> list[str]: ...
+    def keys(self) -> list[str]:
+        """In the order of the file."""
+    def __contains__(self, key: str) -> bool: ...
+    def type_of(self, key: str) -> str:
+        """ "uint32", "string", "array[float32]", ..."""
+    def offset_of(self, key: str) -> int:
+        """Where the value stands in the file; for a missing key, where the metadata begin."""
+    @overload
+    def get(self, key: str) -> bool | int | float | str | npt.NDArray[Any] | list[str] | None: ...
+    @overload
+    def get(self, key: str, default: _T) -> bool | int | float | str | npt.NDArray[Any] | list[str] | _T:
+        """The value as it is: arrays of numbers in the file's dtype; bytes that are not UTF-8 become U+FFFD."""
+    def array_length(self, key: str) -> int: ...
+    def get_bytes(self, key: str) -> bytes:
+        """A string as the file holds it."""
+    def get_bytes_list(self, key: str, length: int | None = None) -> list[bytes]: ...
+    def string_array_at(self, key: str, index: int) -> bytes:
+        """One string of an array, without making a list of all. ArgumentError."""
+    def find_u32(self, key: str) -> int | None: ...
+    def find_u64(self, key: str) -> int | None: ...
+    def find_i64(self, key: str) -> int | None: ...
+    def find_f32(self, key: str) -> float | None: ...
+    def find_bool(self, key: str) -> bool | None: ...
+    def find_string(self, key: str) -> str | None: ...
+    def get_u32(self, key: str) -> int: ...
+    def get_u64(self, key: str) -> int: ...
+    def get_i64(self, key: str) -> int: ...
+    def get_f32(self, key: str) -> float: ...
+    def get_bool(self, key: str) -> bool: ...
+    def get_string(self, key: str) -> str: ...
+    def get_strings(self, key: str, length: int | None = None) -> list[str]: ...
+    def get_u32_array(self, key: str, length: int | None = None) -> npt.NDArray[np.uint32]: ...
+    def get_i32_array(self, key: str, length: int | None = None) -> npt.NDArray[np.int32]: ...
+    def get_f32_array(self, key: str, length: int | None = None) -> npt.NDArray[np.float32]: ...
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raises ModelFormatError about the value of `key`, for checks that know more than its type."""
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """In the order of the table, part after part."""
+    def find(self, name: str) -> TensorInfo | None: ...
+    def require(self, name: str) -> TensorInfo:
+        """UnsupportedModelError when there is no such tensor."""
+    def read(self, name: str) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes [bytes] as the file stores them. FileError when the file cannot be read or has shrunk."""
 
 # --- quant
 
