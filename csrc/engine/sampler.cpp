@@ -1,0 +1,261 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "base/error.h"
+#include "engine/random.h"
+#include "engine/softmax.h"
+
+namespace sterna {
+namespace {
+
+constexpr float kBanned = -std::numeric_limits<float>::infinity();
+
+bool before(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+}
+
+void require(bool ok, const char* name, double value, const char* range) {
+  if (!ok) throw ArgumentError(std::string(name) + " is " + std::to_string(value) + "; it must be " + range);
+}
+
+/// Appends what is at least `bound`, by ascending token.
+void gather(std::span<const float> row, float bound, std::vector<Candidate>& out) {
+  constexpr std::size_t kLanes = 16;
+  std::size_t i = 0;
+  const auto one = [&](std::size_t t) {
+    if (row[t] >= bound && row[t] != kBanned) out.push_back({row[t], static_cast<std::int32_t>(t), 0.0});
+  };
+  for (; i + kLanes <= row.size(); i += kLanes) {
+    std::uint32_t any = 0;
+    for (std::size_t j = 0; j < kLanes; ++j) any |= row[i + j] >= bound ? 1u : 0u;
+    if (!any) continue;
+    for (std::size_t j = 0; j < kLanes; ++j) one(i + j);
+  }
+  for (; i < row.size(); ++i) one(i);
+}
+
+[[noreturn]] void fail_non_finite(std::span<const float> logits) {
+  const auto at = static_cast<std::size_t>(find_non_finite(logits));
+  const char* what = std::isnan(logits[at]) ? "NaN" : "infinite";
+  throw NumericError("the logit of token " + std::to_string(at) + " is " + what);
+}
+
+}  // namespace
+
+void validate(const SamplingParams& p, std::int32_t vocab_size) {
+  require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature", p.temperature, "finite and not negative");
+  require(p.top_k >= 0, "top_k", p.top_k, "0 (off) or more");
+  require(p.top_p > 0 && p.top_p <= 1, "top_p", p.top_p, "above 0 and at most 1");
+  require(p.min_p >= 0 && p.min_p <= 1, "min_p", p.min_p, "from 0 to 1");
+  // The penalties work in float: a value that underflows or overflows there would turn logits into NaN.
+  require(p.repetition_penalty >= 1e-6 && p.repetition_penalty <= 1e6, "repetition_penalty", p.repetition_penalty,
+          "from 1e-6 to 1e6");
+  require(p.penalty_window >= -1, "penalty_window", p.penalty_window, "-1 (all) or more");
+  require(std::abs(p.presence_penalty) <= 1e6, "presence_penalty", p.presence_penalty, "from -1e6 to 1e6");
+  require(std::abs(p.frequency_penalty) <= 1e6, "frequency_penalty", p.frequency_penalty, "from -1e6 to 1e6");
+  for (const auto& [token, bias] : p.logit_bias) {
+    if (token < 0 || token >= vocab_size) {
+      throw ArgumentError("logit_bias names token " + std::to_string(token) + "; the vocabulary has " +
+                          std::to_string(vocab_size));
+    }
+    require(bias == kBanned || std::abs(bias) <= 1e6f, "a logit_bias", static_cast<double>(bias), "-inf, or from -1e6 to 1e6");
+  }
+}
+
+void select_largest(std::span<const float> row, std::size_t k, std::vector<Candidate>& out) {
+  out.clear();
+  k = std::min(k, row.size());
+  if (k == 0) return;
+  // Keeps at most 2k candidates: whenever they are full, the better half stays and its last one is the bar for later tokens,
+  // which lose ties because their ids are higher.
+  const std::size_t capacity = 2 * k;
+  out.reserve(std::min(capacity, row.size()));
+  float bar = kBanned;
+  const auto one = [&](std::size_t t) {
+    if (!(row[t] > bar)) return;
+    out.push_back({row[t], static_cast<std::int32_t>(t), 0.0});
+    if (out.size() < capacity) return;
+    std::nth_element(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(k - 1), out.end(), before);
+    out.resize(k);
+    bar = out.back().logit;
+  };
+  constexpr std::size_t kLanes = 16;
+  std::size_t i = 0;
+  for (; i + kLanes <= row.size(); i += kLanes) {
+    std::uint32_t any = 0;
+    for (std::size_t j = 0; j < kLanes; ++j) any |= row[i + j] > bar ? 1u : 0u;
+    if (!any) continue;
+    for (std::size_t j = 0; j < kLanes; ++j) one(i + j);
+  }
+  for (; i < row.size(); ++i) one(i);
+  std::sort(out.begin(), out.end(), before);
+  if (out.size() > k) out.resize(k);
+}
+
+Sampler::Sampler(std::int32_t vocab_size) : vocab_size_(vocab_size) {}
+
+void Sampler::count_tokens(std::span<const std::int32_t> tokens) {
+  counts_.resize(static_cast<std::size_t>(vocab_size_));
+  for (const std::int32_t token : tokens) {
+    if (counts_[static_cast<std::size_t>(token)]++ == 0) counted_.push_back(token);
+  }
+}
+
+void Sampler::forget_counts() {
+  for (const std::int32_t token : counted_) counts_[static_cast<std::size_t>(token)] = 0;
+  counted_.clear();
+}
+
+/// The row after bias, penalties and mask; the model's own row where there are none of these.
+std::span<const float> Sampler::adjust(const SamplingParams& params, std::span<const float> logits,
+                                       const SamplingContext& context) {
+  const bool repetition = params.repetition_penalty != 1.0 && params.penalty_window != 0;
+  const bool occurrence = params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
+  const auto generated = context.history.subspan(context.num_prompt);
+  bool masked = false;
+  if (context.mask && *context.mask) {
+    const auto num_tokens = static_cast<std::size_t>(vocab_size_);
+    allowed_.assign((num_tokens + 63) / 64, ~std::uint64_t{0});
+    masked = (*context.mask)(generated, allowed_);
+  }
+  if (params.logit_bias.empty() && !repetition && !occurrence && !masked) return logits;
+
+  adjusted_.assign(logits.begin(), logits.end());
+  for (const auto& [token, bias] : params.logit_bias) adjusted_[static_cast<std::size_t>(token)] += bias;
+  if (repetition) {
+    auto window = context.history;
+    if (params.penalty_window > 0 && window.size() > static_cast<std::size_t>(params.penalty_window)) {
+      window = window.last(static_cast<std::size_t>(params.penalty_window));
+    }
+    count_tokens(window);
+    const auto penalty = static_cast<float>(params.repetition_penalty);
+    for (const std::int32_t token : counted_) {
+      float& logit = adjusted_[static_cast<std::size_t>(token)];
+      // A logit near the edge of float stays a number.
+      logit = std::min(logit > 0.0f ? logit / penalty : logit * penalty, std::numeric_limits<float>::max());
+    }
+    forget_counts();
+  }
+  if (occurrence) {
+    count_tokens(generated);
+    const auto frequency = static_cast<float>(params.frequency_penalty);
+    const auto presence = static_cast<float>(params.presence_penalty);
+    for (const std::int32_t token : counted_) {
+      const auto count = static_cast<float>(counts_[static_cast<std::size_t>(token)]);
+      adjusted_[static_cast<std::size_t>(token)] -= count * frequency + presence;
+    }
+    forget_counts();
+  }
+  if (masked) {
+    for (std::size_t t = 0; t < adjusted_.size(); ++t) {
+      if (!(allowed_[t / 64] >> (t % 64) & 1)) adjusted_[t] = kBanned;
+    }
+  }
+  return adjusted_;
+}
+
+/// Fills candidates_ with what top_p and min_p leave of the whole row, largest first. All filters keep a prefix of the order by
+/// logit, so only as much of the row is sorted as the prefix may need: bounds below the maximum widen until it is reached.
+void Sampler::take_top_p(const SamplingParams& params, std::span<const float> row, float max) {
+  const double target = params.top_p < 1.0 ? params.top_p * sum_exp(row, max) : std::numeric_limits<double>::infinity();
+  // A little below the true bound of min_p, which is then decided on the weights.
+  const double floor = params.min_p > 0.0 ? std::log(params.min_p) - 1e-3 : -std::numeric_limits<double>::infinity();
+  for (double depth = params.top_p < 1.0 ? 6.0 : std::numeric_limits<double>::infinity();; depth *= 2) {
+    const bool last = -depth <= floor || depth > 100.0;
+    const double bound = last ? floor : -depth;
+    candidates_.clear();
+    gather(row, static_cast<float>(static_cast<double>(max) + bound), candidates_);
+    std::sort(candidates_.begin(), candidates_.end(), before);
+    double reached = 0.0;
+    for (std::size_t i = 0; i < candidates_.size(); ++i) {
+      reached += static_cast<double>(exp_nonpositive(candidates_[i].logit - max));
+      if (reached >= target) {
+        candidates_.resize(i + 1);
+        return;
+      }
+    }
+    if (last) return;
+  }
+}
+
+std::span<const Candidate> Sampler::candidates(const SamplingParams& params, std::span<const float> logits,
+                                               const SamplingContext& context) {
+  if (!row_extent(logits).finite) fail_non_finite(logits);
+  const std::span<const float> row = adjust(params, logits, context);
+  const float max = row_extent(row).max;
+  if (max == kBanned) throw ArgumentError("logit_bias and mask leave no token to choose");
+  candidates_.clear();
+  if (params.temperature == 0.0) {
+    candidates_.push_back({max, static_cast<std::int32_t>(find_first(row, max)), 1.0});
+    return candidates_;
+  }
+
+  if (params.top_k > 0) {
+    select_largest(row, static_cast<std::size_t>(params.top_k), candidates_);
+    if (params.top_p < 1.0) {
+      double total = 0.0;
+      for (Candidate& c : candidates_) total += c.weight = static_cast<double>(exp_nonpositive(c.logit - max));
+      double reached = 0.0;
+      std::size_t kept = 0;
+      while (kept < candidates_.size() && reached < params.top_p * total) reached += candidates_[kept++].weight;
+      candidates_.resize(kept);
+    }
+  } else if (params.top_p < 1.0 || params.min_p > 0.0) {
+    take_top_p(params, row, max);
+  } else {
+    gather(row, kBanned, candidates_);  // by token: nothing needs the order by logit
+  }
+  if (params.min_p > 0.0) {
+    std::size_t kept = 1;
+    while (kept < candidates_.size() &&
+           static_cast<double>(exp_nonpositive(candidates_[kept].logit - max)) >= params.min_p) {
+      ++kept;
+    }
+    candidates_.resize(kept);
+  }
+  for (Candidate& c : candidates_) {
+    const double scaled = (static_cast<double>(c.logit) - static_cast<double>(max)) / params.temperature;
+    // Below -100 the weight is 0 either way, and the quotient may not fit a float.
+    c.weight = static_cast<double>(exp_nonpositive(static_cast<float>(std::max(scaled, -100.0))));
+  }
+  return candidates_;
+}
+
+std::size_t Sampler::draw(double u) const {
+  double total = 0.0;
+  for (const Candidate& c : candidates_) total += c.weight;
+  const double target = u * total;
+  double reached = 0.0;
+  std::size_t chosen = 0;
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    if (candidates_[i].weight <= 0.0) continue;
+    chosen = i;  // stays where rounding lets the sum end just below the target
+    reached += candidates_[i].weight;
+    if (reached > target) break;
+  }
+  return chosen;
+}
+
+Sampled Sampler::sample(const SamplingParams& params, std::span<const float> logits, const SamplingContext& context) {
+  candidates(params, logits, context);
+  Sampled sampled;
+  const bool certain = candidates_.size() == 1;
+  const std::size_t chosen =
+      certain ? 0 : draw(random_uniform(params.seed, context.choice, context.history.size()));
+  sampled.token = candidates_[chosen].token;
+  if (context.top_logprobs < 0) return sampled;
+
+  const double total = log_sum_exp(logits, row_extent(logits).max);
+  const auto logprob = [&](float logit) { return static_cast<float>(static_cast<double>(logit) - total); };
+  sampled.logprob = logprob(logits[static_cast<std::size_t>(sampled.token)]);
+  select_largest(logits, static_cast<std::size_t>(context.top_logprobs), candidates_);
+  sampled.top_logprobs.reserve(candidates_.size());
+  for (const Candidate& c : candidates_) sampled.top_logprobs.push_back({c.token, logprob(c.logit)});
+  return sampled;
+}
+
+}  // namespace sterna
