@@ -1,7 +1,189 @@
+/// Plans in Python: compiling a Program for the CPU, running a batch by hand (tests, `sterna diff`), instruction sets.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "base/error.h"
 #include "bindings/bindings.h"
+#include "cpu/cpu_plan.h"
+#include "cpu/isa.h"
+#include "plan/gguf_source.h"
+#include "plan/memory_planner.h"
+#include "plan/plan.h"
+#include "quant/layout.h"
+
+namespace py = pybind11;
 
 namespace sterna::bindings {
+namespace {
 
-void bind_plan(pybind11::module_&) {}
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+
+/// Tensors held by Python: name to the bytes that a file would hold.
+class ArraySource final : public TensorSource {
+ public:
+  explicit ArraySource(const std::map<std::string, Bytes>& arrays) {
+    for (const auto& [name, array] : arrays) {
+      tensors_.emplace(name, std::vector<std::uint8_t>(array.data(), array.data() + array.size()));
+    }
+  }
+
+  void read(std::string_view tensor, std::uint64_t offset, std::span<std::uint8_t> out) const override {
+    const auto found = tensors_.find(tensor);
+    if (found == tensors_.end()) throw UnsupportedModelError("there is no tensor " + std::string(tensor));
+    const std::vector<std::uint8_t>& bytes = found->second;
+    if (offset > bytes.size() || bytes.size() - offset < out.size()) {
+      throw ArgumentError("tensor " + std::string(tensor) + " has " + std::to_string(bytes.size()) + " bytes, " +
+                          std::to_string(offset + out.size()) + " are needed");
+    }
+    std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), out.size(), out.begin());
+  }
+
+ private:
+  std::map<std::string, std::vector<std::uint8_t>, std::less<>> tensors_;
+};
+
+KvType kv_type_from(const std::string& name) {
+  if (name == "f16") return KvType::kF16;
+  if (name == "f32") return KvType::kF32;
+  throw ArgumentError("kv_dtype is \"" + name + "\", must be \"f16\" or \"f32\"");
+}
+
+std::span<const std::int32_t> span_of(const Ints& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
+                       const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows) {
+  const std::vector<std::span<const std::int32_t>> tables(page_tables.begin(), page_tables.end());
+  Batch batch;
+  batch.tokens = span_of(tokens);
+  batch.positions = span_of(positions);
+  batch.sequences = span_of(sequences);
+  batch.page_tables = tables;
+  batch.output_rows = span_of(output_rows);
+  {
+    const py::gil_scoped_release release;
+    plan.run(batch, nullptr);
+  }
+  py::array_t<float> logits({static_cast<py::ssize_t>(batch.num_outputs()), static_cast<py::ssize_t>(plan.vocab_size())});
+  std::copy(plan.logits().begin(), plan.logits().end(), logits.mutable_data());
+  return logits;
+}
+
+py::array_t<float> value(const cpu::CpuPlan& plan, const std::string& name) {
+  const std::vector<float> rows = plan.value(name);
+  py::array_t<float> array(static_cast<py::ssize_t>(rows.size()));
+  std::copy(rows.begin(), rows.end(), array.mutable_data());
+  return array;
+}
+
+/// A tensor's bytes, packed as a plan packs them and read back.
+py::tuple pack_and_dequantize(const Bytes& data, const std::string& format_name, std::int64_t n, std::int64_t k) {
+  const Format* format = find_format(format_name);
+  if (format == nullptr) throw ArgumentError("no format " + format_name);
+  PackedMatrix matrix = make_matrix(*format, n, k);
+  const std::int64_t row_bytes = k / format->block_size * format->block_bytes;
+  if (data.size() != n * row_bytes) throw ArgumentError("data has " + std::to_string(data.size()) + " bytes, not " + std::to_string(n * row_bytes));
+  const std::span<const std::uint8_t> bytes(data.data(), static_cast<std::size_t>(data.size()));
+  bool finite = true;
+  for (std::int64_t panel = 0; panel < matrix.panels(); ++panel) {
+    const auto begin = static_cast<std::size_t>(panel * kPanelRows * row_bytes);
+    const auto size = std::min(bytes.size() - begin, static_cast<std::size_t>(kPanelRows * row_bytes));
+    finite = pack_panel(matrix, panel, bytes.subspan(begin, size)) && finite;
+  }
+  py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(k)});
+  for (std::int64_t row = 0; row < n; ++row) dequantize_row(matrix, row, values.mutable_data() + row * k);
+  return py::make_tuple(values, matrix.bytes.size(), finite);
+}
+
+py::tuple place_buffers(const std::vector<std::tuple<std::int64_t, int, int>>& buffers) {
+  std::vector<Lifetime> lifetimes;
+  for (const auto& [bytes, first, last] : buffers) lifetimes.push_back({bytes, first, last});
+  const Placement placement = place(lifetimes);
+  return py::make_tuple(placement.offsets, placement.arena_bytes);
+}
+
+}  // namespace
+
+void bind_plan(py::module_& m) {
+  m.def(
+      "compiled_isas",
+      [] {
+        std::vector<std::string> names;
+        for (const std::string_view name : cpu::compiled_levels()) names.emplace_back(name);
+        return names;
+      },
+      "Instruction sets of this build, worst first.");
+  m.def(
+      "supported_isas",
+      [] {
+        std::vector<std::string> names;
+        for (const std::string_view name : cpu::compiled_levels()) {
+          if (cpu::is_supported(name)) names.emplace_back(name);
+        }
+        return names;
+      },
+      "Those of them that this CPU can run.");
+  m.def("chosen_isa", [] { return std::string(cpu::chosen_level()); }, "The one in use: $STERNA_ISA, or the best. DeviceError.");
+  m.def("available_cpus", &cpu::available_cpus, "CPUs that this process may run on.");
+  m.def("place_buffers", &place_buffers, py::arg("buffers"),
+        "The memory planner: (bytes, first step, last step) of each buffer -> offsets, bytes of the arena.");
+  m.def("pack_and_dequantize", &pack_and_dequantize, py::arg("data"), py::arg("format"), py::arg("n"), py::arg("k"),
+        "A tensor packed to its layout and read back: values [n, k], packed bytes, whether all scales are finite.");
+  m.def(
+      "packed_bytes",
+      [](const std::string& format_name, std::int64_t n, std::int64_t k) {
+        const Format* format = find_format(format_name);
+        if (format == nullptr) throw ArgumentError("no format " + format_name);
+        return (n + kPanelRows - 1) / kPanelRows * panel_bytes(layout_for(*format), *format, k);
+      },
+      py::arg("format"), py::arg("n"), py::arg("k"), "Bytes of a packed [n, k] matrix.");
+
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
+  py::class_<cpu::CpuPlan, Plan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
+      .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
+           py::arg("output_rows"), "Runs one batch; logits [num_outputs, vocab_size].")
+      .def("reserve_pages", &cpu::CpuPlan::reserve_pages, py::arg("num_pages"))
+      .def("value", &value, py::arg("name"), "A node's result after a run, flat; with keep_values only.")
+      .def_property_readonly("value_names", &cpu::CpuPlan::value_names)
+      .def_property_readonly("vocab_size", &cpu::CpuPlan::vocab_size)
+      .def_property_readonly("max_tokens", &cpu::CpuPlan::max_tokens)
+      .def_property_readonly("max_outputs", &cpu::CpuPlan::max_outputs)
+      .def_property_readonly("num_pages", &cpu::CpuPlan::num_pages)
+      .def_property_readonly("isa", &cpu::CpuPlan::isa)
+      .def_property_readonly("threads", &cpu::CpuPlan::threads)
+      .def_property_readonly("layouts", &cpu::CpuPlan::layouts)
+      .def_property_readonly("weight_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().weights; })
+      .def_property_readonly("scratch_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().scratch; })
+      .def_property_readonly("kv_page_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().kv_page; });
+
+  m.def(
+      "compile_cpu",
+      [](const Program& program, const py::object& source, int threads, const std::string& isa,
+         const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs, bool keep_values) {
+        cpu::CpuPlanOptions options;
+        options.threads = threads;
+        options.isa = isa;
+        options.kv_type = kv_type_from(kv_dtype);
+        options.max_tokens = max_tokens;
+        options.max_outputs = max_outputs;
+        options.keep_values = keep_values;
+        std::unique_ptr<TensorSource> tensors;
+        if (py::isinstance<GgufModel>(source)) {
+          tensors = std::make_unique<GgufSource>(source.cast<std::shared_ptr<GgufModel>>());
+        } else {
+          tensors = std::make_unique<ArraySource>(source.cast<std::map<std::string, Bytes>>());
+        }
+        const py::gil_scoped_release release;
+        return std::make_shared<cpu::CpuPlan>(program, *tensors, options);
+      },
+      py::arg("program"), py::arg("source"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "",
+      py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512, py::arg("max_outputs") = 64, py::arg("keep_values") = false,
+      "Compiles a program for the CPU; `source` is a Gguf, or a dict of tensor bytes.");
+}
 
 }  // namespace sterna::bindings

@@ -9,7 +9,7 @@ namespace sterna::cpu {
 
 constexpr int kMaxTileRows = 8;
 
-enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu, kRelu2, kCount };
+enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu2, kCount };
 
 /// Up to kMaxTileRows token rows, prepared for the panel kernels: rows interleaved so that one displacement reaches each.
 struct ActivationTile {

@@ -25,7 +25,6 @@ void fill_rows(KernelTable& table) {
   table.to_half = cpu::to_half;
   fill_kind<Silu>(table, ActivationKind::kSilu);
   fill_kind<GeluTanh>(table, ActivationKind::kGeluTanh);
-  fill_kind<Relu>(table, ActivationKind::kRelu);
   fill_kind<Relu2>(table, ActivationKind::kRelu2);
 }
 

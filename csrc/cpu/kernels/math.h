@@ -58,13 +58,10 @@ struct GeluTanh {
   }
 };
 
-struct Relu {
-  static Level::F apply(Level::F x) { return Level::max(Level::zero(), x); }
-};
-
+/// max(x, 0)^2
 struct Relu2 {
   static Level::F apply(Level::F x) {
-    const Level::F positive = Relu::apply(x);
+    const Level::F positive = Level::max(Level::zero(), x);
     return Level::mul(positive, positive);
   }
 };

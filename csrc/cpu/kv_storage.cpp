@@ -1,0 +1,39 @@
+#include "cpu/kv_storage.h"
+
+#include <algorithm>
+
+namespace sterna::cpu {
+namespace {
+
+// Large enough for huge pages, small enough not to take much more than asked for.
+constexpr std::int64_t kSlabBytes = std::int64_t{8} << 20;
+
+}  // namespace
+
+KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
+  const std::int64_t element = type == KvType::kF16 ? 2 : 4;
+  for (const KvSlot& slot : slots) {
+    Layer layer;
+    layer.offset = page_bytes_;
+    layer.num_heads = static_cast<int>(slot.num_kv_heads);
+    layer.head_dim = static_cast<int>(slot.head_dim);
+    layer.value_dim = static_cast<int>(slot.value_head_dim);
+    layer.value_stride = (layer.value_dim + 15) / 16 * 16;
+    layer.value_offset = kPageSlots * layer.head_dim * element;
+    layer.head_bytes = layer.value_offset + kPageSlots * layer.value_stride * element;
+    page_bytes_ += layer.num_heads * layer.head_bytes;
+    if (static_cast<std::size_t>(slot.layer) >= layers_.size()) layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
+    layers_[static_cast<std::size_t>(slot.layer)] = layer;
+  }
+}
+
+void KvStorage::reserve(std::int32_t num_pages) {
+  while (this->num_pages() < num_pages) {
+    const std::int64_t wanted = num_pages - this->num_pages();
+    const std::int64_t count = std::max<std::int64_t>(1, std::min(wanted, kSlabBytes / std::max<std::int64_t>(page_bytes_, 1)));
+    slabs_.emplace_back(static_cast<std::size_t>(count * page_bytes_));
+    for (std::int64_t i = 0; i < count; ++i) pages_.push_back(slabs_.back().data() + i * page_bytes_);
+  }
+}
+
+}  // namespace sterna::cpu

@@ -1,0 +1,53 @@
+/// The bytes of the paged KV cache on the CPU. A page holds 64 slots of every layer; pages live in slabs allocated on demand.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/buffer.h"
+#include "engine/batch.h"
+#include "plan/plan.h"
+#include "program/program.h"
+
+namespace sterna::cpu {
+
+/// Keys of one head and page lie as [head_dim][64] (64 slots side by side, so that 16 keys fill a vector), values as
+/// [64][value_stride], value_stride being the value dimension rounded up to 16.
+class KvStorage {
+ public:
+  struct Layer {
+    std::int64_t offset = 0;  // of the layer in a page
+    std::int64_t head_bytes = 0;
+    std::int64_t value_offset = 0;  // of the values within a head's bytes
+    int num_heads = 0;
+    int head_dim = 0;
+    int value_dim = 0;
+    int value_stride = 0;
+  };
+
+  KvStorage(std::span<const KvSlot> slots, KvType type);
+
+  KvType type() const { return type_; }
+  std::int64_t page_bytes() const { return page_bytes_; }
+  std::int32_t num_pages() const { return static_cast<std::int32_t>(pages_.size()); }
+  /// Adds slabs until there are at least num_pages. New pages are zero.
+  void reserve(std::int32_t num_pages);
+
+  const Layer& layer(std::int64_t index) const { return layers_.at(static_cast<std::size_t>(index)); }
+  std::uint8_t* keys(std::int32_t page, const Layer& layer, int head) const {
+    return pages_[static_cast<std::size_t>(page)] + layer.offset + head * layer.head_bytes;
+  }
+  std::uint8_t* values(std::int32_t page, const Layer& layer, int head) const {
+    return keys(page, layer, head) + layer.value_offset;
+  }
+
+ private:
+  KvType type_;
+  std::int64_t page_bytes_ = 0;
+  std::vector<Layer> layers_;  // by layer number
+  std::vector<Buffer> slabs_;
+  std::vector<std::uint8_t*> pages_;
+};
+
+}  // namespace sterna::cpu

@@ -1,0 +1,115 @@
+/// Lowers linear and unembed: one step that prepares the rows, one that multiplies.
+#include <algorithm>
+
+#include "base/error.h"
+#include "cpu/lower_ops.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// How activations meet a weight.
+struct ActivationRule {
+  std::int64_t block;        // k per scale; 0: not quantised; k: one scale per row
+  std::int64_t scale_every;  // k per scale as the kernel reads them
+
+  bool operator==(const ActivationRule&) const = default;
+};
+
+ActivationRule activation_rule(const Node& node, const PackedMatrix& w) {
+  if (w.format->scales == ScaleKind::kNone) return {0, 0};
+  const std::int64_t block = w.format->scales == ScaleKind::kSuper ? 256 : 32;
+  const bool per_token = node.text("activation") == "int8_per_token";
+  return {per_token ? w.k : block, block};
+}
+
+/// The rows of x, ready for weights of one rule. The step is added here.
+struct Prepared {
+  TileSpace tiles;
+  int buffer;
+};
+
+Prepared prepare(Lowering& lowering, const Node& node, const Place& x, const ActivationRule& rule) {
+  auto& step = lowering.make<PrepareStep>();
+  const std::vector<float>* norm = lowering.optional_vector(node, "norm");
+  step.norm = norm == nullptr ? nullptr : norm->data();
+  step.eps = norm == nullptr ? 0.0f : static_cast<float>(node.number("eps"));
+  step.tiles.k = lowering.row_size(node.input("x"));
+  step.tiles.block = rule.block;
+  step.tiles.scale_every = rule.scale_every;
+  const int buffer = lowering.temporary(lowering.tile_space_bytes(step.tiles, x.outputs));
+  lowering.need_scratch(step.tiles.k);
+  lowering.bind(step.x, x);
+  lowering.bind(step.tiles.base, buffer);
+  lowering.add(run_prepare, &step);
+  return {step.tiles, buffer};
+}
+
+const float* vector_data(const Lowering& lowering, ValueId weight) {
+  return lowering.weights().vector(lowering.program().value(weight).name).data();
+}
+
+/// Multiplies the rows at x by the node's weights, one step for each activation rule among them.
+void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
+  const std::vector<ValueId> weights = node.input_list("w");
+  const std::vector<ValueId> biases = node.input_list("bias");
+  const bool glu = node.has("glu");
+
+  std::vector<ActivationRule> rules;  // distinct, in order of appearance
+  for (const ValueId w : weights) {
+    const ActivationRule rule = activation_rule(node, lowering.matrix(w));
+    if (std::find(rules.begin(), rules.end(), rule) == rules.end()) rules.push_back(rule);
+  }
+  if (glu && rules.size() != 1) {
+    throw UnsupportedModelError("linear " + node.name + ": gate and up need the same activation rule (" + node.source + ")");
+  }
+  for (const ActivationRule& rule : rules) {
+    const Prepared prepared = prepare(lowering, node, x, rule);
+    auto& step = lowering.make<MatmulStep>();
+    step.tiles = prepared.tiles;
+    step.glu = glu ? activation_kind(node, "glu") : ActivationKind::kSilu;
+    step.parts.reserve(node.outputs.size());  // addresses are bound
+    for (std::size_t i = 0; i < node.outputs.size(); ++i) {
+      const PackedMatrix& w = lowering.matrix(weights[i]);
+      if (activation_rule(node, w) != rule) continue;
+      MatmulPart part{};
+      part.w = &w;
+      if (!biases.empty()) part.bias = vector_data(lowering, biases[i]);
+      if (glu) {
+        part.up = &lowering.matrix(weights[1]);
+        if (!biases.empty()) part.up_bias = vector_data(lowering, biases[1]);
+      }
+      if (w.layout == LayoutId::kNative || (part.up != nullptr && part.up->layout == LayoutId::kNative)) {
+        lowering.need_unpacked(2 * w.k / 256 * layout_spec(LayoutId::kUnpacked).block_bytes());
+      }
+      step.parts.push_back(part);
+      lowering.bind(step.parts.back().y, lowering.define(node.outputs[i]));
+    }
+    lowering.bind(step.tiles.base, prepared.buffer);
+    if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(step.residual, residual);
+    lowering.add(run_matmul_few, run_matmul_many, &step);
+  }
+}
+
+}  // namespace
+
+void lower_linear(Lowering& lowering, const Node& node) {
+  lower_matmul(lowering, node, lowering.place_of(node.input("x")));
+}
+
+/// Only the wanted rows are multiplied: the rest of [T, k] is left out here where no pass has done it before.
+void lower_unembed(Lowering& lowering, const Node& node) {
+  const Place x = lowering.place_of(node.input("x"));
+  if (x.outputs) {
+    lower_matmul(lowering, node, x);
+    return;
+  }
+  auto& step = lowering.make<CopyStep>();
+  step.n = lowering.row_size(node.input("x"));
+  const Place rows = lowering.temporary_rows(step.n, true);
+  lowering.bind(step.x, x);
+  lowering.bind(step.y, rows);
+  lowering.add(run_take_rows, &step);
+  lower_matmul(lowering, node, rows);
+}
+
+}  // namespace sterna::cpu

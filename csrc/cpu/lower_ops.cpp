@@ -1,0 +1,148 @@
+#include "cpu/lower_ops.h"
+
+#include "base/error.h"
+
+namespace sterna::cpu {
+namespace {
+
+[[noreturn]] void unsupported(const Node& node, const std::string& problem) {
+  throw UnsupportedModelError(node.op + " " + node.name + ": " + problem + " (" + node.source + ")");
+}
+
+void lower_embed(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<EmbedStep>();
+  step.w = &lowering.matrix(node.input("w"));
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_embed, &step);
+}
+
+void lower_rms_norm(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<NormStep>();
+  const ValueId x = node.input("x");
+  const std::vector<float>* weight = lowering.optional_vector(node, "w");
+  step.weight = weight == nullptr ? nullptr : weight->data();
+  step.n = lowering.program().value(x).shape.back().size;
+  step.heads = lowering.row_size(x) / step.n;
+  step.eps = static_cast<float>(node.number("eps"));
+  lowering.bind(step.x, x);
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_norm, &step);
+}
+
+void lower_binary(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<BinaryStep>();
+  step.kind = node.op == "add" ? BinaryKind::kAdd : BinaryKind::kMul;
+  const ValueId a = node.input("a");
+  const ValueId b = node.input("b");
+  step.n = lowering.row_size(a);
+  lowering.bind(step.a, a);
+  if (lowering.program().value(b).kind == ValueKind::kWeight) {
+    const std::vector<float>& weight = *lowering.optional_vector(node, "b");
+    step.weight = weight.data();
+    step.period = static_cast<std::int64_t>(weight.size());
+  } else {
+    step.weight = nullptr;
+    step.period = 0;
+    lowering.bind(step.b, b);
+  }
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_binary, &step);
+}
+
+void lower_scale(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<ScaleStep>();
+  step.n = lowering.row_size(node.input("x"));
+  step.factor = static_cast<float>(node.number("factor"));
+  lowering.bind(step.x, node.input("x"));
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_scale, &step);
+}
+
+void lower_activation(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<ActivationStep>();
+  step.n = lowering.row_size(node.input("x"));
+  step.kind = activation_kind(node, "kind");
+  lowering.bind(step.x, node.input("x"));
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_activation, &step);
+}
+
+void lower_glu(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<GluStep>();
+  step.n = lowering.row_size(node.input("gate"));
+  step.kind = activation_kind(node, "activation");
+  lowering.bind(step.gate, node.input("gate"));
+  lowering.bind(step.up, node.input("up"));
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_glu, &step);
+}
+
+void lower_reshape(Lowering& lowering, const Node& node) {
+  lowering.alias(node.outputs[0], lowering.place_of(node.input("x")));
+}
+
+/// Parts of the last dimension: views of a matrix's columns.
+void lower_split(Lowering& lowering, const Node& node) {
+  const ValueId x = node.input("x");
+  if (lowering.program().value(x).shape.size() != 2) unsupported(node, "splits heads, which the CPU backend does not do yet");
+  Place part = lowering.place_of(x);
+  for (const ValueId output : node.outputs) {
+    lowering.alias(output, part);
+    part.offset += lowering.row_size(output);
+  }
+}
+
+void lower_concat(Lowering& lowering, const Node& node) {
+  if (lowering.program().value(node.outputs[0]).shape.size() != 2) {
+    unsupported(node, "joins heads, which the CPU backend does not do yet");
+  }
+  Place target = lowering.define(node.outputs[0]);
+  for (const ValueId part : node.input_list("x")) {
+    auto& step = lowering.make<CopyStep>();
+    step.n = lowering.row_size(part);
+    lowering.bind(step.x, part);
+    lowering.bind(step.y, target);
+    lowering.add(run_copy, &step);
+    target.offset += step.n;
+  }
+}
+
+void lower_take_rows(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<CopyStep>();
+  step.n = lowering.row_size(node.input("x"));
+  lowering.bind(step.x, node.input("x"));
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_take_rows, &step);
+}
+
+struct Entry {
+  std::string_view op;
+  LowerFunction lower;
+};
+
+constexpr Entry kLowerings[] = {
+    {"embed", lower_embed},           {"linear", lower_linear}, {"unembed", lower_unembed},
+    {"rms_norm", lower_rms_norm},     {"rope", lower_rope},     {"attention", lower_attention},
+    {"glu", lower_glu},               {"add", lower_binary},    {"mul", lower_binary},
+    {"activation", lower_activation}, {"scale", lower_scale},   {"reshape", lower_reshape},
+    {"split", lower_split},           {"concat", lower_concat}, {"take_rows", lower_take_rows},
+};
+
+}  // namespace
+
+LowerFunction find_lowering(std::string_view op) {
+  for (const Entry& entry : kLowerings) {
+    if (entry.op == op) return entry.lower;
+  }
+  return nullptr;
+}
+
+ActivationKind activation_kind(const Node& node, std::string_view attribute) {
+  const std::string& name = node.text(attribute);
+  if (name == "silu") return ActivationKind::kSilu;
+  if (name == "gelu_tanh") return ActivationKind::kGeluTanh;
+  if (name == "relu2") return ActivationKind::kRelu2;
+  unsupported(node, "the CPU backend has no activation \"" + name + "\"");
+}
+
+}  // namespace sterna::cpu

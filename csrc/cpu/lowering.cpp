@@ -1,0 +1,117 @@
+#include "cpu/lowering.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "cpu/lower_ops.h"
+
+namespace sterna::cpu {
+
+void Lowering::lower(const Function& function) {
+  for (const Node& node : function.nodes) {
+    const LowerFunction lower_op = find_lowering(node.op);
+    if (lower_op == nullptr) {
+      throw UnsupportedModelError(node.op + " " + node.name + ": the CPU backend has no kernel for this op (" + node.source + ")");
+    }
+    lower_op(*this, node);
+  }
+  for (const ValueId output : function.outputs) touch(places_.at(output).buffer);
+}
+
+std::int64_t Lowering::row_size(ValueId value) const {
+  std::int64_t size = 1;
+  const Shape& shape = program_.value(value).shape;
+  for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
+  return size;
+}
+
+const std::vector<float>* Lowering::optional_vector(const Node& node, std::string_view role) const {
+  const ValueId id = node.input(role);
+  return id == kNoValue ? nullptr : &weights_.vector(program_.value(id).name);
+}
+
+void Lowering::add(StepFunction few, StepFunction many, const void* arguments) {
+  few_rows_.push_back({few, arguments});
+  many_rows_.push_back({many, arguments});
+}
+
+Place Lowering::define(ValueId value) {
+  const Place place = temporary_rows(row_size(value), program_.value(value).shape[0].size == Dim::kOutputs);
+  places_[value] = place;
+  return place;
+}
+
+Place Lowering::temporary_rows(std::int64_t row_floats, bool outputs) {
+  const std::int64_t stride = (row_floats + 15) / 16 * 16;
+  const std::int64_t rows = outputs ? limits_.max_outputs : limits_.max_tokens;
+  return {temporary(rows * stride * 4), 0, stride, outputs};
+}
+
+int Lowering::temporary(std::int64_t bytes) {
+  const int now = static_cast<int>(few_rows_.size());
+  buffers_.push_back({bytes, now, now});
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+std::int64_t Lowering::tile_space_bytes(const TileSpace& tiles, bool outputs) const {
+  const std::int64_t rows = outputs ? limits_.max_outputs : limits_.max_tokens;
+  return (rows + limits_.tile_rows - 1) / limits_.tile_rows * tiles.tile_bytes(limits_.tile_rows);
+}
+
+void Lowering::touch(int buffer) {
+  buffers_[static_cast<std::size_t>(buffer)].last = static_cast<int>(few_rows_.size());
+}
+
+void Lowering::bind(Rows& rows, const Place& place) {
+  touch(place.buffer);
+  row_bindings_.emplace_back(&rows, place);
+}
+
+void Lowering::bind(std::uint8_t*& pointer, int buffer) {
+  touch(buffer);
+  pointer_bindings_.emplace_back(&pointer, buffer);
+}
+
+void Lowering::bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix) {
+  const RopeSpec spec = rope_spec(node, prefix);
+  const ValueId factors = node.input("factors");
+  auto table = std::find_if(rope_tables_.begin(), rope_tables_.end(),
+                            [&](const RopeTable& t) { return t.spec == spec && t.factors == factors; });
+  if (table == rope_tables_.end()) {
+    const std::int64_t pairs = spec.rotary_dim / 2;
+    table = rope_tables_.insert(rope_tables_.end(), {spec, factors, temporary_rows(pairs, false), temporary_rows(pairs, false)});
+    auto& step = make<RopeTableStep>();
+    const std::vector<float>* divisors = optional_vector(node, "factors");
+    step.frequencies = inverse_frequencies(spec, divisors == nullptr ? std::span<const float>() : *divisors);
+    step.factor = static_cast<float>(spec.attention_factor);
+    bind(step.cosines, table->cosines);
+    bind(step.sines, table->sines);
+    add(run_rope_table, &step);
+  }
+  bind(transform.cosines, table->cosines);
+  bind(transform.sines, table->sines);
+  transform.rotary_dim = static_cast<int>(spec.rotary_dim);
+  transform.interleaved = spec.style == RopeStyle::kInterleaved;
+}
+
+Placement Lowering::plan_memory() const {
+  std::vector<Lifetime> lifetimes;
+  const int last = static_cast<int>(few_rows_.size());
+  for (const BufferUse& use : buffers_) {
+    lifetimes.push_back({use.bytes, limits_.keep_values ? 0 : use.first, limits_.keep_values ? last : use.last});
+  }
+  return place(lifetimes);
+}
+
+void Lowering::patch(const Placement& placement, std::uint8_t* arena) const {
+  for (const auto& [rows, where] : row_bindings_) {
+    rows->data = reinterpret_cast<float*>(arena + placement.offsets[static_cast<std::size_t>(where.buffer)]) + where.offset;
+    rows->stride = where.stride;
+    rows->outputs = where.outputs;
+  }
+  for (const auto& [pointer, buffer] : pointer_bindings_) {
+    *pointer = arena + placement.offsets[static_cast<std::size_t>(buffer)];
+  }
+}
+
+}  // namespace sterna::cpu

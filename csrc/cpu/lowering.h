@@ -1,0 +1,121 @@
+/// From a Program's nodes to the steps of a CPU plan. One function per op, in one table; an op without an entry fails at load.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/steps.h"
+#include "cpu/weights.h"
+#include "plan/memory_planner.h"
+#include "program/program.h"
+#include "program/rope.h"
+
+namespace sterna::cpu {
+
+/// Where a value lives: a buffer of the arena, and where in its rows.
+struct Place {
+  int buffer = -1;
+  std::int64_t offset = 0;  // floats into a row
+  std::int64_t stride = 0;
+  bool outputs = false;
+};
+
+/// Collects steps and the buffers that they use, then places the buffers and patches the addresses into the steps.
+class Lowering {
+ public:
+  struct Limits {
+    std::int64_t max_tokens;
+    std::int64_t max_outputs;
+    int tile_rows;
+    bool keep_values;  // no buffer is used twice, so that every value can be looked at after a run
+  };
+
+  Lowering(const Program& program, const Weights& weights, const Limits& limits)
+      : program_(program), weights_(weights), limits_(limits) {}
+
+  /// Lowers the function's nodes. Throws UnsupportedModelError naming op, node and source line.
+  void lower(const Function& function);
+  /// Places all buffers; afterwards the steps point into `arena`.
+  Placement plan_memory() const;
+  void patch(const Placement& placement, std::uint8_t* arena) const;
+
+  const std::vector<Step>& few_rows() const { return few_rows_; }
+  const std::vector<Step>& many_rows() const { return many_rows_; }
+  /// Keeps the steps' arguments alive; the plan takes them over.
+  std::deque<std::shared_ptr<void>> take_arguments() { return std::move(arguments_); }
+  /// Bytes of scratch per worker, and of one unpacked panel pair.
+  std::int64_t scratch_floats() const { return scratch_floats_; }
+  std::int64_t unpacked_bytes() const { return unpacked_bytes_; }
+  /// Where a value is after a run (with keep_values, any value; otherwise only outputs are sure to be there).
+  const Place& place_of(ValueId value) const { return places_.at(value); }
+
+  // What the per-op functions use.
+  const Program& program() const { return program_; }
+  const Weights& weights() const { return weights_; }
+  std::int64_t row_size(ValueId value) const;
+  const std::vector<float>* optional_vector(const Node& node, std::string_view role) const;
+  const PackedMatrix& matrix(ValueId weight) const { return weights_.matrix(program_.value(weight).name); }
+
+  /// Arguments of a step to be added; addresses stay fixed.
+  template <class T>
+  T& make() {
+    auto argument = std::make_shared<T>();
+    T& reference = *argument;
+    arguments_.push_back(std::move(argument));
+    return reference;
+  }
+  void add(StepFunction run, const void* arguments) { add(run, run, arguments); }
+  void add(StepFunction few, StepFunction many, const void* arguments);
+
+  /// A new buffer for a result, or for a temporary; used from the step that is added next on.
+  Place define(ValueId value);
+  Place temporary_rows(std::int64_t row_floats, bool outputs);
+  int temporary(std::int64_t bytes);
+  /// Bytes of prepared rows, for as many rows as a run can have.
+  std::int64_t tile_space_bytes(const TileSpace& tiles, bool outputs) const;
+  /// A second name for (part of) a value.
+  void alias(ValueId value, const Place& place) { places_[value] = place; }
+  /// Notes that the step added next uses the place, and fills `rows` in when addresses are known.
+  void bind(Rows& rows, const Place& place);
+  void bind(Rows& rows, ValueId value) { bind(rows, places_.at(value)); }
+  void bind(std::uint8_t*& pointer, int buffer);
+  void need_scratch(std::int64_t floats) { scratch_floats_ = std::max(scratch_floats_, floats); }
+  void need_unpacked(std::int64_t bytes) { unpacked_bytes_ = std::max(unpacked_bytes_, bytes); }
+
+  /// Cosines and sines for a rope, computed once per run for all nodes that share them.
+  void bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix);
+
+ private:
+  struct RopeTable {
+    RopeSpec spec;
+    ValueId factors;
+    Place cosines, sines;
+  };
+  struct BufferUse {
+    std::int64_t bytes;
+    int first;
+    int last;
+  };
+
+  void touch(int buffer);
+
+  const Program& program_;
+  const Weights& weights_;
+  const Limits limits_;
+  std::vector<Step> few_rows_, many_rows_;
+  std::deque<std::shared_ptr<void>> arguments_;
+  std::vector<BufferUse> buffers_;
+  std::map<ValueId, Place> places_;
+  std::vector<RopeTable> rope_tables_;
+  std::vector<std::pair<Rows*, Place>> row_bindings_;
+  std::vector<std::pair<std::uint8_t**, int>> pointer_bindings_;
+  std::int64_t scratch_floats_ = 16;
+  std::int64_t unpacked_bytes_ = 0;
+};
+
+}  // namespace sterna::cpu

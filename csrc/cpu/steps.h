@@ -1,0 +1,202 @@
+/// The steps of a CPU plan: plain argument structs and the functions that run them. Every worker calls every step; a step shares
+/// its work out through the context's counter, and no result depends on who computed it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernel_table.h"
+#include "cpu/kv_storage.h"
+#include "engine/batch.h"
+#include "quant/layout.h"
+
+namespace sterna::cpu {
+
+/// Buffers of one worker.
+struct WorkerScratch {
+  Buffer floats;
+  Buffer unpacked;  // one panel of a kNative matrix, decoded
+  std::vector<const std::uint8_t*> key_tiles;
+  std::vector<const std::uint8_t*> value_tiles;
+};
+
+/// What a worker sees of a run.
+struct StepContext {
+  const Batch* batch = nullptr;
+  const KernelTable* kernels = nullptr;
+  const KvStorage* kv = nullptr;
+  WorkerScratch* scratch = nullptr;
+  std::atomic<std::int64_t>* counter = nullptr;  // of this step, zero at its start
+  int num_workers = 1;
+
+  std::int64_t rows(bool outputs) const { return outputs ? batch->num_outputs() : batch->num_tokens(); }
+
+  /// Calls fn(begin, end) for pieces of [0, count), at most `piece` long, until all workers together have done all.
+  template <class Fn>
+  void share(std::int64_t count, std::int64_t piece, Fn fn) const {
+    for (;;) {
+      const std::int64_t begin = counter->fetch_add(piece, std::memory_order_relaxed);
+      if (begin >= count) return;
+      fn(begin, begin + piece < count ? begin + piece : count);
+    }
+  }
+  /// Pieces for row-wise work: about four a worker.
+  std::int64_t row_piece(std::int64_t count) const { return count / (4 * num_workers) + 1; }
+};
+
+using StepFunction = void (*)(const void* arguments, const StepContext& context);
+
+struct Step {
+  StepFunction run = nullptr;
+  const void* arguments = nullptr;
+};
+
+/// Rows of floats in the arena.
+struct Rows {
+  float* data = nullptr;
+  std::int64_t stride = 0;  // floats from one row to the next
+  bool outputs = false;     // one row per output (L) instead of one per token (T)
+
+  float* row(std::int64_t i) const { return data + i * stride; }
+};
+
+/// Token rows prepared for matmuls: tiles of kernels->tile_rows rows, the last one shorter.
+struct TileSpace {
+  std::uint8_t* base = nullptr;
+  std::int64_t k = 0;
+  std::int64_t block = 0;        // k per activation scale: 32, 256 or k; 0: nothing is quantised
+  std::int64_t scale_every = 0;  // k per scale as the kernels read them: 32 or 256 (block = k repeats the one scale)
+
+  std::int64_t tile_bytes(int tile_rows) const;
+  ActivationTile tile(std::int64_t index, std::int64_t rows, int tile_rows) const;
+};
+
+struct EmbedStep {
+  const PackedMatrix* w;
+  Rows y;
+};
+void run_embed(const void* arguments, const StepContext& context);
+
+/// y = rms_norm of each of `heads` parts of n floats of a row.
+struct NormStep {
+  Rows x, y;
+  const float* weight;  // null: none
+  std::int64_t heads, n;
+  float eps;
+};
+void run_norm(const void* arguments, const StepContext& context);
+
+enum class BinaryKind : std::uint8_t { kAdd, kMul };
+struct BinaryStep {
+  BinaryKind kind;
+  Rows a, b, y;
+  const float* weight;  // instead of b: `period` floats, repeated along the row
+  std::int64_t period;
+  std::int64_t n;
+};
+void run_binary(const void* arguments, const StepContext& context);
+
+struct ScaleStep {
+  Rows x, y;
+  std::int64_t n;
+  float factor;
+};
+void run_scale(const void* arguments, const StepContext& context);
+
+struct ActivationStep {
+  Rows x, y;
+  std::int64_t n;
+  ActivationKind kind;
+};
+void run_activation(const void* arguments, const StepContext& context);
+
+struct GluStep {
+  Rows gate, up, y;
+  std::int64_t n;
+  ActivationKind kind;
+};
+void run_glu(const void* arguments, const StepContext& context);
+
+/// Copies n floats of each row, for concat and split.
+struct CopyStep {
+  Rows x, y;
+  std::int64_t n;
+};
+void run_copy(const void* arguments, const StepContext& context);
+/// Row i of y is row output_rows[i] of x.
+void run_take_rows(const void* arguments, const StepContext& context);
+
+/// Cosines and sines of every row's position, [T][pairs] each.
+struct RopeTableStep {
+  std::vector<float> frequencies;
+  float factor;
+  Rows cosines, sines;
+};
+void run_rope_table(const void* arguments, const StepContext& context);
+
+/// How heads are normalised and rotated; no norm and no rotation where the pointers are null.
+struct HeadTransform {
+  const float* norm = nullptr;
+  float eps = 0.0f;
+  Rows cosines, sines;
+  int rotary_dim = 0;
+  bool interleaved = false;
+
+  bool is_identity() const { return norm == nullptr && cosines.data == nullptr; }
+};
+
+struct RopeStep {
+  Rows x, y;
+  int heads, head_dim;
+  HeadTransform transform;
+};
+void run_rope(const void* arguments, const StepContext& context);
+
+/// Writes K and V of every row to the cache, and the transformed queries to q_out.
+struct StoreKvStep {
+  Rows q, k, v, q_out;
+  int query_heads;
+  std::int64_t layer;
+  HeadTransform query_transform, key_transform;
+};
+void run_store_kv(const void* arguments, const StepContext& context);
+
+struct AttendStep {
+  Rows q, y;
+  int query_heads;
+  std::int64_t layer;
+  float scale, softcap;
+  std::int64_t window;  // keys seen, the own one included; 0: all
+};
+void run_attend(const void* arguments, const StepContext& context);
+
+/// Norms (where asked for) and quantises rows into tiles.
+struct PrepareStep {
+  Rows x;
+  const float* norm;  // null: none
+  float eps;
+  TileSpace tiles;
+};
+void run_prepare(const void* arguments, const StepContext& context);
+
+struct MatmulPart {
+  const PackedMatrix* w;
+  const PackedMatrix* up;  // not null: y = activation(w x) * (up x)
+  const float* bias;
+  const float* up_bias;
+  Rows y;
+};
+/// y = w x (+ bias) (+ residual) for each part; all parts read the same tiles.
+struct MatmulStep {
+  std::vector<MatmulPart> parts;
+  TileSpace tiles;
+  Rows residual;  // of the single part; data null: none
+  ActivationKind glu;
+};
+/// Few rows: one tile; panels are shared out.
+void run_matmul_few(const void* arguments, const StepContext& context);
+/// Many rows: each panel meets all tiles while it is in the cache.
+void run_matmul_many(const void* arguments, const StepContext& context);
+
+}  // namespace sterna::cpu

@@ -1,0 +1,142 @@
+/// Rotary positions, the KV cache, and attention.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/steps.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// y = transform(x) for one row of heads; x and y may be the same.
+void transform_heads(const HeadTransform& transform, const KernelTable& kernels, std::int64_t row, int heads,
+                     int head_dim, const float* x, float* y) {
+  if (transform.norm != nullptr) {
+    for (int h = 0; h < heads; ++h) {
+      kernels.rms_norm(x + h * head_dim, transform.norm, y + h * head_dim, head_dim, transform.eps);
+    }
+  } else if (x != y) {
+    std::memcpy(y, x, sizeof(float) * static_cast<std::size_t>(heads * head_dim));
+  }
+  if (transform.cosines.data != nullptr) {
+    kernels.rope(y, heads, head_dim, transform.rotary_dim, transform.interleaved, transform.cosines.row(row),
+                 transform.sines.row(row));
+  }
+}
+
+/// One head's key into its column of the tile, its value into its row.
+void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::int32_t page, int head, int slot,
+                const float* key, const float* value, float* scratch) {
+  std::uint8_t* keys = context.kv->keys(page, layer, head);
+  std::uint8_t* values = context.kv->values(page, layer, head);
+  if (context.kv->type() == KvType::kF32) {
+    float* column = reinterpret_cast<float*>(keys) + slot;
+    for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = key[d];
+    std::memcpy(values + 4 * std::int64_t{slot} * layer.value_stride, value, sizeof(float) * static_cast<std::size_t>(layer.value_dim));
+    return;
+  }
+  auto* halves = reinterpret_cast<std::uint16_t*>(scratch);
+  context.kernels->to_half(key, halves, layer.head_dim);
+  std::uint16_t* column = reinterpret_cast<std::uint16_t*>(keys) + slot;
+  for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = halves[d];
+  context.kernels->to_half(value, reinterpret_cast<std::uint16_t*>(values) + std::int64_t{slot} * layer.value_stride,
+                           layer.value_dim);
+}
+
+}  // namespace
+
+void run_rope(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const RopeStep*>(arguments);
+  const std::int64_t count = context.batch->num_tokens();
+  context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      transform_heads(step.transform, *context.kernels, row, step.heads, step.head_dim, step.x.row(row), step.y.row(row));
+    }
+  });
+}
+
+void run_store_kv(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const StoreKvStep*>(arguments);
+  const Batch& batch = *context.batch;
+  const KvStorage::Layer& layer = context.kv->layer(step.layer);
+  float* transformed = context.scratch->floats.as<float>();
+  float* halves = transformed + layer.num_heads * layer.head_dim;
+  const std::int64_t count = batch.num_tokens();
+  context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const auto t = static_cast<std::size_t>(row);
+      if (step.q_out.data != nullptr) {
+        transform_heads(step.query_transform, *context.kernels, row, step.query_heads, layer.head_dim, step.q.row(row),
+                        step.q_out.row(row));
+      }
+      const float* keys = step.k.row(row);
+      if (!step.key_transform.is_identity()) {
+        transform_heads(step.key_transform, *context.kernels, row, layer.num_heads, layer.head_dim, keys, transformed);
+        keys = transformed;
+      }
+      const std::int32_t position = batch.positions[t];
+      const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[t])];
+      const std::int32_t page = table[static_cast<std::size_t>(position / kPageSlots)];
+      for (int h = 0; h < layer.num_heads; ++h) {
+        store_slot(context, layer, page, h, position % kPageSlots, keys + h * layer.head_dim,
+                   step.v.row(row) + h * layer.value_dim, halves);
+      }
+    }
+  });
+}
+
+void run_attend(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const AttendStep*>(arguments);
+  const Batch& batch = *context.batch;
+  const KvStorage::Layer& layer = context.kv->layer(step.layer);
+  const int group = step.query_heads / layer.num_heads;
+
+  // Heads that share keys go together; with too little work for all workers, fewer of them do.
+  int together = std::min(context.kernels->attention_queries, group);
+  const auto item_count = [&] {
+    return std::int64_t{batch.num_tokens()} * layer.num_heads * ((group + together - 1) / together);
+  };
+  while (together > 1 && item_count() < context.num_workers) together = (together + 1) / 2;
+  const int parts = (group + together - 1) / together;
+  const std::int64_t items = item_count();
+
+  AttendArgs args;
+  const float* queries[kMaxTileRows];
+  float* outputs[kMaxTileRows];
+  args.queries = queries;
+  args.outputs = outputs;
+  args.head_dim = layer.head_dim;
+  args.value_dim = layer.value_dim;
+  args.value_stride = layer.value_stride;
+  args.scale = step.scale;
+  args.softcap = step.softcap;
+  args.scratch = context.scratch->floats.as<float>();
+  const auto attend = context.kv->type() == KvType::kF16 ? context.kernels->attend_f16 : context.kernels->attend_f32;
+
+  context.share(items, items / (8 * context.num_workers) + 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t row = item / (layer.num_heads * parts);
+      const int head = static_cast<int>(item / parts % layer.num_heads);
+      const int first = static_cast<int>(item % parts) * together;
+      const auto t = static_cast<std::size_t>(row);
+      const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[t])];
+      args.last_key = batch.positions[t];
+      args.first_key = step.window == 0 ? 0 : std::max<std::int64_t>(0, args.last_key - step.window + 1);
+      for (std::int64_t page = args.first_key / kPageSlots; page <= args.last_key / kPageSlots; ++page) {
+        const auto p = static_cast<std::size_t>(page);
+        context.scratch->key_tiles[p] = context.kv->keys(table[p], layer, head);
+        context.scratch->value_tiles[p] = context.kv->values(table[p], layer, head);
+      }
+      args.key_tiles = context.scratch->key_tiles.data();
+      args.value_tiles = context.scratch->value_tiles.data();
+      args.count = std::min(together, group - first);
+      for (int i = 0; i < args.count; ++i) {
+        const int query = head * group + first + i;
+        queries[i] = step.q.row(row) + query * layer.head_dim;
+        outputs[i] = step.y.row(row) + query * layer.value_dim;
+      }
+      attend(args);
+    }
+  });
+}
+
+}  // namespace sterna::cpu

@@ -1,0 +1,95 @@
+/// Row-wise steps.
+#include <cstring>
+
+#include "cpu/rope_table.h"
+#include "cpu/steps.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// Calls fn(row) for every row of the batch, shared out.
+template <class Fn>
+void each_row(const StepContext& context, bool outputs, Fn fn) {
+  const std::int64_t count = context.rows(outputs);
+  context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) fn(row);
+  });
+}
+
+}  // namespace
+
+void run_embed(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const EmbedStep*>(arguments);
+  each_row(context, false, [&](std::int64_t row) {
+    dequantize_row(*step.w, context.batch->tokens[static_cast<std::size_t>(row)], step.y.row(row));
+  });
+}
+
+void run_norm(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const NormStep*>(arguments);
+  each_row(context, step.x.outputs, [&](std::int64_t row) {
+    for (std::int64_t h = 0; h < step.heads; ++h) {
+      context.kernels->rms_norm(step.x.row(row) + h * step.n, step.weight, step.y.row(row) + h * step.n, step.n, step.eps);
+    }
+  });
+}
+
+void run_binary(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const BinaryStep*>(arguments);
+  const auto apply = step.kind == BinaryKind::kAdd ? context.kernels->add : context.kernels->mul;
+  each_row(context, step.a.outputs, [&](std::int64_t row) {
+    const float* a = step.a.row(row);
+    float* y = step.y.row(row);
+    if (step.weight == nullptr) {
+      apply(a, step.b.row(row), y, step.n);
+    } else if (step.period == 1) {
+      for (std::int64_t i = 0; i < step.n; ++i) y[i] = step.kind == BinaryKind::kAdd ? a[i] + *step.weight : a[i] * *step.weight;
+    } else {
+      for (std::int64_t i = 0; i < step.n; i += step.period) apply(a + i, step.weight, y + i, step.period);
+    }
+  });
+}
+
+void run_scale(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ScaleStep*>(arguments);
+  each_row(context, step.x.outputs,
+           [&](std::int64_t row) { context.kernels->scale(step.x.row(row), step.factor, step.y.row(row), step.n); });
+}
+
+void run_activation(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ActivationStep*>(arguments);
+  const auto apply = context.kernels->activation[static_cast<int>(step.kind)];
+  each_row(context, step.x.outputs, [&](std::int64_t row) { apply(step.x.row(row), step.y.row(row), step.n); });
+}
+
+void run_glu(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const GluStep*>(arguments);
+  const auto apply = context.kernels->glu[static_cast<int>(step.kind)];
+  each_row(context, step.gate.outputs,
+           [&](std::int64_t row) { apply(step.gate.row(row), step.up.row(row), step.y.row(row), step.n); });
+}
+
+void run_copy(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const CopyStep*>(arguments);
+  each_row(context, step.x.outputs, [&](std::int64_t row) {
+    std::memcpy(step.y.row(row), step.x.row(row), static_cast<std::size_t>(step.n) * sizeof(float));
+  });
+}
+
+void run_take_rows(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const CopyStep*>(arguments);
+  each_row(context, true, [&](std::int64_t row) {
+    const float* x = step.x.row(context.batch->output_rows[static_cast<std::size_t>(row)]);
+    std::memcpy(step.y.row(row), x, static_cast<std::size_t>(step.n) * sizeof(float));
+  });
+}
+
+void run_rope_table(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const RopeTableStep*>(arguments);
+  each_row(context, false, [&](std::int64_t row) {
+    const std::int32_t position = context.batch->positions[static_cast<std::size_t>(row)];
+    rope_angles(position, step.frequencies, step.factor, step.cosines.row(row), step.sines.row(row));
+  });
+}
+
+}  // namespace sterna::cpu

@@ -1,0 +1,34 @@
+/// The packed weights of a plan.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "plan/tensor_source.h"
+#include "program/program.h"
+#include "quant/layout.h"
+
+namespace sterna::cpu {
+
+/// Matrices packed to panels, vectors as floats; each tensor is held once, however many nodes use it.
+class Weights {
+ public:
+  /// Reads and packs every weight that the program's values name, panels in parallel. Throws ModelFormatError when a scale or
+  /// a number is NaN or infinite, naming the tensor.
+  Weights(const Program& program, const TensorSource& source, ThreadPool& pool);
+
+  const PackedMatrix& matrix(const std::string& name) const { return matrices_.at(name); }
+  const std::vector<float>& vector(const std::string& name) const { return vectors_.at(name); }
+  std::uint64_t bytes() const;
+  /// Layout names with how many matrices each holds.
+  std::map<std::string, int> layouts() const;
+
+ private:
+  std::map<std::string, PackedMatrix> matrices_;
+  std::map<std::string, std::vector<float>> vectors_;
+};
+
+}  // namespace sterna::cpu
