@@ -45,7 +45,7 @@ void rms_norm(const float* x, const float* weight, float* y, std::int64_t n, flo
   });
 }
 
-/// Scale = largest |x| of the block / 127, code = x * (1 / scale), to the nearest, ties to even, within +-127. A block whose
+/// Scale = largest |x| of the block / 127, code = x * (127 / largest), to the nearest, ties to even, within +-127. A block whose
 /// scale is below 2^-126 becomes zeros with scale 0. The largest is taken over bit patterns, so that a NaN wins everywhere
 /// alike and ends up in the scale.
 void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every, const ActivationTile& tile,
@@ -57,12 +57,13 @@ void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t s
     for (std::int64_t i = begin; i < begin + block; i += 16) {
       largest = V::imax(largest, V::iand(V::bits(V::load(x + i)), V::iset(0x7FFFFFFF)));
     }
-    float scale = __builtin_bit_cast(float, V::ilargest(largest)) / 127.0f;
+    const float magnitude = __builtin_bit_cast(float, V::ilargest(largest));
+    float scale = magnitude / 127.0f;
     float inverse = 0.0f;
     if (scale < 0x1p-126f) {
       scale = 0.0f;
     } else {
-      inverse = 1.0f / scale;
+      inverse = 127.0f / magnitude;
     }
     for (std::int64_t i = begin; i < begin + block; i += scale_every) tile.scales[i / scale_every * rows + row] = scale;
     for (std::int64_t i = begin; i < begin + block; i += 16) {
