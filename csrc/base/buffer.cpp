@@ -19,7 +19,8 @@ Buffer::Buffer(std::size_t size) : size_(size) {
   if (size >= kMapFrom) {
     // Fresh anonymous pages are zero; the kernel places large mappings at huge-page boundaries where it can.
     const std::size_t mapped = (size + kHugePage - 1) & ~(kHugePage - 1);
-    void* p = mapped < size ? MAP_FAILED : ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* p = mapped < size ? MAP_FAILED
+                            : ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw MemoryBudgetError("cannot allocate " + std::to_string(size) + " bytes");
     ::madvise(p, mapped, MADV_HUGEPAGE);
     data_ = static_cast<std::uint8_t*>(p);

@@ -1,6 +1,5 @@
 /// Translates the core's exceptions to the classes of python/sterna/errors.py.
 #include "base/error.h"
-
 #include "bindings/bindings.h"
 
 namespace py = pybind11;

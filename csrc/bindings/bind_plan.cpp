@@ -52,6 +52,17 @@ KvType kv_type_from(const std::string& name) {
   throw ArgumentError("kv_dtype is \"" + name + "\", must be \"f16\" or \"f32\"");
 }
 
+cpu::CpuPlanOptions plan_options(int threads, const std::string& isa, const std::string& kv_dtype,
+                                 std::int32_t max_tokens, std::int32_t max_outputs) {
+  cpu::CpuPlanOptions options;
+  options.threads = threads;
+  options.isa = isa;
+  options.kv_type = kv_type_from(kv_dtype);
+  options.max_tokens = max_tokens;
+  options.max_outputs = max_outputs;
+  return options;
+}
+
 std::span<const std::int32_t> span_of(const Ints& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
@@ -69,7 +80,8 @@ py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& posit
     const py::gil_scoped_release release;
     plan.run(batch, nullptr);
   }
-  py::array_t<float> logits({static_cast<py::ssize_t>(batch.num_outputs()), static_cast<py::ssize_t>(plan.vocab_size())});
+  py::array_t<float> logits(
+      {static_cast<py::ssize_t>(batch.num_outputs()), static_cast<py::ssize_t>(plan.vocab_size())});
   std::copy(plan.logits().begin(), plan.logits().end(), logits.mutable_data());
   return logits;
 }
@@ -87,7 +99,8 @@ py::tuple pack_and_dequantize(const Bytes& data, const std::string& format_name,
   if (format == nullptr) throw ArgumentError("no format " + format_name);
   PackedMatrix matrix = make_matrix(*format, n, k);
   const std::int64_t row_bytes = k / format->block_size * format->block_bytes;
-  if (data.size() != n * row_bytes) throw ArgumentError("data has " + std::to_string(data.size()) + " bytes, not " + std::to_string(n * row_bytes));
+  if (data.size() != n * row_bytes)
+    throw ArgumentError("data has " + std::to_string(data.size()) + " bytes, not " + std::to_string(n * row_bytes));
   const std::span<const std::uint8_t> bytes(data.data(), static_cast<std::size_t>(data.size()));
   bool finite = true;
   for (std::int64_t panel = 0; panel < matrix.panels(); ++panel) {
@@ -128,7 +141,9 @@ void bind_plan(py::module_& m) {
         return names;
       },
       "Those of them that this CPU can run.");
-  m.def("chosen_isa", [] { return std::string(cpu::chosen_level()); }, "The one in use: $STERNA_ISA, or the best. DeviceError.");
+  m.def(
+      "chosen_isa", [] { return std::string(cpu::chosen_level()); },
+      "The one in use: $STERNA_ISA, or the best. DeviceError.");
   m.def("available_cpus", &cpu::available_cpus, "CPUs that this process may run on.");
   m.def("place_buffers", &place_buffers, py::arg("buffers"),
         "The memory planner: (bytes, first step, last step) of each buffer -> offsets, bytes of the arena.");
@@ -162,15 +177,23 @@ void bind_plan(py::module_& m) {
       .def_property_readonly("kv_page_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().kv_page; });
 
   m.def(
+      "plan_memory",
+      [](const Program& program, int threads, const std::string& isa, const std::string& kv_dtype,
+         std::int32_t max_tokens, std::int32_t max_outputs) {
+        const PlanMemory memory =
+            cpu::plan_memory(program, plan_options(threads, isa, kv_dtype, max_tokens, max_outputs));
+        return py::make_tuple(memory.weights, memory.scratch, memory.kv_page);
+      },
+      py::arg("program"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "", py::arg("kv_dtype") = "f16",
+      py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
+      "Bytes of weights, scratch and one KV page that compile_cpu with these arguments will hold; allocates none of "
+      "them.");
+
+  m.def(
       "compile_cpu",
       [](const Program& program, const py::object& source, int threads, const std::string& isa,
          const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs, bool keep_values) {
-        cpu::CpuPlanOptions options;
-        options.threads = threads;
-        options.isa = isa;
-        options.kv_type = kv_type_from(kv_dtype);
-        options.max_tokens = max_tokens;
-        options.max_outputs = max_outputs;
+        cpu::CpuPlanOptions options = plan_options(threads, isa, kv_dtype, max_tokens, max_outputs);
         options.keep_values = keep_values;
         std::unique_ptr<TensorSource> tensors;
         if (py::isinstance<GgufModel>(source)) {
@@ -182,8 +205,8 @@ void bind_plan(py::module_& m) {
         return std::make_shared<cpu::CpuPlan>(program, *tensors, options);
       },
       py::arg("program"), py::arg("source"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "",
-      py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512, py::arg("max_outputs") = 64, py::arg("keep_values") = false,
-      "Compiles a program for the CPU; `source` is a Gguf, or a dict of tensor bytes.");
+      py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
+      py::arg("keep_values") = false, "Compiles a program for the CPU; `source` is a Gguf, or a dict of tensor bytes.");
 }
 
 }  // namespace sterna::bindings

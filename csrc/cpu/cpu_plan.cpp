@@ -42,6 +42,22 @@ int available_cpus() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+PlanMemory plan_memory(const Program& program, const CpuPlanOptions& wanted) {
+  const CpuPlanOptions options = checked(wanted);
+  const KernelTable& kernels = kernel_table(options.isa.empty() ? chosen_level() : std::string_view(options.isa));
+  const Weights weights(program);
+  Lowering lowering(program, weights,
+                    {options.max_tokens, options.max_outputs, kernels.tile_rows, options.keep_values});
+  lowering.lower(program.function("logits"));
+  const std::int64_t per_worker = lowering.scratch_floats() * 4 + lowering.unpacked_bytes();
+  PlanMemory memory;
+  memory.weights = weights.bytes();
+  memory.scratch =
+      static_cast<std::uint64_t>(lowering.plan_memory().arena_bytes + per_worker * thread_count(options.threads));
+  memory.kv_page = static_cast<std::uint64_t>(KvStorage(program.kv_slots, options.kv_type).page_bytes());
+  return memory;
+}
+
 CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPlanOptions& options)
     : options_(checked(options)),
       kernels_(kernel_table(options.isa.empty() ? chosen_level() : std::string_view(options.isa))),
@@ -63,7 +79,8 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   const auto rows_of = [&](ValueId value) {
     const Place& place = lowering.place_of(value);
     Rows rows;
-    rows.data = reinterpret_cast<float*>(arena_.data() + placement.offsets[static_cast<std::size_t>(place.buffer)]) + place.offset;
+    rows.data = reinterpret_cast<float*>(arena_.data() + placement.offsets[static_cast<std::size_t>(place.buffer)]) +
+                place.offset;
     rows.stride = place.stride;
     rows.outputs = place.outputs;
     return rows;
@@ -72,7 +89,8 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   vocab_size_ = static_cast<std::int32_t>(lowering.row_size(output));
   logits_ = rows_of(output);
   if (logits_.stride != vocab_size_) {
-    throw UnsupportedModelError("the vocabulary has " + std::to_string(vocab_size_) + " entries, which is no multiple of 16");
+    throw UnsupportedModelError("the vocabulary has " + std::to_string(vocab_size_) +
+                                " entries, which is no multiple of 16");
   }
   if (options_.keep_values) {
     for (const Node& node : function.nodes) {
@@ -145,7 +163,8 @@ std::vector<std::string> CpuPlan::value_names() const {
 }
 
 std::vector<float> CpuPlan::value(const std::string& name) const {
-  const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const KeptValue& value) { return value.name == name; });
+  const auto found =
+      std::find_if(kept_.begin(), kept_.end(), [&](const KeptValue& value) { return value.name == name; });
   if (found == kept_.end()) throw ArgumentError("the plan keeps no value \"" + name + "\"");
   const std::int64_t rows = found->rows.outputs ? num_outputs_ : num_tokens_;
   std::vector<float> copy;
@@ -162,16 +181,20 @@ void CpuPlan::check(const Batch& batch) const {
   if (rows == 0 || rows > static_cast<std::size_t>(max_tokens())) {
     fail(std::to_string(rows) + " tokens, the plan takes 1 to " + std::to_string(max_tokens()));
   }
-  if (batch.positions.size() != rows || batch.sequences.size() != rows) fail("positions and sequences must be as many as tokens");
+  if (batch.positions.size() != rows || batch.sequences.size() != rows)
+    fail("positions and sequences must be as many as tokens");
   if (batch.output_rows.size() > static_cast<std::size_t>(max_outputs())) {
     fail(std::to_string(batch.output_rows.size()) + " output rows, the plan takes " + std::to_string(max_outputs()));
   }
   for (std::size_t i = 0; i < rows; ++i) {
-    if (batch.tokens[i] < 0 || batch.tokens[i] >= vocab_size_) fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
+    if (batch.tokens[i] < 0 || batch.tokens[i] >= vocab_size_)
+      fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
     const auto sequence = static_cast<std::size_t>(batch.sequences[i]);
-    if (batch.sequences[i] < 0 || sequence >= batch.page_tables.size()) fail("sequence " + std::to_string(batch.sequences[i]));
+    if (batch.sequences[i] < 0 || sequence >= batch.page_tables.size())
+      fail("sequence " + std::to_string(batch.sequences[i]));
     const auto page = static_cast<std::size_t>(batch.positions[i] / kPageSlots);
-    if (batch.positions[i] < 0 || page >= batch.page_tables[sequence].size()) fail("position " + std::to_string(batch.positions[i]) + " has no page");
+    if (batch.positions[i] < 0 || page >= batch.page_tables[sequence].size())
+      fail("position " + std::to_string(batch.positions[i]) + " has no page");
   }
   for (const auto& table : batch.page_tables) {
     for (const std::int32_t page : table) {

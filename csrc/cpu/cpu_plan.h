@@ -19,21 +19,24 @@
 namespace sterna::cpu {
 
 struct CpuPlanOptions {
-  int threads = 0;                // 0: one per CPU that this process may use
-  std::string isa;                // empty: chosen_level()
+  int threads = 0;  // 0: one per CPU that this process may use
+  std::string isa;  // empty: chosen_level()
   KvType kv_type = KvType::kF16;
   std::int32_t max_tokens = 512;
   std::int32_t max_outputs = 64;
-  bool keep_values = false;       // every result of a node can be looked at after a run
+  bool keep_values = false;  // every result of a node can be looked at after a run
 };
 
 /// CPUs that this process may run on (its affinity mask).
 int available_cpus();
 
+/// What a CpuPlan of this program will hold, found out without allocating any of it.
+PlanMemory plan_memory(const Program& program, const CpuPlanOptions& options);
+
 class CpuPlan final : public Plan {
  public:
-  /// Compiles the function "logits". The program is used as it is: fuse it first for speed. Throws UnsupportedModelError,
-  /// DeviceError, MemoryBudgetError, and what the source throws.
+  /// Compiles the function "logits". The program is used as it is: fuse it first for speed. Throws
+  /// UnsupportedModelError, DeviceError, MemoryBudgetError, and what the source throws.
   CpuPlan(const Program& program, const TensorSource& source, const CpuPlanOptions& options);
 
   bool run(const Batch& batch, const std::atomic<bool>* cancelled) override;

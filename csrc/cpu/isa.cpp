@@ -7,12 +7,12 @@
 #include "base/error.h"
 
 // The fill functions of each level (cpu/isa/level.h declares them within its own translation units).
-#define STERNA_DECLARE_LEVEL(level)            \
-  namespace sterna::cpu::level {               \
-  void fill_rows(KernelTable& table);          \
-  void fill_attention(KernelTable& table);     \
-  void fill_matmul_block(KernelTable& table);  \
-  void fill_matmul_super(KernelTable& table);  \
+#define STERNA_DECLARE_LEVEL(level)           \
+  namespace sterna::cpu::level {              \
+  void fill_rows(KernelTable& table);         \
+  void fill_attention(KernelTable& table);    \
+  void fill_matmul_block(KernelTable& table); \
+  void fill_matmul_super(KernelTable& table); \
   }
 STERNA_DECLARE_LEVEL(scalar)
 #if defined(STERNA_X86)

@@ -1,4 +1,5 @@
-/// The kernels of one instruction set as plain function pointers. Plans are built from a table and never ask which level it is.
+/// The kernels of one instruction set as plain function pointers. Plans are built from a table and never ask which
+/// level it is.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +12,22 @@ constexpr int kMaxTileRows = 8;
 
 enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu2, kCount };
 
-/// Up to kMaxTileRows token rows, prepared for the panel kernels: rows interleaved so that one displacement reaches each.
+/// Up to kMaxTileRows token rows, prepared for the panel kernels: rows interleaved so that one displacement reaches
+/// each.
 struct ActivationTile {
-  std::int8_t* codes = nullptr;       // [k / 4][rows][4]
-  float* scales = nullptr;            // [k / block][rows], block as the activation rule says
-  std::int32_t* sums16 = nullptr;     // [k / 16][rows], sums of codes
-  std::int32_t* sums32 = nullptr;     // [k / 32][rows]
-  float* values = nullptr;            // [k][rows], for dense weights, where nothing is quantised
+  std::int8_t* codes = nullptr;    // [k / 4][rows][4]
+  float* scales = nullptr;         // [k / block][rows], block as the activation rule says
+  std::int32_t* sums16 = nullptr;  // [k / 16][rows], sums of codes
+  std::int32_t* sums32 = nullptr;  // [k / 32][rows]
+  float* values = nullptr;         // [k][rows], for dense weights, where nothing is quantised
   int rows = 0;
 };
 
 /// out[row][r] = the dot products of 16 weight rows with each row of the tile. The arithmetic is in kernels/matmul.h.
 using PanelKernel = void (*)(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out);
 
-/// What one call of `attend` computes: the attention of up to kAttentionQueries heads that share keys, over one range of keys.
+/// What one call of `attend` computes: the attention of up to kAttentionQueries heads that share keys, over one range
+/// of keys.
 struct AttendArgs {
   const float* const* queries = nullptr;  // [count], head_dim floats each
   float* const* outputs = nullptr;        // [count], value_dim floats each
@@ -32,13 +35,14 @@ struct AttendArgs {
   int head_dim = 0;
   int value_dim = 0;
   float scale = 1.0f;
-  float softcap = 0.0f;                   // 0: none
-  std::int64_t first_key = 0;             // keys first_key..last_key, both included
+  float softcap = 0.0f;        // 0: none
+  std::int64_t first_key = 0;  // keys first_key..last_key, both included
   std::int64_t last_key = 0;
-  const std::uint8_t* const* key_tiles = nullptr;    // by page of the sequence: this layer's and head's keys, [head_dim][64]
+  const std::uint8_t* const* key_tiles =
+      nullptr;  // by page of the sequence: this layer's and head's keys, [head_dim][64]
   const std::uint8_t* const* value_tiles = nullptr;  // values, [64][value_stride]
-  int value_stride = 0;                   // value_dim rounded up to 16
-  float* scratch = nullptr;               // attend_scratch(value_dim) floats
+  int value_stride = 0;                              // value_dim rounded up to 16
+  float* scratch = nullptr;                          // attend_scratch(value_dim) floats
 };
 
 /// Floats of scratch that `attend` needs.
@@ -58,9 +62,10 @@ struct KernelTable {
   PanelKernel panel_sum[2][kMaxTileRows];
 
   void (*rms_norm)(const float* x, const float* weight, float* y, std::int64_t n, float eps);
-  /// Row `row` of the tile from k floats; block is 32, 256 or k. The scale of a block is written once per scale_every k.
-  void (*quantize)(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every, const ActivationTile& tile,
-                   int row);
+  /// Row `row` of the tile from k floats; block is 32, 256 or k. The scale of a block is written once per scale_every
+  /// k.
+  void (*quantize)(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every,
+                   const ActivationTile& tile, int row);
   void (*add)(const float* a, const float* b, float* y, std::int64_t n);
   void (*mul)(const float* a, const float* b, float* y, std::int64_t n);
   void (*scale)(const float* x, float factor, float* y, std::int64_t n);

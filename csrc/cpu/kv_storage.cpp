@@ -22,7 +22,8 @@ KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
     layer.value_offset = kPageSlots * layer.head_dim * element;
     layer.head_bytes = layer.value_offset + kPageSlots * layer.value_stride * element;
     page_bytes_ += layer.num_heads * layer.head_bytes;
-    if (static_cast<std::size_t>(slot.layer) >= layers_.size()) layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
+    if (static_cast<std::size_t>(slot.layer) >= layers_.size())
+      layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
     layers_[static_cast<std::size_t>(slot.layer)] = layer;
   }
 }
@@ -30,7 +31,8 @@ KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
 void KvStorage::reserve(std::int32_t num_pages) {
   while (this->num_pages() < num_pages) {
     const std::int64_t wanted = num_pages - this->num_pages();
-    const std::int64_t count = std::max<std::int64_t>(1, std::min(wanted, kSlabBytes / std::max<std::int64_t>(page_bytes_, 1)));
+    const std::int64_t count =
+        std::max<std::int64_t>(1, std::min(wanted, kSlabBytes / std::max<std::int64_t>(page_bytes_, 1)));
     slabs_.emplace_back(static_cast<std::size_t>(count * page_bytes_));
     for (std::int64_t i = 0; i < count; ++i) pages_.push_back(slabs_.back().data() + i * page_bytes_);
   }

@@ -1,4 +1,5 @@
-/// The bytes of the paged KV cache on the CPU. A page holds 64 slots of every layer; pages live in slabs allocated on demand.
+/// The bytes of the paged KV cache on the CPU. A page holds 64 slots of every layer; pages live in slabs allocated on
+/// demand.
 #pragma once
 
 #include <cstdint>

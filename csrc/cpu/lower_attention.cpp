@@ -18,7 +18,8 @@ void lower_rope(Lowering& lowering, const Node& node) {
 
 void lower_attention(Lowering& lowering, const Node& node) {
   if (!node.flag("causal")) {
-    throw UnsupportedModelError("attention " + node.name + ": the CPU backend has causal attention only (" + node.source + ")");
+    throw UnsupportedModelError("attention " + node.name + ": the CPU backend has causal attention only (" +
+                                node.source + ")");
   }
   const Shape& q = lowering.program().value(node.input("q")).shape;
   const Shape& k = lowering.program().value(node.input("k")).shape;

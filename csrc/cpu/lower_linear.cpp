@@ -60,7 +60,8 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
     if (std::find(rules.begin(), rules.end(), rule) == rules.end()) rules.push_back(rule);
   }
   if (glu && rules.size() != 1) {
-    throw UnsupportedModelError("linear " + node.name + ": gate and up need the same activation rule (" + node.source + ")");
+    throw UnsupportedModelError("linear " + node.name + ": gate and up need the same activation rule (" + node.source +
+                                ")");
   }
   for (const ActivationRule& rule : rules) {
     const Prepared prepared = prepare(lowering, node, x, rule);

@@ -84,7 +84,8 @@ void lower_reshape(Lowering& lowering, const Node& node) {
 /// Parts of the last dimension: views of a matrix's columns.
 void lower_split(Lowering& lowering, const Node& node) {
   const ValueId x = node.input("x");
-  if (lowering.program().value(x).shape.size() != 2) unsupported(node, "splits heads, which the CPU backend does not do yet");
+  if (lowering.program().value(x).shape.size() != 2)
+    unsupported(node, "splits heads, which the CPU backend does not do yet");
   Place part = lowering.place_of(x);
   for (const ValueId output : node.outputs) {
     lowering.alias(output, part);
@@ -121,11 +122,21 @@ struct Entry {
 };
 
 constexpr Entry kLowerings[] = {
-    {"embed", lower_embed},           {"linear", lower_linear}, {"unembed", lower_unembed},
-    {"rms_norm", lower_rms_norm},     {"rope", lower_rope},     {"attention", lower_attention},
-    {"glu", lower_glu},               {"add", lower_binary},    {"mul", lower_binary},
-    {"activation", lower_activation}, {"scale", lower_scale},   {"reshape", lower_reshape},
-    {"split", lower_split},           {"concat", lower_concat}, {"take_rows", lower_take_rows},
+    {"embed", lower_embed},
+    {"linear", lower_linear},
+    {"unembed", lower_unembed},
+    {"rms_norm", lower_rms_norm},
+    {"rope", lower_rope},
+    {"attention", lower_attention},
+    {"glu", lower_glu},
+    {"add", lower_binary},
+    {"mul", lower_binary},
+    {"activation", lower_activation},
+    {"scale", lower_scale},
+    {"reshape", lower_reshape},
+    {"split", lower_split},
+    {"concat", lower_concat},
+    {"take_rows", lower_take_rows},
 };
 
 }  // namespace

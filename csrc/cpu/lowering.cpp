@@ -11,7 +11,8 @@ void Lowering::lower(const Function& function) {
   for (const Node& node : function.nodes) {
     const LowerFunction lower_op = find_lowering(node.op);
     if (lower_op == nullptr) {
-      throw UnsupportedModelError(node.op + " " + node.name + ": the CPU backend has no kernel for this op (" + node.source + ")");
+      throw UnsupportedModelError(node.op + " " + node.name + ": the CPU backend has no kernel for this op (" +
+                                  node.source + ")");
     }
     lower_op(*this, node);
   }
@@ -79,7 +80,8 @@ void Lowering::bind_rope(HeadTransform& transform, const Node& node, std::string
                             [&](const RopeTable& t) { return t.spec == spec && t.factors == factors; });
   if (table == rope_tables_.end()) {
     const std::int64_t pairs = spec.rotary_dim / 2;
-    table = rope_tables_.insert(rope_tables_.end(), {spec, factors, temporary_rows(pairs, false), temporary_rows(pairs, false)});
+    table = rope_tables_.insert(rope_tables_.end(),
+                                {spec, factors, temporary_rows(pairs, false), temporary_rows(pairs, false)});
     auto& step = make<RopeTableStep>();
     const std::vector<float>* divisors = optional_vector(node, "factors");
     step.frequencies = inverse_frequencies(spec, divisors == nullptr ? std::span<const float>() : *divisors);
@@ -105,7 +107,8 @@ Placement Lowering::plan_memory() const {
 
 void Lowering::patch(const Placement& placement, std::uint8_t* arena) const {
   for (const auto& [rows, where] : row_bindings_) {
-    rows->data = reinterpret_cast<float*>(arena + placement.offsets[static_cast<std::size_t>(where.buffer)]) + where.offset;
+    rows->data =
+        reinterpret_cast<float*>(arena + placement.offsets[static_cast<std::size_t>(where.buffer)]) + where.offset;
     rows->stride = where.stride;
     rows->outputs = where.outputs;
   }

@@ -1,4 +1,5 @@
-/// From a Program's nodes to the steps of a CPU plan. One function per op, in one table; an op without an entry fails at load.
+/// From a Program's nodes to the steps of a CPU plan. One function per op, in one table; an op without an entry fails
+/// at load.
 #pragma once
 
 #include <deque>

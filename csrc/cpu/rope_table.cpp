@@ -40,7 +40,8 @@ double cosine_near_zero(double r) {
 
 }  // namespace
 
-void rope_angles(std::int32_t position, std::span<const float> frequencies, float factor, float* cosines, float* sines) {
+void rope_angles(std::int32_t position, std::span<const float> frequencies, float factor, float* cosines,
+                 float* sines) {
   for (std::size_t i = 0; i < frequencies.size(); ++i) {
     const float angle = static_cast<float>(position) * frequencies[i];
     const double x = static_cast<double>(angle);

@@ -1,5 +1,5 @@
-/// The steps of a CPU plan: plain argument structs and the functions that run them. Every worker calls every step; a step shares
-/// its work out through the context's counter, and no result depends on who computed it.
+/// The steps of a CPU plan: plain argument structs and the functions that run them. Every worker calls every step; a
+/// step shares its work out through the context's counter, and no result depends on who computed it.
 #pragma once
 
 #include <atomic>

@@ -31,7 +31,8 @@ void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::
   if (context.kv->type() == KvType::kF32) {
     float* column = reinterpret_cast<float*>(keys) + slot;
     for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = key[d];
-    std::memcpy(values + 4 * std::int64_t{slot} * layer.value_stride, value, sizeof(float) * static_cast<std::size_t>(layer.value_dim));
+    std::memcpy(values + 4 * std::int64_t{slot} * layer.value_stride, value,
+                sizeof(float) * static_cast<std::size_t>(layer.value_dim));
     return;
   }
   auto* halves = reinterpret_cast<std::uint16_t*>(scratch);
@@ -49,7 +50,8 @@ void run_rope(const void* arguments, const StepContext& context) {
   const std::int64_t count = context.batch->num_tokens();
   context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
-      transform_heads(step.transform, *context.kernels, row, step.heads, step.head_dim, step.x.row(row), step.y.row(row));
+      transform_heads(step.transform, *context.kernels, row, step.heads, step.head_dim, step.x.row(row),
+                      step.y.row(row));
     }
   });
 }

@@ -81,7 +81,8 @@ void share_panels(const MatmulStep& step, const StepContext& context, std::int64
     std::int64_t first = 0;
     for (const MatmulPart& part : step.parts) {
       const std::int64_t last = first + part.w->panels();
-      for (std::int64_t p = std::max(begin, first); p < std::min(end, last); ++p) run_panel(step, context, part, p - first, rows);
+      for (std::int64_t p = std::max(begin, first); p < std::min(end, last); ++p)
+        run_panel(step, context, part, p - first, rows);
       first = last;
     }
   });

@@ -29,7 +29,8 @@ void run_norm(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const NormStep*>(arguments);
   each_row(context, step.x.outputs, [&](std::int64_t row) {
     for (std::int64_t h = 0; h < step.heads; ++h) {
-      context.kernels->rms_norm(step.x.row(row) + h * step.n, step.weight, step.y.row(row) + h * step.n, step.n, step.eps);
+      context.kernels->rms_norm(step.x.row(row) + h * step.n, step.weight, step.y.row(row) + h * step.n, step.n,
+                                step.eps);
     }
   });
 }
@@ -43,7 +44,8 @@ void run_binary(const void* arguments, const StepContext& context) {
     if (step.weight == nullptr) {
       apply(a, step.b.row(row), y, step.n);
     } else if (step.period == 1) {
-      for (std::int64_t i = 0; i < step.n; ++i) y[i] = step.kind == BinaryKind::kAdd ? a[i] + *step.weight : a[i] * *step.weight;
+      for (std::int64_t i = 0; i < step.n; ++i)
+        y[i] = step.kind == BinaryKind::kAdd ? a[i] + *step.weight : a[i] * *step.weight;
     } else {
       for (std::int64_t i = 0; i < step.n; i += step.period) apply(a + i, step.weight, y + i, step.period);
     }

@@ -9,8 +9,8 @@
 
 namespace sterna::cpu {
 
-/// Spins for a few tens of microseconds, then sleeps, so that two barriers a microsecond apart cost no system call and an
-/// overloaded machine loses no time slice to waiting.
+/// Spins for a few tens of microseconds, then sleeps, so that two barriers a microsecond apart cost no system call and
+/// an overloaded machine loses no time slice to waiting.
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count) {}

@@ -40,10 +40,15 @@ void pack(const PackJob& job, const TensorSource& source, std::vector<std::uint8
   }
 }
 
+std::size_t element_count(const Value& value) {
+  std::size_t count = 1;
+  for (const Dim& dim : value.shape) count *= static_cast<std::size_t>(dim.size);
+  return count;
+}
+
 std::vector<float> read_vector(const Value& value, const TensorSource& source) {
   const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
-  std::int64_t count = 1;
-  for (const Dim& dim : value.shape) count *= dim.size;
+  const auto count = static_cast<std::int64_t>(element_count(value));
   if (format.dequantize == nullptr || count % format.block_size != 0) {
     throw UnsupportedModelError("tensor " + value.name + " has format " + std::string(format.name) +
                                 ", which holds no vector of floats");
@@ -95,9 +100,22 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
   for (auto& [name, matrix] : matrices_) finish_matrix(matrix);
 }
 
+Weights::Weights(const Program& program) {
+  for (const Value& value : program.values) {
+    if (value.kind != ValueKind::kWeight) continue;
+    if (value.shape.size() == 2) {
+      const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
+      matrices_.emplace(value.name, describe_matrix(format, value.shape[0].size, value.shape[1].size));
+    } else {
+      vectors_.emplace(value.name, std::vector<float>(element_count(value), 1.0f));
+    }
+  }
+}
+
 std::uint64_t Weights::bytes() const {
   std::uint64_t total = 0;
-  for (const auto& [name, matrix] : matrices_) total += matrix.bytes.size();
+  for (const auto& [name, matrix] : matrices_)
+    total += static_cast<std::uint64_t>(matrix.panels() * matrix.panel_bytes);
   for (const auto& [name, vector] : vectors_) total += vector.size() * sizeof(float);
   return total;
 }

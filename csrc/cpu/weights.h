@@ -16,9 +16,11 @@ namespace sterna::cpu {
 /// Matrices packed to panels, vectors as floats; each tensor is held once, however many nodes use it.
 class Weights {
  public:
-  /// Reads and packs every weight that the program's values name, panels in parallel. Throws ModelFormatError when a scale or
-  /// a number is NaN or infinite, naming the tensor.
+  /// Reads and packs every weight that the program's values name, panels in parallel. Throws ModelFormatError when a
+  /// scale or a number is NaN or infinite, naming the tensor.
   Weights(const Program& program, const TensorSource& source, ThreadPool& pool);
+  /// Shapes and layouts only: enough to lower a program and to plan its memory.
+  explicit Weights(const Program& program);
 
   const PackedMatrix& matrix(const std::string& name) const { return matrices_.at(name); }
   const std::vector<float>& vector(const std::string& name) const { return vectors_.at(name); }

@@ -27,9 +27,10 @@ Placement place(std::span<const Lifetime> lifetimes, std::int64_t alignment) {
     }
     placement.offsets[i] = offset;
     placement.arena_bytes = std::max(placement.arena_bytes, offset + align(wanted.bytes));
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), i,
-                                   [&](std::size_t a, std::size_t b) { return placement.offsets[a] < placement.offsets[b]; }),
-                  i);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), i,
+                         [&](std::size_t a, std::size_t b) { return placement.offsets[a] < placement.offsets[b]; }),
+        i);
   }
   return placement;
 }

@@ -19,7 +19,8 @@ struct Placement {
   std::int64_t arena_bytes = 0;
 };
 
-/// Greedy by size: the largest buffer first, each at the lowest offset where no buffer that lives at the same time is in the way.
+/// Greedy by size: the largest buffer first, each at the lowest offset where no buffer that lives at the same time is
+/// in the way.
 Placement place(std::span<const Lifetime> lifetimes, std::int64_t alignment = 64);
 
 }  // namespace sterna

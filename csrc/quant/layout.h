@@ -1,21 +1,23 @@
-/// Compute layouts: how packed weights lie in memory for the kernels. A format (bytes on disk) is decoded once and packed, losslessly.
+/// Compute layouts: how packed weights lie in memory for the kernels. A format (bytes on disk) is decoded once and
+/// packed, losslessly.
 ///
-/// A matrix [n, k] is cut into panels of 16 rows; a panel is a sequence of panel blocks, each 16 rows x one quantisation
-/// block of k. The block's codes come first, unit by unit (a unit is 32 k, that is 8 chunks of 4 k), then its scales:
+/// A matrix [n, k] is cut into panels of 16 rows; a panel is a sequence of panel blocks, each 16 rows x one
+/// quantisation block of k. The block's codes come first, unit by unit (a unit is 32 k, that is 8 chunks of 4 k), then
+/// its scales:
 ///
 ///   unit u:   low plane, then high plane (where the layout has one)
 ///   scales:   group scales [groups][16] bytes, group mins [groups][16] bytes     (super-block layouts)
 ///             scale [16] (or [groups][16]), min [16]
 ///
 /// A chunk is 64 bytes' worth of codes, byte 4 * row + j being code k = 4 * chunk + j of that row, so that one 4-byte
-/// broadcast of activations meets 16 rows at once. Planes narrower than 8 bits stack chunks in the bits of a byte: with 4
-/// bits, byte b of chunk pair p holds chunk 2p in bits 0-3 and chunk 2p+1 in bits 4-7; with 2 bits chunks 4q..4q+3 in bits
-/// 0-1, 2-3, 4-5, 6-7; with 1 bit chunks 8u..8u+7 in bits 0..7. A 5-bit code is 4 low bits and 1 high bit, a 6-bit code
-/// 4 and 2, a 3-bit code 2 and 1. Codes are stored unsigned: value = step * code - bias, or value = table[code].
+/// broadcast of activations meets 16 rows at once. Planes narrower than 8 bits stack chunks in the bits of a byte: with
+/// 4 bits, byte b of chunk pair p holds chunk 2p in bits 0-3 and chunk 2p+1 in bits 4-7; with 2 bits chunks 4q..4q+3 in
+/// bits 0-1, 2-3, 4-5, 6-7; with 1 bit chunks 8u..8u+7 in bits 0..7. A 5-bit code is 4 low bits and 1 high bit, a 6-bit
+/// code 4 and 2, a 3-bit code 2 and 1. Codes are stored unsigned: value = step * code - bias, or value = table[code].
 ///
 /// Ternary at 1.6 bits: 13 bytes x 64 a block of 256, byte b of quintet q holding chunks 5q..5q+4 as
-/// ceil(256 / 243 * (81 c0 + 27 c1 + 9 c2 + 3 c3 + c4)) with digits c in 0..2 (the fixed point of ggml's TQ1_0: digit i is the
-/// integer part of 3 * frac(3^i byte / 256)); the last quintet has four chunks.
+/// ceil(256 / 243 * (81 c0 + 27 c1 + 9 c2 + 3 c3 + c4)) with digits c in 0..2 (the fixed point of ggml's TQ1_0: digit i
+/// is the integer part of 3 * frac(3^i byte / 256)); the last quintet has four chunks.
 ///
 /// Rows are padded to a multiple of 16 with zero codes and zero scales.
 #pragma once
@@ -31,23 +33,23 @@
 namespace sterna {
 
 constexpr int kPanelRows = 16;
-constexpr int kChunk = 4;   // k per chunk
-constexpr int kUnit = 32;   // k per unit
+constexpr int kChunk = 4;  // k per chunk
+constexpr int kUnit = 32;  // k per unit
 
 enum class LayoutId : std::uint8_t {
   kF32,
   kF16,
   kBF16,
   // One float scale per group: value = scale * (step * code - bias) (+ min).
-  kInt8,        // Q8_0
-  kInt4,        // Q4_0
-  kInt4Min,     // Q4_1
-  kInt5,        // Q5_0
-  kInt5Min,     // Q5_1
-  kTable4,      // IQ4_NL
-  kTable4E8M0,  // MXFP4
-  kTable4UE4M3, // NVFP4
-  kInt1,        // Q1_0
+  kInt8,         // Q8_0
+  kInt4,         // Q4_0
+  kInt4Min,      // Q4_1
+  kInt5,         // Q5_0
+  kInt5Min,      // Q5_1
+  kTable4,       // IQ4_NL
+  kTable4E8M0,   // MXFP4
+  kTable4UE4M3,  // NVFP4
+  kInt1,         // Q1_0
   // Super-blocks of 256: value = d * group_scale * (code - bias) (- dmin * group_min).
   kInt2Super,    // Q2_K
   kInt3Super,    // Q3_K
@@ -71,12 +73,12 @@ struct LayoutSpec {
   LayoutId id;
   std::string_view name;
   ScaleKind scales;
-  int block;       // k per panel block
-  int low_bits;    // 8, 4, 2, 1; 0: ternary at 1.6 bits
-  int high_bits;   // 0, 1, 2
-  int bias;        // value = step * code - bias (tables: unused)
+  int block;      // k per panel block
+  int low_bits;   // 8, 4, 2, 1; 0: ternary at 1.6 bits
+  int high_bits;  // 0, 1, 2
+  int bias;       // value = step * code - bias (tables: unused)
   bool is_table;
-  int group;       // k per scale (block layouts) or per integer group scale (super layouts)
+  int group;  // k per scale (block layouts) or per integer group scale (super layouts)
   ScaleStore scale_store;
   GroupStore group_store;
   bool has_min;
@@ -109,25 +111,44 @@ constexpr LayoutSpec layout_spec(LayoutId id) {
   constexpr auto kSuper = ScaleKind::kSuper;
   constexpr auto kHalf = ScaleStore::kHalf;
   switch (id) {
-    case kInt8: return {id, "int8", kBlock, 32, 8, 0, 128, false, 32, kHalf, GroupStore::kNone, false};
-    case kInt4: return {id, "int4", kBlock, 32, 4, 0, 8, false, 32, kHalf, GroupStore::kNone, false};
-    case kInt4Min: return {id, "int4_min", kBlock, 32, 4, 0, 0, false, 32, kHalf, GroupStore::kNone, true};
-    case kInt5: return {id, "int5", kBlock, 32, 4, 1, 16, false, 32, kHalf, GroupStore::kNone, false};
-    case kInt5Min: return {id, "int5_min", kBlock, 32, 4, 1, 0, false, 32, kHalf, GroupStore::kNone, true};
-    case kTable4: return {id, "table4", kBlock, 32, 4, 0, 0, true, 32, kHalf, GroupStore::kNone, false};
-    case kTable4E8M0: return {id, "table4_e8m0", kBlock, 32, 4, 0, 0, true, 32, ScaleStore::kE8M0, GroupStore::kNone, false};
-    case kTable4UE4M3: return {id, "table4_ue4m3", kBlock, 64, 4, 0, 0, true, 16, ScaleStore::kUE4M3, GroupStore::kNone, false};
-    case kInt1: return {id, "int1", kBlock, 128, 1, 0, 1, false, 128, kHalf, GroupStore::kNone, false, 2};
-    case kInt2Super: return {id, "int2_super", kSuper, 256, 2, 0, 0, false, 16, kHalf, GroupStore::kNibbles, true};
-    case kInt3Super: return {id, "int3_super", kSuper, 256, 2, 1, 4, false, 16, kHalf, GroupStore::kSigned8, false};
-    case kInt4Super: return {id, "int4_super", kSuper, 256, 4, 0, 0, false, 32, kHalf, GroupStore::kUnsigned8, true};
-    case kInt5Super: return {id, "int5_super", kSuper, 256, 4, 1, 0, false, 32, kHalf, GroupStore::kUnsigned8, true};
-    case kInt6Super: return {id, "int6_super", kSuper, 256, 4, 2, 32, false, 16, kHalf, GroupStore::kSigned8, false};
-    case kTable4Super: return {id, "table4_super", kSuper, 256, 4, 0, 0, true, 32, kHalf, GroupStore::kSigned8, false};
-    case kTernary2: return {id, "ternary2", kSuper, 256, 2, 0, 1, false, 256, kHalf, GroupStore::kNone, false};
-    case kTernary1_6: return {id, "ternary1_6", kSuper, 256, 0, 0, 1, false, 256, kHalf, GroupStore::kNone, false};
-    case kUnpacked: return {id, "unpacked", kSuper, 256, 8, 0, 128, false, 16, ScaleStore::kFloat, GroupStore::kSigned8, false};
-    default: return {};
+    case kInt8:
+      return {id, "int8", kBlock, 32, 8, 0, 128, false, 32, kHalf, GroupStore::kNone, false};
+    case kInt4:
+      return {id, "int4", kBlock, 32, 4, 0, 8, false, 32, kHalf, GroupStore::kNone, false};
+    case kInt4Min:
+      return {id, "int4_min", kBlock, 32, 4, 0, 0, false, 32, kHalf, GroupStore::kNone, true};
+    case kInt5:
+      return {id, "int5", kBlock, 32, 4, 1, 16, false, 32, kHalf, GroupStore::kNone, false};
+    case kInt5Min:
+      return {id, "int5_min", kBlock, 32, 4, 1, 0, false, 32, kHalf, GroupStore::kNone, true};
+    case kTable4:
+      return {id, "table4", kBlock, 32, 4, 0, 0, true, 32, kHalf, GroupStore::kNone, false};
+    case kTable4E8M0:
+      return {id, "table4_e8m0", kBlock, 32, 4, 0, 0, true, 32, ScaleStore::kE8M0, GroupStore::kNone, false};
+    case kTable4UE4M3:
+      return {id, "table4_ue4m3", kBlock, 64, 4, 0, 0, true, 16, ScaleStore::kUE4M3, GroupStore::kNone, false};
+    case kInt1:
+      return {id, "int1", kBlock, 128, 1, 0, 1, false, 128, kHalf, GroupStore::kNone, false, 2};
+    case kInt2Super:
+      return {id, "int2_super", kSuper, 256, 2, 0, 0, false, 16, kHalf, GroupStore::kNibbles, true};
+    case kInt3Super:
+      return {id, "int3_super", kSuper, 256, 2, 1, 4, false, 16, kHalf, GroupStore::kSigned8, false};
+    case kInt4Super:
+      return {id, "int4_super", kSuper, 256, 4, 0, 0, false, 32, kHalf, GroupStore::kUnsigned8, true};
+    case kInt5Super:
+      return {id, "int5_super", kSuper, 256, 4, 1, 0, false, 32, kHalf, GroupStore::kUnsigned8, true};
+    case kInt6Super:
+      return {id, "int6_super", kSuper, 256, 4, 2, 32, false, 16, kHalf, GroupStore::kSigned8, false};
+    case kTable4Super:
+      return {id, "table4_super", kSuper, 256, 4, 0, 0, true, 32, kHalf, GroupStore::kSigned8, false};
+    case kTernary2:
+      return {id, "ternary2", kSuper, 256, 2, 0, 1, false, 256, kHalf, GroupStore::kNone, false};
+    case kTernary1_6:
+      return {id, "ternary1_6", kSuper, 256, 0, 0, 1, false, 256, kHalf, GroupStore::kNone, false};
+    case kUnpacked:
+      return {id, "unpacked", kSuper, 256, 8, 0, 128, false, 16, ScaleStore::kFloat, GroupStore::kSigned8, false};
+    default:
+      return {};
   }
 }
 
@@ -145,7 +166,7 @@ struct PackedMatrix {
   std::int64_t n = 0;
   std::int64_t k = 0;
   std::int64_t panel_bytes = 0;
-  Buffer bytes;  // panels() * panel_bytes
+  Buffer bytes;                // panels() * panel_bytes
   bool uniform_scale = false;  // ternary layouts: every block of the matrix has the scale `scale`
   float scale = 0.0f;
 
@@ -159,6 +180,8 @@ std::string_view layout_name(LayoutId id);
 /// Bytes of one panel of a matrix with k columns.
 std::int64_t panel_bytes(LayoutId layout, const Format& format, std::int64_t k);
 
+/// A matrix without its bytes: what is needed to plan with it.
+PackedMatrix describe_matrix(const Format& format, std::int64_t n, std::int64_t k);
 /// An empty matrix of the right size, to be filled panel by panel.
 PackedMatrix make_matrix(const Format& format, std::int64_t n, std::int64_t k);
 /// Packs rows 16 * panel .. of the matrix from their bytes in the file, [rows, row bytes]; rows beyond n are padding.

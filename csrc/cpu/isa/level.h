@@ -1,7 +1,8 @@
-/// The instruction set that this translation unit is compiled for; CMake defines STERNA_LEVEL as its name and gives the flags.
+/// The instruction set that this translation unit is compiled for; CMake defines STERNA_LEVEL as its name and gives the
+/// flags.
 ///
-/// These sources use no C++ library code that could leave a weak symbol behind: an inline function compiled with AVX-512
-/// flags may be picked by the linker for the whole program.
+/// These sources use no C++ library code that could leave a weak symbol behind: an inline function compiled with
+/// AVX-512 flags may be picked by the linker for the whole program.
 #pragma once
 
 #include "cpu/kernel_table.h"

@@ -14,7 +14,8 @@ void fill(KernelTable& table) {
 
 void fill_matmul_super(KernelTable& table) {
   using enum LayoutId;
-  fill<kInt2Super, kInt3Super, kInt4Super, kInt5Super, kInt6Super, kTable4Super, kTernary2, kTernary1_6, kUnpacked>(table);
+  fill<kInt2Super, kInt3Super, kInt4Super, kInt5Super, kInt6Super, kTable4Super, kTernary2, kTernary1_6, kUnpacked>(
+      table);
   fill_sum_kernels<kTernary2>(table.panel_sum[0]);
   fill_sum_kernels<kTernary1_6>(table.panel_sum[1]);
 }

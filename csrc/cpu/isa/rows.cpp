@@ -1,5 +1,6 @@
-#include "cpu/isa/level.h"
 #include "cpu/kernels/rows.h"
+
+#include "cpu/isa/level.h"
 
 namespace sterna::cpu::STERNA_LEVEL {
 namespace {

@@ -34,11 +34,12 @@ struct Codes {
 
   static Level::B table() {
     if constexpr (kIq4) {
-      alignas(16) static constexpr std::int8_t kBiased[16] = {1,   24,  45,   63,   79,   93,   106,  118,
+      alignas(16) static constexpr std::int8_t kBiased[16] = {1,    24,   45,   63,  79,  93,  106, 118,
                                                               -127, -115, -103, -90, -75, -59, -39, -15};
       return Level::table(kBiased);  // value + 128 as a byte
     } else {
-      alignas(16) static constexpr std::int8_t kBiased[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+      alignas(16) static constexpr std::int8_t kBiased[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                              12, 11, 10, 9,  8,  6,  4,  0};
       return Level::table(kBiased);  // value + 12
     }
   }
@@ -97,8 +98,10 @@ inline __attribute__((always_inline)) void dot_chunks(const std::uint8_t* unit, 
 inline Level::F load_scales(const std::uint8_t* p, ScaleStore store) {
   using V = Level;
   switch (store) {
-    case ScaleStore::kHalf: return V::load_half(reinterpret_cast<const std::uint16_t*>(p));
-    case ScaleStore::kFloat: return V::load(reinterpret_cast<const float*>(p));
+    case ScaleStore::kHalf:
+      return V::load_half(reinterpret_cast<const std::uint16_t*>(p));
+    case ScaleStore::kFloat:
+      return V::load(reinterpret_cast<const float*>(p));
     case ScaleStore::kE8M0: {
       // 2^(e - 128): exponent e - 1, and for e of 0 and 1 the subnormals 2^-128 and 2^-127.
       const V::I e = V::iload_u8(p);
@@ -130,7 +133,8 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
   const float* scales = tile.scales;
   const std::int32_t* sums32 = tile.sums32;
   const std::int32_t* sums16 = tile.sums16;
-  for (const std::uint8_t* end = panel + k / spec.block * spec.block_bytes(); panel != end; panel += spec.block_bytes()) {
+  for (const std::uint8_t* end = panel + k / spec.block * spec.block_bytes(); panel != end;
+       panel += spec.block_bytes()) {
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
       const auto group = [&]<int g>() __attribute__((always_inline)) {
@@ -139,7 +143,8 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
         for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
         dot_chunks<id, N, g * chunks, chunks>(unit, table, y, sum);
         const int scale_index = spec.group >= kUnit ? u * kUnit / spec.group : u * groups_per_unit + g;
-        const V::F d = load_scales(panel + spec.scale_offset() + scale_index * kPanelRows * spec.scale_bytes(), spec.scale_store);
+        const V::F d =
+            load_scales(panel + spec.scale_offset() + scale_index * kPanelRows * spec.scale_bytes(), spec.scale_store);
         for (int n = 0; n < N; ++n) acc[n] = V::fma(V::to_float(sum[n]), V::mul(d, V::set(scales[n])), acc[n]);
       };
       group.template operator()<0>();

@@ -1,5 +1,5 @@
-/// Row-wise float kernels: norms, activations, rotary positions, quantisation of activations. Contracts are per element, so
-/// that neither the number of rows nor the level changes a bit.
+/// Row-wise float kernels: norms, activations, rotary positions, quantisation of activations. Contracts are per
+/// element, so that neither the number of rows nor the level changes a bit.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,9 @@ inline void for_lanes(std::int64_t n, Fn fn) {
   if (i < n) fn(i, static_cast<int>(n - i));
 }
 
-inline Level::F load_lanes(const float* p, int count) { return count == 16 ? Level::load(p) : Level::load_partial(p, count); }
+inline Level::F load_lanes(const float* p, int count) {
+  return count == 16 ? Level::load(p) : Level::load_partial(p, count);
+}
 inline void store_lanes(float* p, Level::F v, int count) {
   if (count == 16) {
     Level::store(p, v);
@@ -45,9 +47,9 @@ void rms_norm(const float* x, const float* weight, float* y, std::int64_t n, flo
   });
 }
 
-/// Scale = largest |x| of the block / 127, code = x * (127 / largest), to the nearest, ties to even, within +-127. A block whose
-/// scale is below 2^-126 becomes zeros with scale 0. The largest is taken over bit patterns, so that a NaN wins everywhere
-/// alike and ends up in the scale.
+/// Scale = largest |x| of the block / 127, code = x * (127 / largest), to the nearest, ties to even, within +-127. A
+/// block whose scale is below 2^-126 becomes zeros with scale 0. The largest is taken over bit patterns, so that a NaN
+/// wins everywhere alike and ends up in the scale.
 void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every, const ActivationTile& tile,
               int row) {
   using V = Level;

@@ -1,4 +1,5 @@
-/// The vector vocabulary in AVX2 with FMA and F16C: a vector of 16 is two registers. See scalar.h for what each word means.
+/// The vector vocabulary in AVX2 with FMA and F16C: a vector of 16 is two registers. See scalar.h for what each word
+/// means.
 #pragma once
 
 #include <immintrin.h>
@@ -54,7 +55,8 @@ struct Level {
     _mm256_maskstore_ps(p + 8, mask.hi, v.hi);
   }
   static void store_half(std::uint16_t* p, F v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
                      _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }

@@ -1,7 +1,7 @@
 /// The vector vocabulary in plain C++: the definition that every other level must equal bit for bit.
 ///
-/// One virtual width everywhere: F is 16 floats, I is 16 int32, B is 64 bytes (byte 4 * i + j belongs to lane i). A level
-/// says how it does each word; kernels are written once over these words.
+/// One virtual width everywhere: F is 16 floats, I is 16 int32, B is 64 bytes (byte 4 * i + j belongs to lane i). A
+/// level says how it does each word; kernels are written once over these words.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,5 @@
-/// Packs decoded blocks into panels, and reads rows back. Written once for all layouts from their LayoutSpec; the byte maps are in
-/// quant/layout.h.
+/// Packs decoded blocks into panels, and reads rows back. Written once for all layouts from their LayoutSpec; the byte
+/// maps are in quant/layout.h.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -92,18 +92,29 @@ float get_half(const std::uint8_t* p, int index) {
 
 void put_scale(const LayoutSpec& spec, std::uint8_t* p, int index, float scale) {
   switch (spec.scale_store) {
-    case ScaleStore::kHalf: put_half(p, index, scale); break;
-    case ScaleStore::kE8M0: p[index] = scale_to_e8m0(scale); break;
-    case ScaleStore::kUE4M3: p[index] = scale_to_ue4m3(scale); break;
-    case ScaleStore::kNone: break;
+    case ScaleStore::kHalf:
+      put_half(p, index, scale);
+      break;
+    case ScaleStore::kE8M0:
+      p[index] = scale_to_e8m0(scale);
+      break;
+    case ScaleStore::kUE4M3:
+      p[index] = scale_to_ue4m3(scale);
+      break;
+    case ScaleStore::kNone:
+      break;
   }
 }
 float get_scale(const LayoutSpec& spec, const std::uint8_t* p, int index) {
   switch (spec.scale_store) {
-    case ScaleStore::kHalf: return get_half(p, index);
-    case ScaleStore::kE8M0: return e8m0_to_scale(p[index]);
-    case ScaleStore::kUE4M3: return ue4m3_to_scale(p[index]);
-    default: return 0.0f;
+    case ScaleStore::kHalf:
+      return get_half(p, index);
+    case ScaleStore::kE8M0:
+      return e8m0_to_scale(p[index]);
+    case ScaleStore::kUE4M3:
+      return ue4m3_to_scale(p[index]);
+    default:
+      return 0.0f;
   }
 }
 
@@ -201,7 +212,8 @@ bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std
       for (int q = 0; q < 13; ++q) {
         for (int byte = 0; byte < 64; ++byte) {
           int number = 0;
-          for (int i = 0; i < 5; ++i) number = 3 * number + (5 * q + i < chunks ? wide->bytes[(5 * q + i) * 64 + byte] : 1);
+          for (int i = 0; i < 5; ++i)
+            number = 3 * number + (5 * q + i < chunks ? wide->bytes[(5 * q + i) * 64 + byte] : 1);
           out[q * 64 + byte] = static_cast<std::uint8_t>((number * 256 + 242) / 243);
         }
       }
@@ -300,19 +312,30 @@ void dequantize_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
       if (spec.scales == ScaleKind::kSuper) {
         const std::uint8_t byte = panel[spec.group_scale_offset() + at];
         switch (spec.group_store) {
-          case GroupStore::kSigned8: scale *= static_cast<float>(static_cast<std::int8_t>(byte)); break;
-          case GroupStore::kUnsigned8: scale *= static_cast<float>(byte); break;
-          case GroupStore::kNibbles: scale *= static_cast<float>(byte & 15); break;
-          case GroupStore::kNone: break;
+          case GroupStore::kSigned8:
+            scale *= static_cast<float>(static_cast<std::int8_t>(byte));
+            break;
+          case GroupStore::kUnsigned8:
+            scale *= static_cast<float>(byte);
+            break;
+          case GroupStore::kNibbles:
+            scale *= static_cast<float>(byte & 15);
+            break;
+          case GroupStore::kNone:
+            break;
         }
-        if (spec.group_store == GroupStore::kNibbles) group_minimum *= static_cast<float>(byte >> 4);
-        else if (spec.has_min) group_minimum *= static_cast<float>(panel[spec.group_min_offset() + at]);
+        if (spec.group_store == GroupStore::kNibbles)
+          group_minimum *= static_cast<float>(byte >> 4);
+        else if (spec.has_min)
+          group_minimum *= static_cast<float>(panel[spec.group_min_offset() + at]);
       }
       for (int i = g * spec.group; i < (g + 1) * spec.group; ++i) {
         const int code = unpack_code(spec, panel, i / kChunk, r * kChunk + i % kChunk);
         const float value = scale * static_cast<float>(spec.is_table ? table[code] : spec.step * code - spec.bias);
-        if (!spec.has_min) out[i] = value;
-        else out[i] = spec.scales == ScaleKind::kSuper ? value - group_minimum : value + minimum;
+        if (!spec.has_min)
+          out[i] = value;
+        else
+          out[i] = spec.scales == ScaleKind::kSuper ? value - group_minimum : value + minimum;
       }
     }
   }
