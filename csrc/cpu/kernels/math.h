@@ -1,6 +1,8 @@
 /// Elementary functions over the vector vocabulary: the same operations in the same order on every level.
 #pragma once
 
+#include "cpu/isa/level.h"
+
 namespace sterna::cpu {
 namespace {
 

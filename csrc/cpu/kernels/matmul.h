@@ -18,6 +18,7 @@
 
 #include <cstdint>
 
+#include "cpu/isa/level.h"
 #include "cpu/kernel_table.h"
 
 namespace sterna::cpu {
