@@ -1,0 +1,94 @@
+"""Holds a plan against the numpy interpreter, node by node: each node gets the plan's own inputs, so that it is judged alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna import _core
+from sterna.interpreter import Interpreter
+
+Array = npt.NDArray[Any]
+
+# What float32 sums in another order may differ by; rounding to int8 and to the cache's type is the same on both sides.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class NodeDifference:
+    """How far one result of the plan lies from the reference."""
+
+    name: str
+    op: str
+    source: str  # "models/llama.py:27"
+    shape: tuple[int, ...]
+    error: float  # ||plan - reference|| / ||reference||; NaN where the plan has numbers that are not finite
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the error is above what rounding explains."""
+        return not self.error <= TOLERANCE
+
+
+class TensorValues:
+    """The weights of a GGUF file as float32 arrays, by their names in a Program."""
+
+    def __init__(self, file: _core.Gguf) -> None:
+        self._file = file
+        self._tensors = {tensor.name: tensor for tensor in file.tensors}
+
+    def __call__(self, name: str) -> npt.NDArray[np.float32]:
+        tensor = self._tensors.get(f"{name}.weight") or self._tensors[name]
+        return _core.dequantize(self._file.read(tensor.name), tensor.format).reshape(tensor.shape)
+
+
+def diff(
+    file: _core.Gguf,
+    program: _core.Program,
+    tokens: Sequence[int],
+    *,
+    isa: str = "",
+    threads: int = 0,
+    kv_dtype: Literal["f16", "f32"] = "f16",
+) -> Iterator[NodeDifference]:
+    """Runs `tokens` as one sequence through a plan of `program` (fused or not) and compares each result, in order."""
+    count = len(tokens)
+    plan = _core.compile_cpu(
+        program,
+        file,
+        threads=threads,
+        isa=isa,
+        kv_dtype=kv_dtype,
+        max_tokens=count,
+        max_outputs=count,
+        keep_values=True,
+    )
+    pages = (count + 63) // 64
+    plan.reserve_pages(pages)
+    rows = np.arange(count, dtype=np.int32)
+    plan.run(np.asarray(tokens, np.int32), rows, np.zeros(count, np.int32), [list(range(pages))], rows)
+
+    values = program.values
+
+    def kept(id: int) -> Array | None:
+        """The plan's result, or None for an input or a weight."""
+        if values[id].kind != "node":
+            return None
+        extents = [count if isinstance(extent, str) else extent for extent in values[id].shape]
+        return plan.value(values[id].name).reshape(extents)
+
+    interpreter = Interpreter(program, TensorValues(file), kv_dtype=kv_dtype)
+    interpreter.begin(tokens)
+    for node in program.nodes():
+        references = interpreter.eval_node(node, [kept(id) for _, id in node.inputs])
+        for id, reference in zip(node.outputs, references, strict=True):
+            result = kept(id)
+            assert result is not None
+            norm = float(np.linalg.norm(reference.astype(np.float64)))
+            distance = float(np.linalg.norm(result.astype(np.float64) - reference))
+            error = distance / norm if norm > 0 else distance
+            yield NodeDifference(values[id].name, node.op, node.source, result.shape, error)
