@@ -1,7 +1,7 @@
 """Llama 1 to 3, Mistral, SmolLM2, TinyLlama: pre-norm decoder, grouped-query attention, SwiGLU.
 
-Reference: huggingface/transformers, models/llama/modeling_llama.py; GGUF files have the rows of q and k permuted, so that
-rope turns neighbours.
+Reference: huggingface/transformers, models/llama/modeling_llama.py; GGUF files have the rows of q and k permuted, so
+that rope turns neighbours.
 """
 
 from sterna import ops

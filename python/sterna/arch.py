@@ -1,6 +1,7 @@
 """What a model file works with: the Config read from GGUF metadata, the Weights of the file, the Batch; and `register`.
 
-Metadata and the tensor table are untrusted: ranges and relations are checked here, once, before anything is computed from them.
+Metadata and the tensor table are untrusted: ranges and relations are checked here, once, before anything is computed
+from them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
+
+import numpy as np
 
 from sterna import ops
 from sterna.errors import ModelFormatError, UnsupportedModelError
@@ -36,17 +39,23 @@ class TensorInfo(Protocol):
     def format(self) -> str:
         """Name of the storage format, such as "Q4_K"."""
 
+    @property
+    def entry_offset(self) -> int:
+        """Where the entry stands in the file, in bytes."""
+
 
 class ModelFile(Protocol):
-    """What tracing reads of a model file; sterna._core.GgufFile has it."""
+    """What tracing reads of a model file; sterna._core.Gguf has it."""
 
     @property
     def path(self) -> str: ...
     @property
     def tensors(self) -> Sequence[TensorInfo]: ...
+    def __contains__(self, key: str) -> bool: ...
     def get(self, key: str, default: Any = None) -> Any: ...
-    def array_length(self, key: str) -> int | None:
-        """Number of elements of an array; None for a missing key."""
+    def array_length(self, key: str) -> int: ...
+    def fail(self, key: str, problem: str) -> object:
+        """Raises ModelFormatError about a key."""
 
 
 class Metadata:
@@ -66,11 +75,11 @@ class Metadata:
         return name if name.startswith(("general.", "tokenizer.")) else f"{self.architecture}.{name}"
 
     def has(self, name: str) -> bool:
-        return self.file.get(self.key(name)) is not None
+        return self.key(name) in self.file
 
     def fail(self, name: str, problem: str) -> NoReturn:
-        key = self.key(name)
-        raise ModelFormatError(f"{self.file.path}: {key}: {problem}", self.file.path, key)
+        self.file.fail(self.key(name), problem)
+        raise AssertionError("fail() returned")
 
     def _get(self, name: str, default: Any) -> Any:
         value = self.file.get(self.key(name))
@@ -110,15 +119,15 @@ class Metadata:
         value = self._get(name, default)
         if isinstance(value, int | float | str):
             return self.integer(name, low, high, default)
-        items = [int(item) if float(item).is_integer() else self.fail(name, "expected integers") for item in value]
-        if len(items) != layers:
-            self.fail(name, f"has {len(items)} elements for {layers} layers")
+        if len(value) != layers:
+            self.fail(name, f"has {len(value)} elements for {layers} layers")
+        items: list[Any] = np.asarray(value).tolist()
         for item in items:
-            if not low <= item <= high:
-                self.fail(name, f"has an element {item}, expected {low} to {high}")
+            if type(item) is not int or not low <= item <= high:
+                self.fail(name, f"has an element {_shown(item)}, expected integers from {low} to {high}")
         if len(set(items)) != 1:
             raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
-        return items[0]
+        return int(items[0])
 
 
 def _shown(value: Any) -> str:
@@ -204,7 +213,7 @@ class DecoderConfig:
 
 
 def decoder_fields(m: Metadata) -> dict[str, Any]:
-    """GGUF metadata -> the fields of DecoderConfig: the one place that maps them (keys as in the GGUF specification)."""
+    """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them."""
     layers = m.integer("block_count", 1, MAX_LAYERS)
     hidden = m.integer("embedding_length", 1, MAX_EXTENT)
     heads = m.per_layer("attention.head_count", layers, 1, MAX_HEADS)
@@ -242,9 +251,10 @@ def _vocab_size(m: Metadata) -> int:
     declared = m.integer("vocab_size", 1, MAX_EXTENT, rows)
     if declared != rows:
         m.fail("vocab_size", f"is {declared}, token_embd.weight has {rows} rows")
-    tokens = m.file.array_length("tokenizer.ggml.tokens")
-    if tokens is not None and tokens != rows:
-        m.fail("tokenizer.ggml.tokens", f"has {tokens} elements, token_embd.weight {rows} rows")
+    if m.has("tokenizer.ggml.tokens"):
+        tokens = m.file.array_length(m.key("tokenizer.ggml.tokens"))
+        if tokens != rows:
+            m.fail("tokenizer.ggml.tokens", f"has {tokens} elements, token_embd.weight {rows} rows")
     return rows
 
 
@@ -263,7 +273,8 @@ def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
     if scaling == "yarn":
         if plain.theta == 1.0:
             m.fail("rope.freq_base", "is 1, which yarn cannot scale")
-        # YaRN's magnitude is 0.1 ln(factor) + 1 (arXiv:2309.00071, equation 22); the key multiplies it, as in llama.cpp.
+        # YaRN's magnitude is 0.1 ln(factor) + 1 (arXiv:2309.00071, equation 22); the key multiplies it, as in
+        # llama.cpp.
         magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
         return replace(
             plain,
@@ -301,8 +312,11 @@ class TensorTable:
         return name in self._tensors
 
     def fail(self, name: str, problem: str) -> NoReturn:
-        full = self._tensors[name].name if name in self._tensors else name
-        raise ModelFormatError(f"{self._path}: tensor {full}: {problem}", self._path, full)
+        tensor = self._tensors.get(name)
+        full = name if tensor is None else tensor.name
+        at = None if tensor is None else tensor.entry_offset
+        place = "" if at is None else f" at byte {at}"
+        raise ModelFormatError(f"{self._path}: tensor {full}{place}: {problem}", self._path, full, at)
 
     def value(self, name: str) -> Value:
         """The tensor as a value of the Program being traced."""
@@ -383,7 +397,8 @@ def register(
 ) -> Callable[[_F], _F]:
     """Declares the function of a model file for the values `names` of general.architecture.
 
-    `when` tells files apart that share one (Mixtral says "llama"): it sees the metadata and says whether this function is meant.
+    `when` tells files apart that share one (Mixtral says "llama"): it sees the metadata and says whether this function
+    is meant.
     """
 
     def add(logits: _F) -> _F:

@@ -34,8 +34,8 @@ class TracedModel:
 def trace(file: ModelFile) -> TracedModel:
     """The unfused Program of a model file, with a function "logits".
 
-    Raises UnsupportedModelError for an architecture that no model file knows, ModelFormatError (naming key or tensor) for
-    metadata or tensors that contradict each other.
+    Raises UnsupportedModelError for an architecture that no model file knows, ModelFormatError (naming key or tensor)
+    for metadata or tensors that contradict each other.
     """
     name = file.get("general.architecture")
     if not isinstance(name, str):
@@ -73,7 +73,7 @@ def _choose(metadata: Metadata) -> Architecture:
 
 
 def _import_models(naming: str | None = None) -> None:
-    """Imports the model files: all, or only those whose text has an architecture in quotes, as its registration must."""
+    """Imports all model files, or those whose text has an architecture in quotes, as its registration must."""
     folder = importlib.import_module("sterna.models").__path__
     for info in pkgutil.iter_modules(folder):
         if naming is not None:

@@ -1,0 +1,69 @@
+"""Gemma 3: norms before and after each block, q and k norms, five sliding-window layers to one global layer, GeGLU.
+
+Reference: huggingface/transformers, models/gemma3/modeling_gemma3.py. GGUF files hold the weights of the norms plus
+one.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from sterna import ops
+from sterna.arch import Batch, DecoderConfig, Metadata, RopeSpec, Weights, decoder_fields, register
+
+
+@dataclass(frozen=True)
+class Gemma3Config(DecoderConfig):
+    """Sliding-window layers have a rope of their own: another base, no scaling."""
+
+    rope_local: RopeSpec
+    sliding_window_pattern: int  # every n-th layer is global
+    attention_scale: float
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads the keys of gemma3; the scale of attention is not among them and follows llama.cpp."""
+        fields = decoder_fields(metadata)
+        # 1 / sqrt(query_pre_attn_scalar): the head's width in every model but the 27B, which has hidden_size / heads.
+        is_27b = fields["num_hidden_layers"] == 62
+        width = fields["hidden_size"] / fields["num_attention_heads"] if is_27b else fields["head_dim"]
+        return cls(
+            **fields,
+            rope_local=fields["rope"].unscaled(metadata.number("rope.freq_base_swa", 10000.0)),
+            sliding_window_pattern=metadata.integer("attention.sliding_window_pattern", 1, 1024, 6),
+            attention_scale=width**-0.5,
+        )
+
+
+@register("gemma3", config=Gemma3Config)
+def logits(config: Gemma3Config, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
+    x = ops.embed(batch.tokens, weights["token_embd"]) * config.hidden_size**0.5
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            y = attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            x = x + ops.rms_norm(y, w["post_attention_norm"], eps)
+            y = mlp(w, ops.rms_norm(x, w["ffn_norm"], eps))
+            x = x + ops.rms_norm(y, w["post_ffw_norm"], eps)
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+
+
+def attention(config: Gemma3Config, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]; every sixth layer sees all positions."""
+    is_global = (layer + 1) % config.sliding_window_pattern == 0
+    rope = config.rope if is_global else config.rope_local
+    q = ops.linear(x, w["attn_q"]).heads(config.head_dim)
+    k = ops.linear(x, w["attn_k"]).heads(config.head_dim)
+    v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
+    q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, rope)
+    k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, rope)
+    window = 0 if is_global else config.sliding_window
+    y = ops.attention(q, k, v, layer=layer, scale=config.attention_scale, window=window)
+    return ops.linear(y, w["attn_output"])
+
+
+def mlp(w: Weights, x: ops.Value) -> ops.Value:
+    """GeGLU feed-forward network."""
+    gate, up = ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])
+    return ops.linear(ops.glu(gate, up, "gelu_tanh"), w["ffn_down"])

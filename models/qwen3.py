@@ -1,0 +1,35 @@
+"""Qwen 3: pre-norm decoder, grouped-query attention with an RMS norm on each head of q and k, SwiGLU.
+
+Reference: huggingface/transformers, models/qwen3/modeling_qwen3.py
+"""
+
+from sterna import ops
+from sterna.arch import Batch, DecoderConfig, Weights, register
+
+
+@register("qwen3")
+def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), i)
+            x = x + mlp(w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
+    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
+    return ops.unembed(x, weights.first("output", "token_embd"))
+
+
+def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
+    q = ops.linear(x, w["attn_q"]).heads(config.head_dim)
+    k = ops.linear(x, w["attn_k"]).heads(config.head_dim)
+    v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
+    q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, config.rope)
+    k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, config.rope)
+    return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
+
+
+def mlp(w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU feed-forward network."""
+    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])

@@ -1,0 +1,290 @@
+"""A Program run node by node in numpy: the oracle of tests, and the reference that `sterna diff` compares plans with.
+
+Every op computes in float64 and rounds its result to float32 once. What a plan rounds on purpose is rounded here alike:
+activations to int8 codes, K and V to the type of the cache. A folded op rounds where its parts did, so that a fused
+Program gives the same bits as the unfused one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna._core import Program, ProgramNode, rope_inverse_frequencies
+from sterna.errors import ArgumentError
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+EXACT_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
+# Formats whose activations are rounded in groups of 32. The others have super-blocks of 256, and groups as large.
+GROUP_32_FORMATS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0"})
+
+
+def activation_group(format: str, rule: str, k: int) -> int:
+    """How many elements of a row of k share a scale under an activation rule; 0: the row is not rounded."""
+    if rule == "int8_per_token":
+        return k
+    if format in EXACT_FORMATS:
+        return 0
+    return 32 if format in GROUP_32_FORMATS else 256
+
+
+def quantize_activations(x: F32, group: int) -> tuple[npt.NDArray[np.int8], F32]:
+    """Codes [rows, k] and scales [rows, k / group] of x, [rows, k].
+
+    scale = absmax / 127; code = x * (127 / absmax), ties to even, within -127..127; all in float32. A scale below
+    2^-126 becomes zero, and so do its codes.
+    """
+    rows, k = x.shape
+    if k % group:
+        raise ArgumentError(f"interpreter: rows of {k} elements cannot be rounded in groups of {group}")
+    groups = x.reshape(rows, k // group, group)
+    largest = np.abs(groups).max(axis=-1)
+    scales = largest / np.float32(127)
+    scales[scales < np.float32(2.0**-126)] = 0
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(scales), where=scales != 0)
+    codes = np.clip(np.rint(groups * inverse[..., None]), -127, 127).astype(np.int8)
+    return codes.reshape(rows, k), scales
+
+
+def matmul(x: F32, w: F32, group: int = 0) -> Array:
+    """x w^T in float64, with x rounded in groups: x [rows, k], w [n, k] -> [rows, n]."""
+    wide: Array = x.astype(np.float64)
+    if group:
+        codes, scales = quantize_activations(x, group)
+        # A code times a scale is exact in float64.
+        wide = codes * np.repeat(scales.astype(np.float64), group, axis=1)
+    product: Array = wide @ w.astype(np.float64).T
+    return product
+
+
+def rms_norm(x: F32, w: F32 | None, eps: float) -> F32:
+    """(x * 1 / sqrt(mean(x^2) + eps)) * w over the last dimension.
+
+    The root and both products round to float32: in ternary models x is often a small integer times a scale, so that
+    codes lie exactly between two integers, and these roundings decide which one they become.
+    """
+    wide = x.astype(np.float64)
+    inverse: F32 = (1 / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + eps)).astype(np.float32)
+    return x * inverse if w is None else x * inverse * w
+
+
+def rope(x: F32, positions: Array, frequencies: F32, style: str, magnitude: float) -> F32:
+    """x [rows, heads, head_dim] turned by position * frequency; the angle is rounded to float32."""
+    angles = (positions.astype(np.float32)[:, None] * frequencies).astype(np.float64)[:, None, :]
+    cos = (np.cos(angles) * magnitude).astype(np.float32).astype(np.float64)
+    sin = (np.sin(angles) * magnitude).astype(np.float32).astype(np.float64)
+    half = frequencies.size
+    first, second = slice(0, half), slice(half, 2 * half)
+    if style == "interleaved":
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    out = x.copy()
+    a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
+    out[..., first] = a * cos - b * sin
+    out[..., second] = b * cos + a * sin
+    return out
+
+
+def activate(x: F32, kind: str) -> F32:
+    """silu, gelu_tanh or relu2 of x."""
+    wide = x.astype(np.float64)
+    if kind == "silu":
+        small = np.exp(-np.abs(wide))  # never overflows
+        wide = wide * np.where(wide < 0, small, 1) / (1 + small)
+    elif kind == "gelu_tanh":
+        wide = 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    elif kind == "relu2":
+        wide = np.maximum(wide, 0) ** 2
+    else:
+        raise ArgumentError(f"interpreter: no activation {kind}")
+    return wide.astype(np.float32)
+
+
+def attend(q: F32, keys: F32, values: F32, positions: Array, attributes: dict[str, Any]) -> F32:
+    """Rows of q [rows, heads, head_dim] over keys and values [length, kv_heads, ...]; key j stands at position j."""
+    rows, heads, _ = q.shape
+    group = heads // keys.shape[1]
+    wide = np.repeat(keys.astype(np.float64), group, axis=1)
+    scores = np.einsum("thd,shd->hts", q.astype(np.float64), wide) * attributes["scale"]
+    if attributes["softcap"] > 0:
+        scores = attributes["softcap"] * np.tanh(scores / attributes["softcap"])
+    distance = positions[:, None] - np.arange(keys.shape[0])[None, :]
+    visible = np.ones(distance.shape, bool)
+    if attributes["causal"]:
+        visible &= distance >= 0
+    if attributes["window"] > 0:
+        visible &= distance < attributes["window"]
+    scores = np.where(visible[None], scores, -np.inf)
+    weights: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: Array = np.einsum("hts,shd->thd", weights, np.repeat(values.astype(np.float64), group, axis=1))
+    return out.reshape(rows, -1).astype(np.float32)
+
+
+class Interpreter:
+    """Runs a function of a Program over one sequence; `values` has every value of the last run by name."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Callable[[str], F32],
+        *,
+        kv_dtype: Literal["f16", "f32"] = "f16",
+        quantize_activations: bool = True,
+        function: str = "logits",
+    ) -> None:
+        """`weights` gives the numbers of a weight by its name in the Program, in the shape that it has there."""
+        self.values: dict[str, Array] = {}
+        self._table = program.values
+        self._nodes = program.nodes(function)
+        self._output = self._table[program.outputs(function)[0]].name
+        self._weights = weights
+        self._kv_type = np.float16 if kv_dtype == "f16" else np.float32
+        self._quantize = quantize_activations
+        self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
+        self._length = 0
+        self._rows: Array = np.zeros(0, np.int64)
+
+    def begin(
+        self, tokens: Sequence[int], positions: Sequence[int] | None = None, output_rows: Sequence[int] | None = None
+    ) -> None:
+        """Sets the batch that `eval_node` works on.
+
+        `positions` defaults to those after the last batch, `output_rows` (the rows whose logits are wanted) to all.
+        """
+        self.values = {"tokens": np.asarray(tokens, np.int64)}
+        start = self._length
+        self.values["positions"] = np.arange(start, start + len(tokens)) if positions is None else np.asarray(positions)
+        self._rows = np.arange(len(tokens)) if output_rows is None else np.asarray(output_rows, np.int64)
+        self._length = int(self.values["positions"].max()) + 1
+
+    def run(
+        self, tokens: Sequence[int], positions: Sequence[int] | None = None, output_rows: Sequence[int] | None = None
+    ) -> F32:
+        """Logits of the batch, [num_outputs, vocab_size]; see `begin`. Earlier batches stay in the cache."""
+        self.begin(tokens, positions, output_rows)
+        for node in self._nodes:
+            for id, result in zip(node.outputs, self.eval_node(node), strict=True):
+                self.values[self._table[id].name] = result
+        logits: F32 = self.values[self._output]
+        return logits
+
+    def eval_node(self, node: ProgramNode, inputs: Sequence[Array | None] | None = None) -> list[Array]:
+        """Results of one node on the batch of `begin`.
+
+        `inputs` stand in for the node's operands, in their order; None for one means what `values` or the weights have.
+        """
+        operands: dict[str, list[Array]] = {}
+        for i, (role, id) in enumerate(node.inputs):
+            given = inputs[i] if inputs is not None else None
+            operands.setdefault(role, []).append(self._load(id) if given is None else given)
+        op = getattr(self, f"_{node.op}")
+        results = op(node, operands, node.attributes)
+        return results if isinstance(results, list) else [results]
+
+    def _load(self, id: int) -> Array:
+        value = self._table[id]
+        return self._weights(value.name) if value.kind == "weight" else self.values[value.name]
+
+    def _ids(self, node: ProgramNode, role: str) -> list[int]:
+        return [id for name, id in node.inputs if name == role]
+
+    def _project(self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], rule: str) -> list[F32]:
+        """The matmuls of a linear or unembed node, norm and biases included."""
+        if "norm" in operands:
+            x = rms_norm(x, operands["norm"][0], float(node.attributes["eps"]))
+        results = []
+        for i, (id, w) in enumerate(zip(self._ids(node, "w"), operands["w"], strict=True)):
+            format = self._table[id].format or "F32"
+            group = activation_group(format, rule, x.shape[1]) if self._quantize else 0
+            y = matmul(x, w, group)
+            if "bias" in operands:
+                y = y + operands["bias"][i]
+            results.append(y.astype(np.float32))
+        return results
+
+    def _embed(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return operands["w"][0][operands["tokens"][0]].astype(np.float32)
+
+    def _linear(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
+        results = self._project(node, operands["x"][0], operands, attributes["activation"])
+        if "glu" in attributes:
+            results = [activate(results[0], attributes["glu"]) * results[1]]
+        if "residual" in operands:
+            results = [operands["residual"][0] + results[0]]
+        return results
+
+    def _unembed(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
+        x = operands["x"][0]
+        if self._table[self._ids(node, "x")[0]].shape[0] == "T":
+            x = x[self._rows]
+        return self._project(node, x, operands, attributes["activation"])
+
+    def _rms_norm(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        return rms_norm(operands["x"][0], operands["w"][0] if "w" in operands else None, attributes["eps"])
+
+    def _turn(self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], prefix: str) -> F32:
+        factors = operands["factors"][0].tolist() if "factors" in operands else []
+        frequencies = np.asarray(rope_inverse_frequencies(node, prefix, factors), np.float32)
+        style, magnitude = node.attributes[f"{prefix}style"], node.attributes[f"{prefix}attention_factor"]
+        return rope(x, operands["positions"][0], frequencies, str(style), float(magnitude))
+
+    def _rope(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        return self._turn(node, operands["x"][0], operands, "")
+
+    def _attention(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        q, k, v = operands["q"][0], operands["k"][0], operands["v"][0]
+        if "q_norm" in operands:
+            q = rms_norm(q, operands["q_norm"][0], attributes["eps"])
+            k = rms_norm(k, operands["k_norm"][0], attributes["eps"])
+        if "positions" in operands:
+            q, k = self._turn(node, q, operands, "rope."), self._turn(node, k, operands, "rope.")
+        positions = self.values["positions"]
+        keys, values = self._store(attributes["layer"], positions, k, v)
+        return attend(q, keys, values, positions, attributes)
+
+    def _store(self, layer: int, positions: Array, k: F32, v: F32) -> tuple[F32, F32]:
+        """Writes K and V of the batch to the cache and gives all of the layer's, as the cache rounds them."""
+        stored = []
+        old = self._cache.get(layer, (k[:0], v[:0]))
+        for past, new in zip(old, (k, v), strict=True):
+            rows = np.zeros((max(self._length, len(past)), *new.shape[1:]), np.float32)
+            rows[: len(past)] = past
+            rows[positions] = new.astype(self._kv_type)
+            stored.append(rows)
+        self._cache[layer] = (stored[0], stored[1])
+        return stored[0][: self._length], stored[1][: self._length]
+
+    def _glu(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return activate(operands["gate"][0], attributes["activation"]) * operands["up"][0]
+
+    def _activation(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return activate(operands["x"][0], attributes["kind"])
+
+    def _add(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return operands["a"][0] + operands["b"][0]
+
+    def _mul(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return operands["a"][0] * operands["b"][0]
+
+    def _scale(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return operands["x"][0] * np.float32(attributes["factor"])
+
+    def _reshape(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        x = operands["x"][0]
+        return x.reshape(x.shape[0], *(int(dim) for dim in attributes["dims"].split(",")))
+
+    def _split(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[Array]:
+        ends = np.cumsum([int(size) for size in attributes["sizes"].split(",")])
+        return np.split(operands["x"][0], ends[:-1], axis=-1)
+
+    def _concat(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return np.concatenate(operands["x"], axis=-1)
+
+    def _take_rows(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        taken: Array = operands["x"][0][self._rows]
+        return taken
