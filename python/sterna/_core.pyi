@@ -317,7 +317,7 @@ class Pieces:
     def from_tokens(kind: str, tokens: Sequence[str | bytes], types: Sequence[int] | None = None) -> Pieces:
         """`kind` is tokenizer.ggml.model ("gpt2", "llama", "bert", ...), `types` is tokenizer.ggml.token_type."""
     @staticmethod
-    def from_gguf(file: GgufFile) -> Pieces:
+    def from_gguf(file: Gguf) -> Pieces:
         """Reads tokenizer.ggml.model, .tokens and .token_type. ModelFormatError, UnsupportedModelError."""
     def __len__(self) -> int: ...
     def piece(self, token: int, special: bool = False) -> bytes: ...
