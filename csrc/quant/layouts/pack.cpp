@@ -29,21 +29,56 @@ const CodeTable& code_table(LayoutId layout) {
   return layout == LayoutId::kTable4 || layout == LayoutId::kTable4Super ? kIq4Table : kE2M1Table;
 }
 
-std::uint8_t encode(const LayoutSpec& spec, int value, const std::array<std::uint8_t, 256>& inverse) {
-  if (spec.is_table) return inverse[static_cast<std::uint8_t>(value)];
-  return static_cast<std::uint8_t>((value + spec.bias) / spec.step);
+/// The stored code of every value, by the value as a byte.
+std::array<std::uint8_t, 256> codes_by_value(const LayoutSpec& spec) {
+  const auto inverse = inverse_table(code_table(spec.id));
+  std::array<std::uint8_t, 256> codes{};
+  for (int value = -128; value < 128; ++value) {
+    const auto byte = static_cast<std::uint8_t>(value);
+    codes[byte] = spec.is_table ? inverse[byte] : static_cast<std::uint8_t>((value + spec.bias) / spec.step);
+  }
+  return codes;
 }
 
-/// One plane of `bits` bits of the codes, from bit `shift` up.
-void pack_plane(const std::uint8_t* wide, int chunks, int bits, int shift, std::uint8_t* out) {
-  const int per_byte = 8 / bits;
-  const int mask = (1 << bits) - 1;
-  for (int c = 0; c < chunks; c += per_byte, out += 64) {
+/// Values become stored codes, in place. Where that is an addition, the compiler does 16 and more at once.
+void encode(const LayoutSpec& spec, const std::array<std::uint8_t, 256>& codes, std::int8_t* values) {
+  auto* bytes = reinterpret_cast<std::uint8_t*>(values);
+  if (!spec.is_table && spec.step == 1) {
+    const auto bias = static_cast<std::uint8_t>(spec.bias);
+    for (int i = 0; i < spec.block; ++i) bytes[i] = static_cast<std::uint8_t>(bytes[i] + bias);
+  } else {
+    for (int i = 0; i < spec.block; ++i) bytes[i] = codes[bytes[i]];
+  }
+}
+
+/// One plane of `bits` bits of a unit's codes, from bit `shift` up.
+template <int bits>
+void pack_plane(const std::uint8_t* wide, int shift, std::uint8_t* out) {
+  constexpr int per_byte = 8 / bits;
+  constexpr int mask = (1 << bits) - 1;
+  for (int c = 0; c < 8; c += per_byte, out += 64) {
     for (int b = 0; b < 64; ++b) {
-      int byte = 0;
+      unsigned byte = 0;
       for (int i = 0; i < per_byte; ++i) byte |= ((wide[(c + i) * 64 + b] >> shift) & mask) << (i * bits);
       out[b] = static_cast<std::uint8_t>(byte);
     }
+  }
+}
+
+void pack_plane(int bits, const std::uint8_t* wide, int shift, std::uint8_t* out) {
+  switch (bits) {
+    case 1:
+      pack_plane<1>(wide, shift, out);
+      break;
+    case 2:
+      pack_plane<2>(wide, shift, out);
+      break;
+    case 4:
+      pack_plane<4>(wide, shift, out);
+      break;
+    default:
+      pack_plane<8>(wide, shift, out);
+      break;
   }
 }
 
@@ -191,22 +226,19 @@ bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std
   const std::int64_t blocks = matrix.k / spec.block;
   const std::int64_t row_bytes = blocks * matrix.format->block_bytes;
   const int chunks = spec.block / kChunk;
-  std::array<std::uint8_t, 256> codes_of{};  // of a value, as a byte
-  const auto inverse = inverse_table(code_table(matrix.layout));
-  for (int v = -128; v < 128; ++v) codes_of[static_cast<std::uint8_t>(v)] = encode(spec, v, inverse);
+  const std::array<std::uint8_t, 256> codes = codes_by_value(spec);
 
   const auto wide = std::make_unique<WideCodes>();
   DecodedBlock decoded;
   bool finite = true;
   for (std::int64_t b = 0; b < blocks; ++b, out += spec.block_bytes()) {
-    std::memset(wide->bytes, codes_of[0], static_cast<std::size_t>(chunks) * 64);
+    std::memset(wide->bytes, codes[0], static_cast<std::size_t>(chunks) * 64);
     for (int r = 0; r < count; ++r) {
       matrix.format->decode(rows.data() + r * row_bytes + b * matrix.format->block_bytes, decoded);
-      for (int c = 0; c < chunks; ++c) {
-        std::uint8_t* to = wide->bytes + c * 64 + r * kChunk;
-        for (int j = 0; j < kChunk; ++j) to[j] = codes_of[static_cast<std::uint8_t>(decoded.codes[c * kChunk + j])];
-      }
       finite = put_scales(spec, decoded, r, out) && finite;
+      encode(spec, codes, decoded.codes);
+      for (int c = 0; c < chunks; ++c)
+        std::memcpy(wide->bytes + c * 64 + r * kChunk, decoded.codes + c * kChunk, kChunk);
     }
     if (spec.low_bits == 0) {
       for (int q = 0; q < 13; ++q) {
@@ -222,8 +254,8 @@ bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = wide->bytes + u * 8 * 64;
       std::uint8_t* to = out + u * spec.unit_bytes();
-      pack_plane(unit, 8, spec.low_bits, 0, to);
-      if (spec.high_bits != 0) pack_plane(unit, 8, spec.high_bits, spec.low_bits, to + 64 * spec.low_bits);
+      pack_plane(spec.low_bits, unit, 0, to);
+      if (spec.high_bits != 0) pack_plane(spec.high_bits, unit, spec.low_bits, to + 64 * spec.low_bits);
     }
   }
   return finite;
