@@ -30,7 +30,13 @@ class Peer:
     """One model in llama.cpp, one sequence, no sampler."""
 
     def __init__(
-        self, path: str, *, context: int, threads: int, settings: PeerSettings = PeerSettings(), all_logits: bool = False
+        self,
+        path: str,
+        *,
+        context: int,
+        threads: int,
+        settings: PeerSettings = PeerSettings(),
+        all_logits: bool = False,
     ) -> None:
         import llama_cpp
 
@@ -84,7 +90,10 @@ class Peer:
     def logits(self, tokens: Sequence[int], start: int = 0) -> npt.NDArray[np.float32]:
         """Logits of every token, [num_tokens, vocab_size]."""
         self.evaluate(tokens, start, range(len(tokens)))
-        rows = [np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._context, i), (self.vocab_size,)) for i in range(len(tokens))]
+        rows = [
+            np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._context, i), (self.vocab_size,))
+            for i in range(len(tokens))
+        ]
         return np.stack(rows)
 
     def prefill_seconds(self, tokens: Sequence[int]) -> float:
