@@ -2,10 +2,10 @@
 
     python tools/compare_peers.py MODEL TEXT [--positions 1024] [--threads 2] [--json FILE]
 
-MODEL is anything that `sterna.load` takes. Perplexity is scored as `llama-perplexity` does (windows of 512 tokens, second
-halves). Agreement is over windows of 512 tokens, each from an empty cache: the share of positions with the same most likely
-token, and the mean KL divergence of sterna's distribution from the peer's. Greedy continuations of five prompts are compared
-until they part, with the gap between the peer's two best logits there: near ties part first.
+MODEL is anything that `sterna.load` takes. Perplexity is scored as `llama-perplexity` does (windows of 512 tokens,
+second halves). Agreement is over windows of 512 tokens, each from an empty cache: the share of positions with the same
+most likely token, and the mean KL divergence of sterna's distribution from the peer's. Greedy continuations of five
+prompts are compared until they part, with the gap between the peer's two best logits there: near ties part first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from peer import Peer, PeerSettings
-
 import sterna
+from peer import Peer, PeerSettings
 
 WINDOW = 512
 PROMPTS = (

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level interface: the peer that benchmarks and comparisons measure against."""
+"""llama.cpp through llama-cpp-python's low-level interface: the peer that benchmarks and comparisons hold sterna to."""
 
 from __future__ import annotations
 
