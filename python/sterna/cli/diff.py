@@ -1,0 +1,56 @@
+"""`sterna diff`: the compiled plan against the numpy reference, value by value."""
+
+from __future__ import annotations
+
+import click
+
+from sterna.cli import console
+from sterna.cli.options import find_model, json_option
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--tokens", "num_tokens", type=click.IntRange(1, 512), default=8, show_default=True, help="Length of the sequence."
+)
+@click.option("--isa", default="", help="Instruction set (default: the best).")
+@click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads that compute.")
+@click.option("--unfused", is_flag=True, help="The program as traced, without fusion passes.")
+@click.option("--all", "show_all", is_flag=True, help="Every value, not only those that diverge.")
+@json_option
+def command(model: str, num_tokens: int, isa: str, threads: int, unfused: bool, show_all: bool, as_json: bool) -> None:
+    """Run a short sequence through MODEL's compiled plan and the reference, and name the first value that differs.
+
+    Each operation of the reference gets the plan's own inputs, so that it is judged alone. Exit code 1 on a difference.
+    """
+    path = find_model(model).path
+    import numpy as np
+
+    from sterna._core import Gguf
+    from sterna.diff import diff
+    from sterna.trace import trace
+
+    file = Gguf(path)
+    program = trace(file).program
+    vocab_size = file.array_length("tokenizer.ggml.tokens")
+    tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens).tolist()
+    differences = list(diff(file, program if unfused else program.fuse(), tokens, isa=isa, threads=threads))
+    diverging = [difference for difference in differences if difference.diverges]
+    shown = differences if show_all else diverging
+    if as_json:
+        keys = ("name", "op", "source", "shape", "error", "diverges")
+        console.print_json([{key: getattr(difference, key) for key in keys} for difference in shown])
+    elif shown:
+        rows = [(d.name, d.op, d.source, f"{d.error:.2e}" + (" <--" if d.diverges else "")) for d in shown]
+        console.print_table(("VALUE", "OP", "SOURCE", "RELATIVE ERROR"), rows)
+    worst = max(differences, key=lambda difference: difference.error, default=None)
+    if diverging:
+        first = diverging[0]
+        console.say(
+            f"First diverging value: {first.name} ({first.op}, {first.source}), relative error {first.error:.2e}."
+        )
+        click.get_current_context().exit(1)
+    if worst is not None:
+        console.say(
+            f"{len(differences)} values agree; the largest relative error is {worst.error:.2e}, of {worst.name}."
+        )
