@@ -1,0 +1,166 @@
+"""Byte-pair encoding with the `tokenizers` library: GPT-2's on bytes, and the plain kind with byte tokens."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from itertools import pairwise
+
+import numpy as np
+from tokenizers import AddedToken, Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from sterna.errors import UnsupportedModelError
+from sterna.tokenizer.encoder import guarded
+from sterna.tokenizer.metadata import MAX_MERGES, Fields
+from sterna.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from sterna.tokenizer.vocabulary import Vocabulary
+
+_MERGES = "tokenizer.ggml.merges"
+_TOKENS = "tokenizer.ggml.tokens"
+
+# Long text is encoded in parts: the library keeps hundreds of bytes for each token of a part.
+_PART_CHARS = 1 << 15
+# Runs of characters that are words of their own, from this length on, are looked up instead of encoded.
+_LONG_RUN = 64
+
+# A space between two texts that hold neither spaces nor line ends, and nothing else: what a list of merges looks like.
+_NUL, _SPACE = 0, 32
+
+
+def pre_tokenizer_of(vocab: Vocabulary) -> PreTokenizer:
+    """The entry for tokenizer.ggml.pre. UnsupportedModelError when it is not known."""
+    if vocab.pre not in PRE_TOKENIZERS:
+        raise UnsupportedModelError(
+            f"{vocab.file}: the pre-tokenizer {vocab.pre!r} (tokenizer.ggml.pre) is not supported"
+        )
+    return PRE_TOKENIZERS[vocab.pre]
+
+
+class BpeEncoder:
+    """Byte-pair encoding of one vocabulary."""
+
+    def __init__(self, fields: Fields, vocab: Vocabulary) -> None:
+        self._pre = pre_tokenizer_of(vocab)
+        self._alone = re.compile(f"{self._pre.alone}{{{_LONG_RUN},}}") if self._pre.alone else None
+        self._boundary = re.compile(self._pre.boundary) if self._pre.boundary else None
+        ids = dict(zip(_texts(vocab.tokens), range(vocab.vocab_size), strict=True))
+        if len(ids) != vocab.vocab_size:
+            _refuse_duplicates(fields, vocab)
+        ids.pop("", None)
+        for text in vocab.control_ids:
+            del ids[text]
+        merges = _read_merges(fields)
+        self._library = LibraryTokenizer(_build(fields, vocab, self._pre, ids, merges))
+        splits: list[pre_tokenizers.PreTokenizer] = [
+            pre_tokenizers.Split(Regex(stage), "isolated") for stage in self._pre.stages
+        ]
+        if self._pre.byte_level:
+            splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        self._library.pre_tokenizer = pre_tokenizers.Sequence(splits)
+        if vocab.user_defined_ids:
+            added = [AddedToken(text, normalized=False) for text in vocab.user_defined_ids]
+            guarded(lambda: self._library.add_tokens(added), vocab.file, _TOKENS)
+
+    def encode(self, text: str) -> list[int]:
+        if self._pre.nfc:
+            text = unicodedata.normalize("NFC", text)
+        if not self._pre.byte_level:
+            text = text.replace(" ", "▁")
+        if len(text) <= _PART_CHARS and self._alone is None:
+            return self._encode_part(text)
+        ids: list[int] = []
+        position = 0
+        for run in self._alone.finditer(text) if self._alone else ():
+            # The first of the run stays with what is before it, which may look at it.
+            self._encode_long(text[position : run.start() + 1], ids)
+            self._encode_run(text[run.start() + 1 : run.end()], ids)
+            position = run.end()
+        self._encode_long(text[position:], ids)
+        return ids
+
+    def _encode_part(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode_run(self, run: str, ids: list[int]) -> None:
+        """Characters each of which is a word of its own."""
+        table = {character: self._encode_part(character) for character in set(run)}
+        for character in run:
+            ids += table[character]
+
+    def _encode_long(self, text: str, ids: list[int]) -> None:
+        """Any text, in parts cut where that changes nothing."""
+        cuts = [0]
+        while self._boundary and len(text) - cuts[-1] > _PART_CHARS:
+            found = self._boundary.search(text, cuts[-1] + _PART_CHARS // 2)
+            if not found:
+                break
+            cuts.append(found.start())
+        for begin, end in pairwise([*cuts, len(text)]):
+            ids += self._encode_part(text[begin:end])
+
+
+def _texts(tokens: list[bytes]) -> list[str]:
+    """All decoded at once, as one by one takes far longer."""
+    texts = b"\0".join(tokens).decode().split("\0")
+    return texts if len(texts) == len(tokens) else [token.decode() for token in tokens]
+
+
+def _read_merges(fields: Fields) -> list[tuple[str, str]]:
+    """The merges as pairs of token texts. ModelFormatError names the first that is malformed."""
+    merges = fields.strings(_MERGES, limit=MAX_MERGES)
+    if not merges:
+        return []
+    joined = b"\0".join(merges)
+    data = np.frombuffer(joined, np.uint8)
+    spaces, ends = np.flatnonzero(data == _SPACE), np.append(np.flatnonzero(data == _NUL), len(data))
+    begins = np.append(0, ends[:-1] + 1)
+    regular = len(spaces) == len(ends) == len(merges) and bool(((begins < spaces) & (spaces + 1 < ends)).all())
+    try:
+        text = joined.decode()
+        if regular:
+            words = text.replace(" ", "\0").split("\0")
+            return list(zip(words[::2], words[1::2], strict=True))
+        # Only where tokens hold spaces themselves: the first space after the first character is the separator.
+        return [_split_merge(fields, i, merge.decode()) for i, merge in enumerate(merges)]
+    except UnicodeDecodeError as error:
+        raise fields.fail(_MERGES, "a merge is not UTF-8") from error
+
+
+def _split_merge(fields: Fields, index: int, merge: str) -> tuple[str, str]:
+    cut = merge.find(" ", 1)
+    if cut < 0 or cut == len(merge) - 1:
+        raise fields.fail(_MERGES, f"merge {index} ({merge[:80]!r}) is not two texts with a space between")
+    return merge[:cut], merge[cut + 1 :]
+
+
+def _build(
+    fields: Fields, vocab: Vocabulary, pre: PreTokenizer, ids: dict[str, int], merges: list[tuple[str, str]]
+) -> models.BPE:
+    def build(merges: list[tuple[str, str]]) -> models.BPE:
+        return models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
+
+    try:
+        return build(merges)
+    except Exception:
+        # The library refuses merges of what is not in the vocabulary. Those that would make a control token are left
+        # out, so that data can never become one; any other is a fault of the file.
+        usable = []
+        for index, (left, right) in enumerate(merges):
+            unknown = [text for text in (left, right, left + right) if text not in ids]
+            if not unknown:
+                usable.append((left, right))
+            elif not any(text in vocab.control_ids for text in unknown):
+                raise fields.fail(
+                    _MERGES, f"merge {index} is about {unknown[0][:80]!r}, which is not a token"
+                ) from None
+        return guarded(lambda: build(usable), vocab.file, _MERGES)
+
+
+def _refuse_duplicates(fields: Fields, vocab: Vocabulary) -> None:
+    """Raises when two tokens have the same text; empty texts are the gaps of a vocabulary."""
+    seen: dict[bytes, int] = {}
+    for token_id, token in enumerate(vocab.tokens):
+        if token and seen.setdefault(token, token_id) != token_id:
+            raise fields.fail(_TOKENS, f"tokens {seen[token]} and {token_id} have the same text {token[:80]!r}")

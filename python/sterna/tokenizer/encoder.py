@@ -1,0 +1,31 @@
+"""What the algorithms have in common: an encoder turns text without control tokens into token ids, with a library's
+help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from sterna.errors import ModelFormatError
+
+_Result = TypeVar("_Result")
+
+
+class Encoder(Protocol):
+    """One algorithm over one vocabulary."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of `text`, which is valid Unicode, not empty, and all data: no control token is ever among them.
+        The tokens of `text`, which is valid Unicode, not empty, and all data: no control token is ever among them."""
+
+
+def guarded(build: Callable[[], _Result], file: str, field: str) -> _Result:
+    """Calls a library on data of a file; what it raises, panics included, becomes ModelFormatError about `field`."""
+    try:
+        return build()
+    except (ModelFormatError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a Rust panic is a BaseException
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFormatError(f"{file}: {field}: {error}", file, field) from error

@@ -1,0 +1,229 @@
+"""The vocabulary of a model as its GGUF file gives it, validated: texts, types, scores and the tokens with a special
+role."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.errors import UnsupportedModelError
+from sterna.tokenizer.metadata import MAX_TOKEN_BYTES, MAX_TOKENS, Fields
+
+_log = logging.getLogger(__name__)
+
+_TOKENS = "tokenizer.ggml.tokens"
+
+
+class TokenType(IntEnum):
+    """What a token is for (gguf.TokenType)."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+# tokenizer.ggml.model -> our name of the algorithm, and the ids that a file of that kind means when it names none (the
+# defaults of llama.cpp's llama_vocab::impl::load).
+_KINDS: dict[str, tuple[str, dict[str, int]]] = {
+    "gpt2": ("bpe", {}),
+    "gemma4": ("bpe", {}),
+    "llama": ("spm", {"bos": 1, "eos": 2, "unknown": 0}),
+    "bert": ("wordpiece", {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103}),
+    "t5": ("unigram", {"eos": 1, "unknown": 2, "padding": 0}),
+}
+
+# Files often name no end-of-turn token, or call it an ordinary one, so it is recognised by its text: the lists are
+# facts about published models, as gathered in llama.cpp's llama_vocab::impl::load. Earlier entries win.
+_EOT_TEXTS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]",
+    "<｜end▁of▁sentence｜>", "<end_of_utterance>",
+)  # fmt: skip
+_EOM_TEXTS = ("<|eom_id|>",)
+_FIM_TEXTS = {
+    "fim_pre": (
+        "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"
+    ),
+    "fim_mid": (
+        "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>"
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}  # fmt: skip
+_END_TEXTS = (
+    *_EOT_TEXTS, "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>", "<turn|>",
+    "<|tool_response>", "[e~[",
+)  # fmt: skip
+# "</s>" is the strike-through tag of HTML in some vocabularies (Gemma): only a control token of that text ends
+# anything.
+_END_ONLY_IF_CONTROL = frozenset({"</s>"})
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Everything about the tokens that does not depend on the algorithm; `vocab_size` is `len(tokens)`."""
+
+    file: str
+    model: str  # tokenizer.ggml.model
+    kind: str  # "bpe", "spm", "wordpiece" or "unigram"
+    pre: str  # tokenizer.ggml.pre
+    tokens: list[bytes]  # UTF-8, as written in the file
+    lengths: npt.NDArray[np.int64]  # bytes of each token
+    types: npt.NDArray[np.int32]  # TokenType, with wrong types of well-known control tokens put right
+    roles: dict[str, int]  # "bos", "eos", "eot", "unknown", "fim_pre", ... -> id
+    control_ids: dict[str, int]  # text -> id of what request text must never become
+    user_defined_ids: dict[str, int]  # text -> id of what is cut out of any text before the algorithm sees it
+    end_ids: frozenset[int]  # of tokens that end a generation
+    suppress_ids: tuple[int, ...]  # of tokens that must not be generated
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+
+def read_vocabulary(fields: Fields) -> Vocabulary:
+    """Reads and validates the tokens of a file. ModelFormatError, UnsupportedModelError (an unknown
+    tokenizer.ggml.model)."""
+    model = fields.string("tokenizer.ggml.model", None)
+    if model is None:
+        raise fields.fail("tokenizer.ggml.model", "is missing")
+    if model not in _KINDS:
+        raise UnsupportedModelError(f"{fields.file}: tokenizers of kind {model!r} are not supported")
+    kind, defaults = _KINDS[model]
+
+    tokens = fields.strings(_TOKENS, limit=MAX_TOKENS)
+    if not tokens:
+        raise fields.fail(_TOKENS, "the vocabulary is empty")
+    size = len(tokens)
+    lengths = np.fromiter(map(len, tokens), np.int64, size)
+    if lengths.max() > MAX_TOKEN_BYTES:
+        longest = int(lengths.argmax())
+        raise fields.fail(
+            _TOKENS, f"token {longest} has {lengths[longest]} bytes, more than the limit of {MAX_TOKEN_BYTES}"
+        )
+    if not lengths.any():
+        raise fields.fail(_TOKENS, "the text of every token is empty")
+    _check_utf8(fields, tokens)
+
+    types = _read_types(fields, kind, size).copy()
+    roles = _read_roles(fields, size, defaults)
+    candidates = _marked_texts(tokens, lengths, types)
+    ends = _settle_roles(candidates, types, roles)
+    ends.update(int(i) for i in fields.token_ids("tokenizer.ggml.eog_token_ids", size))
+
+    control = {}
+    user_defined = {}
+    for token_id in np.flatnonzero((types == TokenType.CONTROL) | (types == TokenType.UNKNOWN)).tolist():
+        control[tokens[token_id].decode()] = token_id
+    for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
+        text = tokens[token_id].decode()
+        # Converters fill holes of a vocabulary with "[PAD17]": no text of that form belongs to them.
+        if text != f"[PAD{token_id}]":
+            user_defined[text] = token_id
+    control.pop("", None)
+    user_defined.pop("", None)
+    return Vocabulary(
+        file=fields.file,
+        model=model,
+        kind=kind,
+        pre=fields.string("tokenizer.ggml.pre", "default") if model != "gemma4" else "gemma4",
+        tokens=tokens,
+        lengths=lengths,
+        types=types,
+        roles=roles,
+        control_ids=control,
+        user_defined_ids=user_defined,
+        end_ids=frozenset(ends),
+        suppress_ids=tuple(fields.token_ids("tokenizer.ggml.suppress_tokens", size).tolist()),
+    )
+
+
+def _check_utf8(fields: Fields, tokens: list[bytes]) -> None:
+    try:
+        # A separator, so that a sequence cut in two does not heal.
+        b"\n".join(tokens).decode()
+    except UnicodeDecodeError:
+        for token_id, token in enumerate(tokens):
+            try:
+                token.decode()
+            except UnicodeDecodeError as error:
+                raise fields.fail(_TOKENS, f"token {token_id} is not UTF-8") from error
+
+
+def _read_types(fields: Fields, kind: str, size: int) -> npt.NDArray[np.int32]:
+    key = "tokenizer.ggml.token_type"
+    if kind in ("bpe", "wordpiece") and not fields.has(key):
+        return np.full(size, TokenType.NORMAL, np.int32)
+    return fields.token_types(key, size)
+
+
+def _read_roles(fields: Fields, size: int, defaults: dict[str, int]) -> dict[str, int]:
+    names = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask", *_FIM_TEXTS)
+    old_names = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+    roles = {}
+    for name in names:
+        for spelling in (name, old_names.get(name, name)):
+            token_id = fields.token_id(f"tokenizer.ggml.{spelling}_token_id", size)
+            if token_id is not None:
+                roles[name] = token_id
+                break
+        else:
+            if name in defaults and defaults[name] < size:
+                roles[name] = defaults[name]
+    if "cls" in roles and not fields.has("tokenizer.ggml.bos_token_id"):
+        roles["bos"] = roles["cls"]
+    return roles
+
+
+def _marked_texts(tokens: list[bytes], lengths: npt.NDArray[np.int64], types: npt.NDArray[Any]) -> dict[str, int]:
+    """The tokens whose text could be one of the well-known ones: found by first and last byte, as a table of all is
+    slow."""
+    first, last = {b"<", b"[", b"_", "▁".encode()[:1]}, {b">", b"]", b"["}
+    longest = max(len(text.encode()) for text in _END_TEXTS)
+    short = np.flatnonzero((lengths >= 3) & (lengths <= longest)).tolist()
+    return {token.decode(): i for i in short if (token := tokens[i])[:1] in first and token[-1:] in last}
+
+
+def _settle_roles(texts: dict[str, int], types: npt.NDArray[np.int32], roles: dict[str, int]) -> set[int]:
+    """Fills `roles` from well-known texts, marks those tokens as control tokens, and returns what ends a generation."""
+
+    def find(name: str, candidates: tuple[str, ...]) -> None:
+        for text in candidates:
+            if name not in roles and text in texts:
+                roles[name] = texts[text]
+                mark(text)
+
+    def mark(text: str) -> None:
+        token_id = texts[text]
+        if types[token_id] != TokenType.CONTROL:
+            _log.debug("token %d (%r) is taken for a control token by its text", token_id, text)
+            types[token_id] = TokenType.CONTROL
+
+    find("eot", _EOT_TEXTS)
+    find("eom", _EOM_TEXTS)
+    for name, candidates in _FIM_TEXTS.items():
+        find(name, candidates)
+    ends = {roles[name] for name in ("fim_pad", "fim_rep", "fim_sep", "eos", "eot", "eom") if name in roles}
+    for text in _END_TEXTS:
+        if text in texts and not (text in _END_ONLY_IF_CONTROL and types[texts[text]] != TokenType.CONTROL):
+            ends.add(texts[text])
+            mark(text)
+    # In the harmony format and in Solar Open "<|end|>" ends a message, not the turn.
+    if "<|end|>" in texts and (
+        {"<|return|>", "<|call|>"} <= texts.keys()
+        or ("<|flush|>" in texts and texts.keys() & {"<|call|>", "<|calls|>"})
+    ):
+        ends.discard(texts["<|end|>"])
+    return ends
