@@ -6,6 +6,7 @@
 #include "bindings/bindings.h"
 #include "program/builder.h"
 #include "program/op_table.h"
+#include "program/passes/passes.h"
 #include "program/program.h"
 #include "program/rope.h"
 #include "program/text.h"
@@ -77,6 +78,17 @@ std::vector<ValueId> emit(ProgramBuilder& builder, const std::string& op, const 
   return builder.emit(std::move(node));
 }
 
+Program fused(const Program& program, const std::optional<std::vector<std::string>>& passes) {
+  const py::gil_scoped_release released;
+  Program result = program;
+  if (!passes) {
+    fuse(result);
+  } else {
+    for (const std::string& name : *passes) run_pass(result, name);
+  }
+  return result;
+}
+
 }  // namespace
 
 void bind_program(py::module_& m) {
@@ -126,6 +138,17 @@ void bind_program(py::module_& m) {
       .def(
           "text", [](const Program& program) { return to_text(program); }, py::call_guard<py::gil_scoped_release>(),
           "The text form; Program.parse reads it back.")
+      .def_static(
+          "parse", [](const std::string& text) { return parse_program(text); }, py::arg("text"),
+          py::call_guard<py::gil_scoped_release>(), "The program of a text. Raises ArgumentError with line and column.")
+      .def("fuse", &fused, py::arg("passes") = py::none(),
+           "A new program after the named passes, in their order, or after all of them in the fixed order.")
+      .def_property_readonly_static("passes",
+                                    [](const py::object&) {
+                                      py::list names;
+                                      for (const Pass& pass : all_passes()) names.append(std::string(pass.name));
+                                      return names;
+                                    })
       .def("__repr__", [](const Program& program) {
         std::size_t nodes = 0;
         for (const Function& function : program.functions) nodes += function.nodes.size();
