@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias, TypeVar, final, overload
+from typing import Any, ClassVar, final, NoReturn, overload, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -193,6 +193,8 @@ class Program:
         """ArgumentError with line and column."""
     def fuse(self, passes: Sequence[str] | None = None) -> Program:
         """A new program after the named passes in the order given, or after all of them in their fixed order."""
+
+    passes: ClassVar[list[str]]  # names, in the order in which fuse() runs them
 
 @final
 class ProgramBuilder:
