@@ -1,7 +1,272 @@
+/// The engine in Python: Engine, RequestHandle, KvSequence. Waiting releases the GIL and looks for signals.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/bind_engine_parts.h"
 #include "bindings/bindings.h"
+#include "bindings/engine_arguments.h"
+#include "bindings/py_plan.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
 
 namespace sterna::bindings {
+namespace {
 
-void bind_engine(pybind11::module_&) {}
+using Clock = std::chrono::steady_clock;
+
+/// Ctrl-C is seen within this time.
+constexpr std::chrono::milliseconds kSlice{50};
+
+/// Repeats `attempt(slice)`, without the GIL, until it is true or the time is up; false then. Python's signal handlers run in between.
+template <class Attempt>
+bool wait(std::optional<double> timeout, Attempt attempt) {
+  if (timeout && std::isnan(*timeout)) throw ArgumentError("timeout is NaN");
+  const bool forever = !timeout || *timeout > 1e9;
+  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                           std::chrono::duration<double>(forever ? 0.0 : std::max(*timeout, 0.0)));
+  while (true) {
+    auto slice = kSlice;
+    if (!forever) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+      slice = std::clamp(left, std::chrono::milliseconds{0}, kSlice);
+    }
+    {
+      const py::gil_scoped_release release;
+      if (attempt(slice)) return true;
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!forever && Clock::now() >= deadline) return false;
+  }
+}
+
+py::object next_event(RequestHandle& handle, std::optional<double> timeout) {
+  std::optional<Event> event;
+  wait(timeout, [&](std::chrono::milliseconds slice) {
+    event = handle.next(slice);
+    return event || handle.exhausted();
+  });
+  return py::cast(std::move(event));
+}
+
+void wait_finished(RequestHandle& handle, std::optional<double> timeout) {
+  const bool finished = wait(timeout, [&](std::chrono::milliseconds slice) { return handle.wait_finished(slice); });
+  if (finished) return;
+  PyErr_SetString(PyExc_TimeoutError, "the request has not finished in time");
+  throw py::error_already_set();
+}
+
+std::vector<Event> all_events(RequestHandle& handle, std::optional<double> timeout) {
+  wait_finished(handle, timeout);
+  std::vector<Event> events;
+  while (auto event = handle.next(std::chrono::milliseconds{0})) events.push_back(std::move(*event));
+  return events;
+}
+
+py::array_t<float> scores(RequestHandle& handle, std::optional<double> timeout) {
+  wait_finished(handle, timeout);
+  const RequestHandle::Scores result = handle.scores();
+  auto owner = std::make_unique<std::shared_ptr<const float[]>>(result.data);
+  const float* data = owner->get();
+  const py::capsule capsule(owner.release(), [](void* p) { delete static_cast<std::shared_ptr<const float[]>*>(p); });
+  std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(result.rows)};
+  if (result.columns > 0) shape.push_back(static_cast<py::ssize_t>(result.columns));
+  return py::array_t<float>(shape, data, capsule);
+}
+
+py::object finish_reason(const Event& event) {
+  switch (event.finish) {
+    case FinishReason::kStop:
+      return py::str("stop");
+    case FinishReason::kLength:
+      return py::str("length");
+    case FinishReason::kCancelled:
+      return py::str("cancelled");
+    default:
+      return py::none();
+  }
+}
+
+py::object stop_of(const Event& event) {
+  if (const auto* token = std::get_if<std::int32_t>(&event.stop)) return py::int_(*token);
+  if (const auto* text = std::get_if<std::string>(&event.stop)) return py::str(*text);
+  return py::none();
+}
+
+/// Engines that are still open when the interpreter ends: their threads must not meet a Python that is going away.
+class OpenEngines {
+ public:
+  void add(const std::shared_ptr<Engine>& engine) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(engines_, [](const auto& e) { return e.expired(); });
+    engines_.push_back(engine);
+  }
+  void close_all() {
+    std::vector<std::weak_ptr<Engine>> engines;
+    {
+      const std::lock_guard lock(mutex_);
+      engines.swap(engines_);
+    }
+    const py::gil_scoped_release release;
+    for (const auto& weak : engines) {
+      if (const auto engine = weak.lock()) engine->close();
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<Engine>> engines_;
+};
+
+/// The plan's C++ object; of one written in Python also its Python half, which holds the methods.
+std::shared_ptr<Plan> to_plan(const py::object& plan) {
+  auto shared = plan.cast<std::shared_ptr<Plan>>();
+  if (!py::isinstance<PyPlan>(plan)) return shared;
+  return {shared.get(), [object = shared_object(plan)](Plan*) mutable { object.reset(); }};
+}
+
+std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
+                                    std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens) {
+  EngineOptions options;
+  options.context = context;
+  options.max_sequences = max_sequences;
+  if (kv_tokens) {
+    if (*kv_tokens < 1) throw ArgumentError("kv_tokens is " + std::to_string(*kv_tokens) + "; it must be 1 or more");
+    options.kv_tokens = *kv_tokens;
+  }
+  // Closing joins a thread that may be waiting for the GIL.
+  const auto destroy = [](Engine* engine) {
+    if (PyGILState_Check() != 0) {
+      const py::gil_scoped_release release;
+      delete engine;
+    } else {
+      delete engine;
+    }
+  };
+  return {new Engine(to_plan(plan), std::move(pieces), options), destroy};
+}
+
+std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, std::optional<std::int32_t> max_tokens,
+                                      const std::optional<SamplingParams>& sampling, std::uint32_t choice,
+                                      const py::object& stop_ids, std::vector<std::string> stop_strings,
+                                      std::optional<int> top_logprobs, const py::object& mask,
+                                      const KvSequence* sequence, bool special, bool drop_leading_space) {
+  if (top_logprobs && *top_logprobs < 0) throw ArgumentError("top_logprobs must not be negative");
+  GenerateRequest request;
+  request.tokens = to_tokens(tokens, "tokens");
+  request.max_tokens = max_tokens;
+  if (sampling) request.sampling = *sampling;
+  request.choice = choice;
+  request.stop_ids = to_tokens(stop_ids, "stop_ids");
+  request.stop_strings = std::move(stop_strings);
+  request.top_logprobs = top_logprobs.value_or(-1);
+  request.mask = to_mask(mask);
+  request.special = special;
+  request.drop_leading_space = drop_leading_space;
+  const py::gil_scoped_release release;
+  return engine.submit(std::move(request), sequence);
+}
+
+std::unique_ptr<RequestHandle> submit_score(Engine& engine, const py::object& tokens, std::int32_t positions_from,
+                                            bool logits, const KvSequence* sequence) {
+  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits};
+  const py::gil_scoped_release release;
+  return engine.submit(std::move(request), sequence);
+}
+
+void bind_results(py::module_& m) {
+  py::class_<Timings>(m, "Timings")
+      .def_readonly("queue_seconds", &Timings::queue_seconds)
+      .def_readonly("prefill_seconds", &Timings::prefill_seconds)
+      .def_readonly("decode_seconds", &Timings::decode_seconds)
+      .def_readonly("prompt_tokens", &Timings::prompt_tokens)
+      .def_readonly("cached_tokens", &Timings::cached_tokens)
+      .def_readonly("generated_tokens", &Timings::generated_tokens);
+
+  py::class_<Event>(m, "Event")
+      .def_property_readonly(
+          "token", [](const Event& e) { return e.sampled ? std::optional(e.sampled->token) : std::nullopt; })
+      .def_readonly("text", &Event::text)
+      .def_property_readonly(
+          "logprob", [](const Event& e) { return e.sampled ? e.sampled->logprob : std::optional<float>(); })
+      .def_property_readonly("top_logprobs",
+                             [](const Event& e) { return e.sampled ? top_logprobs_list(*e.sampled) : py::list(); })
+      .def_property_readonly("finish_reason", &finish_reason)
+      .def_property_readonly("stop", &stop_of);
+
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  py::class_<RequestHandle>(m, "RequestHandle")
+      .def("next", &next_event, "timeout"_a = py::none(),
+           "The next event; None after `timeout` seconds, and after the final event. Raises the request's error.")
+      .def("events", &all_events, "timeout"_a = py::none(),
+           "Waits for the final event, then gives all events not yet taken. TimeoutError.")
+      .def("scores", &scores, "timeout"_a = py::none(), "Waits for the result of submit_score. TimeoutError.")
+      .def("cancel", &RequestHandle::cancel, unlocked)
+      .def_property_readonly("finished", &RequestHandle::finished)
+      .def_property_readonly("timings", &RequestHandle::timings);
+
+  py::class_<KvSequence>(m, "KvSequence")
+      .def_property_readonly("tokens", &KvSequence::tokens)
+      .def_property_readonly("num_cached", &KvSequence::num_cached)
+      .def("__len__", &KvSequence::num_tokens)
+      .def("fork", &KvSequence::fork, unlocked)
+      .def("clear", &KvSequence::clear, unlocked);
+
+  py::class_<EngineStats>(m, "EngineStats")
+      .def_readonly("running", &EngineStats::running)
+      .def_readonly("waiting", &EngineStats::waiting)
+      .def_readonly("pages_in_use", &EngineStats::pages_in_use)
+      .def_readonly("page_limit", &EngineStats::page_limit)
+      .def_readonly("runs", &EngineStats::runs)
+      .def_readonly("tokens", &EngineStats::tokens)
+      .def_readonly("preemptions", &EngineStats::preemptions);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  bind_sampler(m);
+  bind_text(m);
+  bind_scheduler(m);
+  bind_results(m);
+
+  py::class_<PyPlan, Plan, std::shared_ptr<PyPlan>>(m, "PyPlan", "Base of plans written in Python (tests).")
+      .def(py::init<>());
+
+  const auto open_engines = std::make_shared<OpenEngines>();
+  py::module_::import("atexit").attr("register")(py::cpp_function([open_engines] { open_engines->close_all(); }));
+
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def(py::init([open_engines](const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
+                                   std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens) {
+             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens);
+             open_engines->add(engine);
+             return engine;
+           }),
+           "plan"_a, "pieces"_a, py::kw_only(), "context"_a, "max_sequences"_a = 16, "kv_tokens"_a = py::none())
+      .def_property_readonly("context", &Engine::context)
+      .def_property_readonly("vocab_size", &Engine::vocab_size)
+      .def_property_readonly("closed", &Engine::closed)
+      .def("stats", &Engine::stats)
+      .def("sequence", &Engine::sequence)
+      .def("submit", &submit, "tokens"_a, py::kw_only(), "max_tokens"_a = py::none(), "sampling"_a = py::none(),
+           "choice"_a = 0, "stop_ids"_a = py::tuple(), "stop_strings"_a = std::vector<std::string>(),
+           "top_logprobs"_a = py::none(), "mask"_a = py::none(), "sequence"_a = py::none(), "special"_a = false,
+           "drop_leading_space"_a = false)
+      .def("submit_score", &submit_score, "tokens"_a, py::kw_only(), "positions_from"_a = 0, "logits"_a = false,
+           "sequence"_a = py::none())
+      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
+}
 
 }  // namespace sterna::bindings

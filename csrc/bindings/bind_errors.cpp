@@ -35,6 +35,8 @@ void bind_errors(py::module_&) {
       raise("DeviceError", py::make_tuple(e.what()));
     } catch (const NumericError& e) {
       raise("NumericError", py::make_tuple(e.what()));
+    } catch (const Error& e) {
+      raise("SternaError", py::make_tuple(e.what()));
     }
   });
 }
