@@ -8,6 +8,7 @@
 #endif
 
 #include "base/error.h"
+#include "base/float_mode.h"
 #include "cpu/isa.h"
 
 namespace sterna::cpu {
@@ -64,6 +65,7 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
       pool_(thread_count(options.threads)),
       weights_(program, source, pool_),
       kv_(program.kv_slots, options.kv_type) {
+  const FloatMode mode;
   const Function& function = program.function("logits");
   Lowering lowering(program, weights_,
                     {options_.max_tokens, options_.max_outputs, kernels_.tile_rows, options_.keep_values});
@@ -88,9 +90,14 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   const ValueId output = function.outputs.at(0);
   vocab_size_ = static_cast<std::int32_t>(lowering.row_size(output));
   logits_ = rows_of(output);
-  if (logits_.stride != vocab_size_) {
-    throw UnsupportedModelError("the vocabulary has " + std::to_string(vocab_size_) +
-                                " entries, which is no multiple of 16");
+  if (!logits_.outputs || logits_.stride != vocab_size_) {
+    throw UnsupportedModelError("the logits " + program.value(output).name + " are not the result of an unembed");
+  }
+  num_token_ids_ = vocab_size_;
+  for (const Node& node : function.nodes) {
+    if (node.op != "embed") continue;
+    const std::int64_t rows = program.value(node.input("w")).shape[0].size;
+    num_token_ids_ = static_cast<std::int32_t>(std::min<std::int64_t>(num_token_ids_, rows));
   }
   if (options_.keep_values) {
     for (const Node& node : function.nodes) {
@@ -112,8 +119,8 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
   for (const auto& table : batch.page_tables) pages = std::max(pages, table.size());
   for (WorkerScratch& scratch : scratch_) {
     if (scratch.key_tiles.size() < pages) {
-      scratch.key_tiles.resize(pages);
       scratch.value_tiles.resize(pages);
+      scratch.key_tiles.resize(pages);
     }
   }
   for (Counter& counter : counters_) counter.value.store(0, std::memory_order_relaxed);
@@ -187,7 +194,7 @@ void CpuPlan::check(const Batch& batch) const {
     fail(std::to_string(batch.output_rows.size()) + " output rows, the plan takes " + std::to_string(max_outputs()));
   }
   for (std::size_t i = 0; i < rows; ++i) {
-    if (batch.tokens[i] < 0 || batch.tokens[i] >= vocab_size_)
+    if (batch.tokens[i] < 0 || batch.tokens[i] >= num_token_ids_)
       fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
     const auto sequence = static_cast<std::size_t>(batch.sequences[i]);
     if (batch.sequences[i] < 0 || sequence >= batch.page_tables.size())

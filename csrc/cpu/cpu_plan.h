@@ -83,6 +83,7 @@ class CpuPlan final : public Plan {
   std::vector<KeptValue> kept_;
   Rows logits_;
   std::int32_t vocab_size_ = 0;
+  std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;
 };

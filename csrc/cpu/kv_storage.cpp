@@ -1,10 +1,14 @@
 #include "cpu/kv_storage.h"
 
 #include <algorithm>
+#include <string>
+
+#include "base/error.h"
 
 namespace sterna::cpu {
 namespace {
 
+constexpr std::int64_t kMaxLayers = 1 << 16;
 // Large enough for huge pages, small enough not to take much more than asked for.
 constexpr std::int64_t kSlabBytes = std::int64_t{8} << 20;
 
@@ -13,6 +17,7 @@ constexpr std::int64_t kSlabBytes = std::int64_t{8} << 20;
 KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
   const std::int64_t element = type == KvType::kF16 ? 2 : 4;
   for (const KvSlot& slot : slots) {
+    if (slot.layer >= kMaxLayers) throw UnsupportedModelError("attention in layer " + std::to_string(slot.layer));
     Layer layer;
     layer.offset = page_bytes_;
     layer.num_heads = static_cast<int>(slot.num_kv_heads);

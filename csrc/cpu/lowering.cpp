@@ -8,6 +8,7 @@
 namespace sterna::cpu {
 
 void Lowering::lower(const Function& function) {
+  outputs_ = function.outputs;
   for (const Node& node : function.nodes) {
     const LowerFunction lower_op = find_lowering(node.op);
     if (lower_op == nullptr) {
@@ -37,7 +38,8 @@ void Lowering::add(StepFunction few, StepFunction many, const void* arguments) {
 }
 
 Place Lowering::define(ValueId value) {
-  const Place place = temporary_rows(row_size(value), program_.value(value).shape[0].size == Dim::kOutputs);
+  Place place = temporary_rows(row_size(value), program_.value(value).shape[0].size == Dim::kOutputs);
+  if (std::find(outputs_.begin(), outputs_.end(), value) != outputs_.end()) place.stride = row_size(value);
   places_[value] = place;
   return place;
 }

@@ -112,6 +112,7 @@ class Lowering {
   std::deque<std::shared_ptr<void>> arguments_;
   std::vector<BufferUse> buffers_;
   std::map<ValueId, Place> places_;
+  std::vector<ValueId> outputs_;  // of the function: their rows lie side by side, without padding
   std::vector<RopeTable> rope_tables_;
   std::vector<std::pair<Rows*, Place>> row_bindings_;
   std::vector<std::pair<std::uint8_t**, int>> pointer_bindings_;

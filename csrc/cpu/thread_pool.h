@@ -26,6 +26,7 @@ class Barrier {
 /// `size` workers: the calling thread is worker 0, the others wait between runs.
 class ThreadPool {
  public:
+  /// Throws DeviceError when the system has no more threads.
   explicit ThreadPool(int size);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -34,13 +35,16 @@ class ThreadPool {
   int size() const { return size_; }
   Barrier& barrier() { return barrier_; }
 
-  /// Calls job(worker) once on every worker and returns when all have finished. The job must not throw.
+  /// Calls job(worker) once on every worker and returns when all have finished. The job must not throw. Throws Error in
+  /// a child process, which fork() has left without the workers.
   void run(const std::function<void(int worker)>& job);
 
  private:
   void work(int worker);
+  void stop() noexcept;
 
   const int size_;
+  const int process_;
   Barrier barrier_;
   const std::function<void(int)>* job_ = nullptr;
   std::atomic<bool> stopping_{false};

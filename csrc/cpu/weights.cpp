@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "base/error.h"
+#include "base/float_mode.h"
 
 namespace sterna::cpu {
 namespace {
@@ -66,6 +67,7 @@ std::vector<float> read_vector(const Value& value, const TensorSource& source) {
 }  // namespace
 
 Weights::Weights(const Program& program, const TensorSource& source, ThreadPool& pool) {
+  const FloatMode mode;
   std::vector<PackJob> jobs;
   for (const Value& value : program.values) {
     if (value.kind != ValueKind::kWeight) continue;

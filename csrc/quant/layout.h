@@ -185,7 +185,8 @@ PackedMatrix describe_matrix(const Format& format, std::int64_t n, std::int64_t 
 /// An empty matrix of the right size, to be filled panel by panel.
 PackedMatrix make_matrix(const Format& format, std::int64_t n, std::int64_t k);
 /// Packs rows 16 * panel .. of the matrix from their bytes in the file, [rows, row bytes]; rows beyond n are padding.
-/// Returns false when a scale is NaN or infinite. Different panels may be packed by different threads.
+/// Returns false when a scale is NaN, infinite, or too large for its codes. Different panels may be packed by different
+/// threads.
 bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
 /// Decodes a panel of a kNative matrix to the kUnpacked layout, k / 256 blocks of layout_spec(kUnpacked).block_bytes().
 void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out);

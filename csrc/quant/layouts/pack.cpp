@@ -153,11 +153,15 @@ float get_scale(const LayoutSpec& spec, const std::uint8_t* p, int index) {
   }
 }
 
+/// Whether a scale and all values under it are finite: with an exponent of its own (MXFP4) it can be too large for its
+/// codes.
+bool is_finite_scale(float scale) { return std::isfinite(scale * 128.0f); }
+
 /// Scales of one row of a block. Returns whether all are finite.
 bool put_scales(const LayoutSpec& spec, const DecodedBlock& block, int row, std::uint8_t* out) {
   bool finite = true;
   for (int s = 0; s < spec.scale_count(); ++s) {
-    finite = finite && std::isfinite(block.scale[s]);
+    finite = finite && is_finite_scale(block.scale[s]);
     put_scale(spec, out + spec.scale_offset(), s * kPanelRows + row, block.scale[s]);
   }
   if (spec.has_min) {
