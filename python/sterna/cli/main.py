@@ -82,16 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reconfigure is not None:
             reconfigure(errors="replace")
     try:
-        result = cli.main(
-            args=None if arguments is None else list(arguments), prog_name="sterna", standalone_mode=False
-        )
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        # Not cli.main(): click would answer a closed pipe and Ctrl-C by itself.
+        with cli.make_context("sterna", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+            cli.invoke(ctx)
+        return _flushed(0)
+    except click.exceptions.Exit as exit_:
+        return _flushed(exit_.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _drop_stdout()
         return 0
     except click.UsageError as error:
         console.error(error.format_message())
@@ -107,6 +108,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.say("An internal error: STERNA_DEBUG=1 shows where.")
         console.error(f"{type(error).__name__}: {_line(error)}")
         return FAILED
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        console.error(_line(error))
+        return FAILED
+    return code
+
+
+def _drop_stdout() -> None:
+    # Python would complain once more when it closes stdout.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _line(error: BaseException) -> str:
