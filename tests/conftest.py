@@ -1,0 +1,1 @@
+"""Makes the modules of this folder (reference, gguf_image) importable from the tests below it."""
