@@ -37,7 +37,12 @@ class PyPlan final : public Plan {
 
   void reserve_pages(std::int32_t num_pages) override {
     const pybind11::gil_scoped_acquire gil;
-    method("reserve_pages")(num_pages);
+    try {
+      method("reserve_pages")(num_pages);
+    } catch (const pybind11::error_already_set& e) {
+      if (e.matches(PyExc_MemoryError)) throw MemoryBudgetError(e.what());
+      throw;
+    }
   }
   std::int32_t num_pages() const override { return number("num_pages"); }
   std::int32_t vocab_size() const override { return number("vocab_size"); }

@@ -184,9 +184,10 @@ void Sampler::take_top_p(const SamplingParams& params, std::span<const float> ro
 
 std::span<const Candidate> Sampler::candidates(const SamplingParams& params, std::span<const float> logits,
                                                const SamplingContext& context) {
-  if (!row_extent(logits).finite) fail_non_finite(logits);
+  const RowExtent extent = row_extent(logits);
+  if (!extent.finite) fail_non_finite(logits);
   const std::span<const float> row = adjust(params, logits, context);
-  const float max = row_extent(row).max;
+  const float max = row.data() == logits.data() ? extent.max : row_extent(row).max;
   if (max == kBanned) throw ArgumentError("logit_bias and mask leave no token to choose");
   candidates_.clear();
   if (params.temperature == 0.0) {

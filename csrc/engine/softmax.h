@@ -13,7 +13,10 @@ namespace sterna {
 inline float exp_nonpositive(float x) {
   constexpr float kLowest = -87.3f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
-  const float clamped = x < kLowest ? kLowest : x;
+  // Masks instead of branches let compilers vectorise without leave to ignore floating-point traps.
+  const std::uint32_t keep = x < kLowest ? 0u : ~0u;
+  const float clamped = std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) & keep) |
+                                             (std::bit_cast<std::uint32_t>(kLowest) & ~keep));
   const float shifted = clamped * 1.44269504088896341f + kRound;
   const float n = shifted - kRound;
   const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -26,8 +29,7 @@ inline float exp_nonpositive(float x) {
   const float y = p * (r * r) + r + 1.0f;
   // The integer sits in the low mantissa bits of `shifted`.
   const auto exponent = (std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(kRound)) << 23;
-  const float scaled = std::bit_cast<float>(std::bit_cast<std::uint32_t>(y) + exponent);
-  return x < kLowest ? 0.0f : scaled;
+  return std::bit_cast<float>((std::bit_cast<std::uint32_t>(y) + exponent) & keep);
 }
 
 /// The largest value (-inf of an empty row), and whether all are finite.
