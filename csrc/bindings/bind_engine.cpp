@@ -199,7 +199,7 @@ void bind_results(py::module_& m) {
           "token", [](const Event& e) { return e.sampled ? std::optional(e.sampled->token) : std::nullopt; })
       .def_readonly("text", &Event::text)
       .def_property_readonly(
-          "logprob", [](const Event& e) { return e.sampled ? e.sampled->logprob : std::optional<float>(); })
+          "logprob", [](const Event& e) { return e.sampled ? e.sampled->logprob : std::nullopt; })
       .def_property_readonly("top_logprobs",
                              [](const Event& e) { return e.sampled ? top_logprobs_list(*e.sampled) : py::list(); })
       .def_property_readonly("finish_reason", &finish_reason)

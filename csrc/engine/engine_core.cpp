@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cfenv>
-#include <limits>
 #include <string>
 #include <utility>
 
@@ -13,8 +12,6 @@
 
 namespace sterna {
 namespace {
-
-constexpr std::int32_t kSlabPages = 16;
 
 using Clock = ActiveRequest::Clock;
 
@@ -171,14 +168,13 @@ bool EngineCore::turn() {
   }
   build_batch();
   run_cancel_ = false;
-  const std::int32_t page_limit = pages_.limit();
-  const std::int32_t num_pages = std::min(pages_.high_water(), page_limit);
+  const std::int32_t num_pages = std::min(pages_.high_water(), pages_.limit());
   lock.unlock();
 
   RunResult result = RunResult::kCancelled;
   std::int32_t room = 0;
   try {
-    result = run_batch(num_pages, page_limit);
+    result = run_batch(num_pages);
     if (result == RunResult::kDone) read_outputs();
     if (result == RunResult::kNoMemory) room = plan_->num_pages();
   } catch (...) {
@@ -248,7 +244,7 @@ void EngineCore::start(const std::shared_ptr<ActiveRequest>& request) {
     sequence.output_from = score->positions_from;
     reusable = std::min(reusable, score->positions_from);
   } else if (std::get<GenerateRequest>(request->request).max_tokens == 0) {
-    sequence.output_from = std::numeric_limits<std::int32_t>::max();
+    sequence.output_from = num_tokens;
   } else {
     sequence.output_from = num_tokens - 1;
     reusable = std::min(reusable, num_tokens - 1);
@@ -283,11 +279,10 @@ void EngineCore::build_batch() {
   }
 }
 
-EngineCore::RunResult EngineCore::run_batch(std::int32_t num_pages, std::int32_t page_limit) {
+EngineCore::RunResult EngineCore::run_batch(std::int32_t num_pages) {
   if (plan_->num_pages() < num_pages) {
     try {
-      const std::int32_t slabs = (num_pages + kSlabPages - 1) / kSlabPages;
-      plan_->reserve_pages(std::min(slabs * kSlabPages, page_limit));
+      plan_->reserve_pages(num_pages);
     } catch (const MemoryBudgetError&) {
       return RunResult::kNoMemory;
     }

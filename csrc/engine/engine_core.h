@@ -96,7 +96,7 @@ class EngineCore {
   void start(const std::shared_ptr<ActiveRequest>& request);
   void build_batch();
   enum class RunResult { kDone, kCancelled, kNoMemory };
-  RunResult run_batch(std::int32_t num_pages, std::int32_t page_limit);
+  RunResult run_batch(std::int32_t num_pages);
   void read_outputs();
   void read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows, std::size_t first_output);
   void apply(const Outcome& outcome);

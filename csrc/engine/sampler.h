@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -47,7 +48,7 @@ struct TokenLogprob {
 /// The chosen token; log-probabilities are of the model's raw logits, before any stage above.
 struct Sampled {
   std::int32_t token = 0;
-  float logprob = 0.0f;  // where wanted, as the rest
+  std::optional<float> logprob;  // where wanted, as the rest
   std::vector<TokenLogprob> top_logprobs;
 };
 

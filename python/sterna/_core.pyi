@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, final, NoReturn, overload, TypeAlias, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -273,7 +273,7 @@ class Sampled:
     """A chosen token, and its log-probability under the model's raw logits (not the filtered ones)."""
 
     token: int
-    logprob: float
+    logprob: float | None  # where top_logprobs was given
     top_logprobs: list[tuple[int, float]]  # most likely first; empty unless asked for
 
 @final
@@ -291,10 +291,7 @@ class Sampler:
         top_logprobs: int | None = None,
         mask: MaskLike | None = None,
     ) -> Sampled:
-        """Chooses the token that follows `history` (its first `num_prompt` tokens are the prompt). NumericError on NaN or infinity.
-
-        logprob is computed where top_logprobs is not None, else it is 0.
-        """
+        """Chooses the token that follows `history` (its first `num_prompt` tokens are the prompt). NumericError on NaN or infinity."""
     def probabilities(
         self,
         logits: npt.NDArray[np.float32],

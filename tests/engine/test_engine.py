@@ -47,7 +47,7 @@ def settled(engine: _core.Engine) -> _core.EngineStats:
     return stats
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(1, 40),
     st.integers(1, 5),
