@@ -105,6 +105,7 @@ class Cursor {
     const std::string_view text = word();
     if (text == "true" || text == "false") return text == "true";
     at_ = begin;
+    if (text[0] != '-' && (text[0] < '0' || text[0] > '9')) fail("expected true, false, a number or a quoted string");
     if (text.find_first_of(".eE") != std::string_view::npos) return number();
     return integer();
   }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
@@ -22,6 +22,20 @@ MAX_LAYERS = 1024
 MAX_EXTENT = 1 << 24  # hidden, feed-forward and vocabulary sizes
 MAX_HEADS = 4096
 MAX_CONTEXT = 1 << 31
+
+# Keys that change what a decoder computes, with the values that do not: nothing is left out silently.
+NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
+    "expert_count": (0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+}
 
 TERNARY_FORMATS = frozenset({"TQ1_0", "TQ2_0"})
 
@@ -212,8 +226,12 @@ class DecoderConfig:
         }
 
 
-def decoder_fields(m: Metadata) -> dict[str, Any]:
-    """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them."""
+def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]:
+    """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them.
+
+    `handles` names those of NEUTRAL_VALUES that the model file implements; others raise UnsupportedModelError when set.
+    """
+    _refuse_unknown_variants(m, handles)
     layers = m.integer("block_count", 1, MAX_LAYERS)
     hidden = m.integer("embedding_length", 1, MAX_EXTENT)
     heads = m.per_layer("attention.head_count", layers, 1, MAX_HEADS)
@@ -239,6 +257,15 @@ def decoder_fields(m: Metadata) -> dict[str, Any]:
         "sliding_window": m.integer("attention.sliding_window", 1, MAX_CONTEXT) if windowed else 0,
         "rope": _rope(m, head_dim, context),
     }
+
+
+def _refuse_unknown_variants(m: Metadata, handles: Collection[str]) -> None:
+    for name, neutral in NEUTRAL_VALUES.items():
+        value = m.file.get(m.key(name), neutral[0])
+        if name not in handles and not (isinstance(value, int | float) and value in neutral):
+            raise UnsupportedModelError(
+                f"{m.file.path}: {m.key(name)} is {_shown(value)}: no model file implements this"
+            )
 
 
 def _vocab_size(m: Metadata) -> int:

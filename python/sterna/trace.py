@@ -67,6 +67,8 @@ def _choose(metadata: Metadata) -> Architecture:
         files = ", ".join(sorted(entry.logits.__module__ for entry in found))
         raise UnsupportedModelError(f"{metadata.file.path}: several model files claim architecture {name!r}: {files}")
     _import_models()
+    if any(entry.name == name for entry in architectures):
+        raise UnsupportedModelError(f"{metadata.file.path}: no model file takes this variant of {name!r}")
     known = ", ".join(sorted({entry.name for entry in architectures}))
     shown = name if len(name) <= 40 and name.isprintable() else f"{name[:40]!r}..."
     raise UnsupportedModelError(f"{metadata.file.path}: architecture {shown!r} is not known (known: {known})")

@@ -1,0 +1,50 @@
+"""The Program of each model file as text, unfused and fused. STERNA_WRITE_GOLDEN=1 writes the files: read the diff."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from fake_model import FakeModel
+from sterna._core import Program
+from sterna.trace import trace
+
+FOLDER = Path(__file__).parent.parent / "data" / "program"
+
+
+def models() -> dict[str, FakeModel]:
+    """A tiny model for each file, with what sets it apart."""
+    llama3 = FakeModel("llama").with_tensor("rope_freqs.weight", (4,)).without_tensor("output.weight")
+    biased = FakeModel("llama", **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0})
+    biased = biased.with_biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    qwen2 = FakeModel("qwen2").with_biases("attn_q", "attn_k", "attn_v")
+    qwen3 = FakeModel("qwen3").with_head_norms()
+    gemma3 = FakeModel("gemma3", layers=3, **{"attention.sliding_window": 4, "attention.sliding_window_pattern": 3})
+    gemma3 = gemma3.with_head_norms().with_layer_vectors("post_attention_norm", "post_ffw_norm")
+    bitnet = FakeModel("bitnet", hidden=256, intermediate=256).with_layer_vectors("attn_sub_norm", "ffn_sub_norm")
+    b158 = FakeModel("bitnet-b1.58", hidden=256, intermediate=256).with_layer_vectors("attn_sub_norm", "ffn_sub_norm")
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        b158 = b158.with_layer_tensor(f"{name}.scale", (1,))
+    return {
+        "llama": FakeModel("llama"),
+        "llama-tied-rope-freqs": llama3,
+        "llama-yarn-biases": biased,
+        "qwen2": qwen2,
+        "qwen3": qwen3,
+        "gemma3": gemma3,
+        "bitnet-ternary": bitnet.with_layer_format("TQ2_0"),
+        "bitnet-b1.58-scales": b158.with_layer_format("TQ1_0"),
+    }
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["traced", "fused"])
+@pytest.mark.parametrize("name", list(models()))
+def test_golden_text(name: str, fused: bool) -> None:
+    program = trace(models()[name]).program
+    text = (program.fuse() if fused else program).text()
+    path = FOLDER / f"{name}.{'fused' if fused else 'traced'}.txt"
+    if os.environ.get("STERNA_WRITE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    assert Program.parse(text).text() == text

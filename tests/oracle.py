@@ -1,0 +1,86 @@
+"""Reads the models of the oracle folder: tensors through the `gguf` package, and the logits of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from reference import reference_dir
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sequence: token ids [n], and what the reference gives, [n, vocab_size]."""
+
+    tokens: npt.NDArray[np.int32]
+    logits: F32
+
+
+def model_path(name: str) -> Path:
+    """The GGUF file of an oracle, which may be missing where only a subset is at hand."""
+    return reference_dir("oracle") / name / "model.gguf"
+
+
+def cases(name: str, kind: str = "logits") -> Iterator[Case]:
+    """The sequences of an oracle; `kind` is "logits" or "logits_a8" (int8 activations, BitNet)."""
+    with np.load(reference_dir("oracle") / name / "reference.npz") as arrays:
+        for i in range(sum(key.startswith("tokens_") for key in arrays)):
+            yield Case(arrays[f"tokens_{i}"], arrays[f"{kind}_{i}"])
+
+
+def tensors(path: Path) -> dict[str, F32]:
+    """All tensors of a file as float32, by name without ".weight"."""
+    result = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        result[tensor.name.removesuffix(".weight")] = values.astype(np.float32)
+    return result
+
+
+def ternary_twin(source: Path, target: Path) -> None:
+    """Writes the same model with the matrices of its layers in TQ2_0, which loses nothing where they are ternary."""
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, architecture)
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        element = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(key, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            kind = gguf.GGMLQuantizationType.TQ2_0
+            writer.add_tensor(tensor.name, gguf.quants.quantize(tensor.data, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ternary_model(name: str, folder: Path) -> Path:
+    """The TQ2_0 twin of an oracle: as it stands beside it, or made in `folder`."""
+    path = model_path(f"{name}.TQ2_0")
+    if not path.exists():
+        path = folder / f"{name}.gguf"
+        ternary_twin(model_path(name), path)
+    return path
+
+
+def relative_rms(pairs: list[tuple[F32, F32]]) -> float:
+    """||y - reference|| / ||reference|| over all positions of all sequences; pairs of (y, reference)."""
+    error = sum(float(np.sum((y.astype(np.float64) - reference) ** 2)) for y, reference in pairs)
+    return float(np.sqrt(error / sum(float(np.sum(reference.astype(np.float64) ** 2)) for _, reference in pairs)))
+
+
+def differing_argmax(pairs: list[tuple[F32, F32]]) -> int:
+    """Positions whose most likely token is not the reference's."""
+    return sum(int(np.sum(y.argmax(axis=1) != reference.argmax(axis=1))) for y, reference in pairs)

@@ -1,0 +1,244 @@
+"""The op table's rules: each wrong operand, shape or attribute is refused with the op, the node and the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sterna._core import ProgramBuilder
+from sterna.errors import ArgumentError
+
+ROPE = {"theta": 10000.0, "rotary_dim": 8}
+ATTENTION = {"layer": 0, "scale": 0.25}
+
+
+class Bench:
+    """A builder with inputs, some weights and activations at hand, by name."""
+
+    def __init__(self) -> None:
+        self.builder = ProgramBuilder()
+        self.ids: dict[str, int] = {}
+        for name in ("tokens", "positions"):
+            self.ids[name] = self.builder.add_input(name, ("T",))
+        weights: dict[str, tuple[int, ...]] = {
+            "embd": (50, 16),
+            "q": (32, 16),
+            "kv": (16, 16),
+            "odd": (24, 16),
+            "bad_k": (16, 24),
+            "v16": (16,),
+            "v32": (32,),
+            "v8": (8,),
+            "v4": (4,),
+            "v1": (1,),
+            "cube": (2, 4, 16),
+        }
+        for name, shape in weights.items():
+            self.ids[name] = self.builder.add_weight(name, shape, "F32")
+        self.emit("embed", "x", tokens="tokens", w="embd")
+        self.emit("linear", "q_rows", x="x", w="q")
+        self.emit("linear", "kv_rows", x="x", w="kv")
+        self.emit("linear", "odd_rows", x="x", w="odd")
+        self.emit("reshape", "q_heads", x="q_rows", attributes={"dims": "4, 8"})
+        self.emit("reshape", "k_heads", x="kv_rows", attributes={"dims": "2, 8"})
+        self.emit("reshape", "wide", x="kv_rows", attributes={"dims": "1, 16"})
+        self.emit("reshape", "odd_heads", x="odd_rows", attributes={"dims": "3, 8"})
+        self.emit("take_rows", "x_rows", x="x")
+        self.emit("reshape", "row_heads", x="x_rows", attributes={"dims": "2, 8"})
+
+    def emit(
+        self, op: str, name: str, attributes: dict[str, Any] | None = None, **roles: str | list[str]
+    ) -> tuple[Any, ...]:
+        inputs = [
+            (role, self.ids[value])
+            for role, values in roles.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ]
+        ids = self.builder.emit(op, name, inputs, attributes or {}, "models/test.py:1")
+        self.ids[name] = ids[0]
+        return tuple(self.builder.shape(id) for id in ids)
+
+
+GOOD: list[tuple[str, dict[str, Any], dict[str, Any], tuple[Any, ...]]] = [
+    ("linear", {"x": "x", "w": ["q", "kv"]}, {}, (("T", 32), ("T", 16))),
+    ("linear", {"x": "x", "w": ["q", "q"]}, {"glu": "silu"}, (("T", 32),)),
+    ("linear", {"x": "x", "w": "kv", "bias": "v16", "norm": "v16", "residual": "x"}, {"eps": 1e-5}, (("T", 16),)),
+    ("linear", {"x": "x_rows", "w": "q"}, {"activation": "int8_per_token"}, (("L", 32),)),
+    ("unembed", {"x": "x", "w": "embd"}, {}, (("L", 50),)),
+    ("unembed", {"x": "x_rows", "w": "embd", "norm": "v16"}, {"eps": 1}, (("L", 50),)),
+    ("rms_norm", {"x": "q_heads", "w": "v8"}, {"eps": 1e-5}, (("T", 4, 8),)),
+    ("rms_norm", {"x": "x"}, {"eps": 1e-5}, (("T", 16),)),
+    ("rope", {"x": "q_heads", "positions": "positions", "factors": "v4"}, ROPE, (("T", 4, 8),)),
+    ("attention", {"q": "q_heads", "k": "k_heads", "v": "k_heads"}, ATTENTION, (("T", 32),)),
+    ("split", {"x": "x"}, {"sizes": "4,12"}, (("T", 4), ("T", 12))),
+    ("concat", {"x": ["x", "q_rows"]}, {}, (("T", 48),)),
+    ("mul", {"a": "x", "b": "v16"}, {}, (("T", 16),)),
+    ("add", {"a": "x", "b": "v1"}, {}, (("T", 16),)),
+    ("take_rows", {"x": "q_heads"}, {}, (("L", 4, 8),)),
+]
+
+
+@pytest.mark.parametrize(("op", "roles", "attributes", "shapes"), GOOD)
+def test_shapes(op: str, roles: dict[str, Any], attributes: dict[str, Any], shapes: tuple[Any, ...]) -> None:
+    assert Bench().emit(op, "node", attributes, **roles) == shapes
+
+
+QKV = {"q": "q_heads", "k": "k_heads", "v": "k_heads"}
+NORMS = {"q_norm": "v8", "k_norm": "v8"}
+FOLDED = {**ATTENTION, "rope.theta": 1e4, "rope.rotary_dim": 8}
+BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("melt", {"x": "x"}, {}, "there is no such op"),
+    ("embed", {"tokens": "x", "w": "embd"}, {}, "tokens must be an input of the batch, x is not"),
+    ("embed", {"tokens": "tokens", "w": "v16"}, {}, "weight v16 has shape [16], expected a matrix"),
+    ("embed", {"tokens": "tokens"}, {}, "needs w"),
+    ("linear", {"x": "x", "w": "bad_k"}, {}, "x has 16 features, weight bad_k expects 24"),
+    ("linear", {"x": "q_heads", "w": "q"}, {}, "x has shape [T, 4, 8], expected rows of rank 2"),
+    ("linear", {"x": "embd", "w": "q"}, {}, "x must be the result of a node, embd is not"),
+    ("linear", {"x": "x", "w": "q_rows"}, {}, "w must be a weight, q_rows is not"),
+    ("linear", {"x": "x", "w": "cube"}, {}, "weight cube has shape [2, 4, 16], expected a matrix"),
+    ("linear", {"x": "x", "w": "q", "bias": "v16"}, {}, "bias v16 has shape [16], expected [32]"),
+    ("linear", {"x": "x", "w": ["q", "kv"], "bias": "v32"}, {}, "1 biases for 2 weights"),
+    ("linear", {"x": "x", "w": "q", "norm": "v32"}, {"eps": 1e-5}, "norm v32 has shape [32], expected [16]"),
+    ("linear", {"x": "x", "w": "q", "norm": "v16"}, {}, "needs eps"),
+    ("linear", {"x": "x", "w": "q"}, {"eps": 1e-5}, "eps without norm"),
+    ("linear", {"x": "x", "w": "q", "norm": "v16"}, {"eps": 0.0}, "eps is 0.000000, must be above 0"),
+    ("linear", {"x": "x", "w": "q"}, {"glu": "silu"}, "glu needs two weights of equal shape"),
+    ("linear", {"x": "x", "w": ["q", "kv"]}, {"glu": "silu"}, "glu needs two weights of equal shape"),
+    ("linear", {"x": "x", "w": ["q", "q"], "residual": "q_rows"}, {}, "residual needs exactly one weight"),
+    ("linear", {"x": "x", "w": "q", "residual": "x"}, {}, "residual x has shape [T, 16], the result [T, 32]"),
+    ("linear", {"x": "x_rows", "w": "kv", "residual": "x"}, {}, "residual x has shape [T, 16], the result [L, 16]"),
+    (
+        "linear",
+        {"x": "x", "w": "q"},
+        {"activation": "int4"},
+        'activation is "int4", must be one of auto, int8_per_token',
+    ),
+    ("linear", {"x": "x", "w": "q"}, {"activation": 3}, "activation must be a string"),
+    ("linear", {"x": "x", "w": "q"}, {"speed": 3}, "has no attribute speed"),
+    ("linear", {"x": "x", "w": "q", "gate": "x"}, {}, "has no role gate"),
+    ("linear", {"x": ["x", "x"], "w": "q"}, {}, "takes one x, not 2"),
+    ("unembed", {"x": "x", "w": ["embd", "embd"]}, {}, "takes one w, not 2"),
+    ("unembed", {"x": "q_rows", "w": "embd"}, {}, "x has 32 features, weight embd expects 16"),
+    ("rms_norm", {"x": "x", "w": "v8"}, {"eps": 1e-5}, "w v8 has shape [8], expected [16]"),
+    ("rms_norm", {"x": "x"}, {"eps": float("nan")}, "eps is not finite"),
+    ("rms_norm", {"x": "x"}, {"eps": "small"}, "eps must be a number"),
+    ("rope", {"x": "x", "positions": "positions"}, ROPE, "x has shape [T, 16], expected rows of rank 3"),
+    ("rope", {"x": "row_heads", "positions": "positions"}, ROPE, "x must have a row for every token"),
+    ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "rotary_dim": 7}, "rotary_dim is 7, must be even"),
+    ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "rotary_dim": 10}, "from 2 to head_dim 8"),
+    ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "theta": -1.0}, "theta is -1.000000"),
+    ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "scaling": "yarn"}, "yarn needs original_context"),
+    ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "style": "round"}, 'style is "round"'),
+    (
+        "rope",
+        {"x": "q_heads", "positions": "positions", "factors": "v8"},
+        ROPE,
+        "factors v8 has shape [8], expected [4]",
+    ),
+    ("attention", {**QKV, "k": "wide", "v": "wide"}, ATTENTION, "q has head_dim 8, k 16"),
+    ("attention", {**QKV, "v": "wide"}, ATTENTION, "k has 2 heads, v 1"),
+    ("attention", {**QKV, "q": "odd_heads"}, ATTENTION, "3 query heads are not a multiple of 2 key and value heads"),
+    ("attention", QKV, {"layer": 0}, "needs scale"),
+    ("attention", QKV, {**ATTENTION, "layer": -1}, "layer is -1"),
+    ("attention", QKV, {**ATTENTION, "window": -1}, "window is -1"),
+    ("attention", QKV, {**ATTENTION, "softcap": -1.0}, "softcap is -1"),
+    ("attention", QKV, {**ATTENTION, "scale": 0.0}, "scale is 0"),
+    ("attention", QKV, {**ATTENTION, "causal": 1}, "causal must be true or false"),
+    ("attention", {**QKV, "q_norm": "v8"}, {**ATTENTION, "eps": 1e-5}, "q_norm and k_norm come together"),
+    (
+        "attention",
+        {**QKV, **NORMS, "k_norm": "v4"},
+        {**ATTENTION, "eps": 1e-5},
+        "k_norm v4 has shape [4], expected [8]",
+    ),
+    ("attention", {**QKV, **NORMS}, ATTENTION, "needs eps"),
+    ("attention", {**QKV, "positions": "positions"}, ATTENTION, "needs rope.theta"),
+    ("attention", {**QKV, "factors": "v4"}, ATTENTION, "factors without positions"),
+    ("attention", QKV, FOLDED, "rope.rotary_dim without positions"),
+    ("glu", {"gate": "x", "up": "q_rows"}, {}, "gate has shape [T, 16], up [T, 32]"),
+    ("activation", {"x": "x"}, {"kind": "sine"}, 'kind is "sine"'),
+    ("add", {"a": "x", "b": "x_rows"}, {}, "x has shape [T, 16], x_rows [L, 16]"),
+    ("mul", {"a": "x", "b": "v8"}, {}, "a weight must have one element or one for each feature"),
+    ("reshape", {"x": "q_rows"}, {"dims": "5, 6"}, "x has 32 features per row, they do not form [5, 6]"),
+    ("reshape", {"x": "q_rows"}, {"dims": "2, 2, 8"}, "do not form"),
+    ("reshape", {"x": "q_rows"}, {"dims": ""}, "expected positive extents"),
+    ("reshape", {"x": "q_rows"}, {"dims": "0, 8"}, "expected positive extents"),
+    ("reshape", {"x": "q_rows"}, {"dims": "4;8"}, "expected positive extents"),
+    ("reshape", {"x": "q_rows"}, {"dims": "2147483647, 2147483647"}, "do not form"),
+    ("split", {"x": "x"}, {"sizes": "4, 4"}, "sizes 4, 4 add up to 8, x has 16 features"),
+    ("split", {"x": "x"}, {"sizes": ",".join(["1"] * 65)}, "expected positive extents"),
+    ("concat", {"x": ["x", "q_heads"]}, {}, "q_heads has shape [T, 4, 8], the first part [T, 16]"),
+    ("concat", {"x": ["x", "x_rows"]}, {}, "x_rows has shape [L, 16]"),
+    ("take_rows", {"x": "x_rows"}, {}, "x must have a row for every token"),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "roles", "attributes", "problem"), BAD, ids=[f"{op}: {text}"[:70] for op, _, _, text in BAD]
+)
+def test_what_does_not_fit_is_refused(op: str, roles: dict[str, Any], attributes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ArgumentError) as error:
+        Bench().emit(op, "layers.0/node", attributes, **roles)
+    message = str(error.value)
+    assert message.startswith(f"{op} layers.0/node: ")
+    assert message.endswith(" (models/test.py:1)")
+    assert problem in message
+
+
+def test_two_nodes_of_one_layer_cannot_share_its_kv_slot() -> None:
+    bench = Bench()
+    bench.emit("attention", "first", ATTENTION, **QKV)
+    with pytest.raises(ArgumentError, match="layer 0 has its KV slot already"):
+        bench.emit("attention", "second", ATTENTION, **QKV)
+
+
+def test_names_are_unique_and_printable() -> None:
+    bench = Bench()
+    with pytest.raises(ArgumentError, match="two values are named x"):
+        bench.emit("scale", "x", {"factor": 2.0}, x="x")
+    for name in ("", "a\nb", "\x1b[31m", "y" * 257):
+        with pytest.raises(ArgumentError, match="name is empty, too long or has control characters"):
+            bench.emit("scale", name, {"factor": 2.0}, x="x")
+
+
+@pytest.mark.parametrize(
+    ("shape", "format", "problem"),
+    [
+        ((0, 4), "F32", "not positive"),
+        ((2**31,), "F32", "has shape"),
+        (("T", 4), "F32", "has shape"),
+        ((), "F32", "has rank 0"),
+        ((1, 1, 1, 1, 1), "F32", "has rank 5"),
+        ((4, 33), "Q4_0", "rows of 33 elements, Q4_0 needs multiples of 32"),
+        ((4, 32), "I32", "format I32, which no weight can have"),
+        ((4, 32), "Q9_9", "no format Q9_9"),
+        (("X", 32), "F32", "no run-time dimension X"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(shape: tuple[Any, ...], format: str, problem: str) -> None:
+    with pytest.raises(ArgumentError, match=problem):
+        ProgramBuilder().add_weight("w", shape, format)
+
+
+def test_a_program_without_output_is_refused() -> None:
+    bench = Bench()
+    with pytest.raises(ArgumentError, match="function logits has no outputs"):
+        bench.builder.finish()
+
+
+@pytest.mark.parametrize("output", ["tokens", "embd"])
+def test_an_output_is_a_result(output: str) -> None:
+    bench = Bench()
+    bench.builder.set_outputs([bench.ids[output]])
+    with pytest.raises(ArgumentError, match="an output of function logits is not computed in it"):
+        bench.builder.finish()
+
+
+@pytest.mark.parametrize("id", [-1, 10**6])
+def test_ids_from_nowhere_are_refused(id: int) -> None:
+    bench = Bench()
+    with pytest.raises(ArgumentError, match="x is not a value of the program"):
+        bench.builder.emit("scale", "y", [("x", id)], {"factor": 1.0}, "")
+    bench.builder.set_outputs([id])
+    with pytest.raises(ArgumentError, match="not computed in it"):
+        bench.builder.finish()
