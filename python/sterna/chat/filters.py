@@ -70,9 +70,13 @@ def _do_title(value: str) -> Text:
     parts: list[str] = []
     start = 0
     for gap in _WORD_BREAK.finditer(text):
-        parts += [text[start : start + 1].upper(), text[start + 1 : gap.start()].lower(), text[gap.start() : gap.end()]]
+        parts += [*_word(text[start : gap.start()]), text[gap.start() : gap.end()]]
         start = gap.end()
-    return concat([*parts, text[start : start + 1].upper(), text[start + 1 :].lower()])
+    return concat([*parts, *_word(text[start:])])
+
+
+def _word(word: Text) -> tuple[Text, Text]:
+    return word[:1].upper(), word[1:].lower()
 
 
 _WORD_BREAK = re.compile(r"[-\s({\[<]+")

@@ -91,7 +91,7 @@ class _Fields(Formatter):
         self._length = 0
 
     def render(self, pattern: str, depth: int = 2) -> Text:
-        if depth == 0:
+        if depth < 0:
             raise ValueError("Max string recursion exceeded")
         mask = origin(pattern)
         alike = mask[:1] * len(mask) == mask

@@ -19,8 +19,25 @@ from sterna.errors import ArgumentError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_SHOWN = 60
 _ROOM_FOR_TEMPLATE = 16
 """Levels of nesting left to the template, which wraps what it gets."""
+
+
+Place = str | tuple["Place", str | int]
+"""Where a value stands in the request. Written out only for an error: long keys in deep nests would cost a lot."""
+
+
+def _show(place: Place) -> str:
+    steps: list[str] = []
+    while not isinstance(place, str):
+        place, key = place
+        steps.append(f"[{key}]" if isinstance(key, int) else f".{key[:_SHOWN]}")
+    return place + "".join(reversed(steps))[: 4 * _SHOWN]
+
+
+def _brief(value: object) -> str:
+    return repr(value[:_SHOWN]) if isinstance(value, str) else type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Reader:
             messages = [{"role": "user", "content": messages}]
         if not isinstance(messages, Sequence) or isinstance(messages, bytes | bytearray):
             raise ArgumentError(f"messages: expected a str or a list of messages, not {type(messages).__name__}")
-        return List([self._message(message, f"messages[{i}]") for i, message in enumerate(messages)])
+        return List([self._message(message, ("messages", i)) for i, message in enumerate(messages)])
 
     def tools(self, tools: object) -> List | None:
         """A list of JSON schemas, or None."""
@@ -59,118 +76,121 @@ class Reader:
         for i, tool in enumerate(tools):
             if not isinstance(tool, Mapping):
                 raise ArgumentError(f"tools[{i}]: expected a dict, not {type(tool).__name__}")
-        return List([self.value(tool, f"tools[{i}]") for i, tool in enumerate(tools)])
+        return List([self.value(tool, ("tools", i)) for i, tool in enumerate(tools)])
 
-    def value(self, value: object, place: str, depth: int = 0) -> Any:
+    def value(self, value: object, place: Place, depth: int = 0) -> Any:
         """Any JSON value."""
         if depth > MAX_NESTING - _ROOM_FOR_TEMPLATE:
-            raise ArgumentError(f"{place[:200]}: nested more than {MAX_NESTING - _ROOM_FOR_TEMPLATE} deep")
+            raise ArgumentError(f"{_show(place)}: nested more than {MAX_NESTING - _ROOM_FOR_TEMPLATE} deep")
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
             return self._string(value, place)
         if isinstance(value, int):
             if value.bit_length() > MAX_INT_BITS:
-                raise ArgumentError(f"{place}: a number of more than {MAX_INT_BITS} bits")
+                raise ArgumentError(f"{_show(place)}: a number of more than {MAX_INT_BITS} bits")
             return int(value)
         if isinstance(value, float):
             return float(value)
         if isinstance(value, Mapping):
-            return Dict({self._key(k, place): self.value(v, f"{place}.{k}", depth + 1) for k, v in value.items()})
+            return Dict({self._key(k, place): self.value(v, (place, k), depth + 1) for k, v in value.items()})
         if isinstance(value, list | tuple):
-            return List([self.value(item, f"{place}[{i}]", depth + 1) for i, item in enumerate(value)])
-        raise ArgumentError(f"{place}: {type(value).__name__} is no JSON value")
+            return List([self.value(item, (place, i), depth + 1) for i, item in enumerate(value)])
+        raise ArgumentError(f"{_show(place)}: {type(value).__name__} is no JSON value")
 
-    def _key(self, key: object, place: str) -> str:
+    def _key(self, key: object, place: Place) -> str:
         if not isinstance(key, str):
-            raise ArgumentError(f"{place}: a key is {type(key).__name__}, not str")
+            raise ArgumentError(f"{_show(place)}: a key is {type(key).__name__}, not str")
         return self._string(key, place)
 
-    def _string(self, value: str, place: str) -> str:
+    def _string(self, value: str, place: Place) -> str:
         self._characters += len(value)
         if self._characters > MAX_OUTPUT_BYTES:
-            raise ArgumentError(f"{place}: the request has more than {MAX_OUTPUT_BYTES >> 20} Mi characters")
+            raise ArgumentError(f"{_show(place)}: the request has more than {MAX_OUTPUT_BYTES >> 20} Mi characters")
+        # Of a subclass, only the characters: a template must never meet foreign methods, or a mask.
         value = str.__str__(value)
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise ArgumentError(f"{place}: character {error.start} is half of a surrogate pair") from None
-        # `str` of a subclass may be the object itself; a template must never meet foreign methods.
-        return value if type(value) is str else "".join((value, ""))
+                raise ArgumentError(f"{_show(place)}: character {error.start} is half of a surrogate pair") from None
+        return value
 
-    def _message(self, message: object, place: str) -> Dict:
+    def _message(self, message: object, place: Place) -> Dict:
         if hasattr(message, "to_dict"):
             message = message.to_dict()
         if not isinstance(message, Mapping):
-            raise ArgumentError(f"{place}: expected a dict with role and content, not {type(message).__name__}")
-        role = message.get("role")
+            raise ArgumentError(f"{_show(place)}: expected a dict with role and content, not {type(message).__name__}")
+        given = message.get("role")
+        role = str.__str__(given) if isinstance(given, str) else ""
         if role not in ROLES:
-            raise ArgumentError(f"{place}.role: {role!r:.60} is not one of {', '.join(ROLES)}")
-        result: dict[str, Any] = {"role": trusted(str(role))}
+            raise ArgumentError(f"{_show(place)}.role: {_brief(given)} is not one of {', '.join(ROLES)}")
+        result: dict[str, Any] = {"role": trusted(role)}
         for key, value in message.items():
-            inner = f"{place}.{key}"
+            inner = (place, key)
             if key == "role":
                 continue
             if key == "content":
-                result[key] = self._content(value, inner, str(role))
+                result[key] = self._content(value, inner, role)
             elif key == "tool_calls" and value is not None:
                 result[key] = self._tool_calls(value, inner)
             else:
                 result[self._key(key, place)] = self.value(value, inner)
         if "content" not in result and not result.get("tool_calls"):
-            raise ArgumentError(f"{place}.content: missing")
+            raise ArgumentError(f"{_show(place)}.content: missing")
         reasoning = next((result[key] for key in _REASONING_KEYS if result.get(key) is not None), None)
         if reasoning is not None:
             # Templates disagree about the name; transformers fills these two.
             result = {"thinking": reasoning, **result, "reasoning_content": reasoning}
         return Dict(result)
 
-    def _content(self, content: object, place: str, role: str) -> Any:
+    def _content(self, content: object, place: Place, role: str) -> Any:
         if content is None and role == "assistant":
             return None
         if isinstance(content, str):
             text = self._string(content, place)
             return text if self._forms.string_content else List([Dict({"type": "text", "text": text})])
         if not isinstance(content, list | tuple):
-            raise ArgumentError(f"{place}: expected a str or a list of parts, not {type(content).__name__}")
+            raise ArgumentError(f"{_show(place)}: expected a str or a list of parts, not {type(content).__name__}")
         texts = []
         for i, part in enumerate(content):
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+                kind = _brief(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
                 raise ArgumentError(
-                    f'{place}[{i}]: only parts {{"type": "text", "text": ...}} are supported, not {kind!r:.60}'
+                    f'{_show(place)}[{i}]: only parts {{"type": "text", "text": ...}} are supported, not {kind}'
                 )
-            texts.append(self._string(part["text"], f"{place}[{i}].text"))
+            texts.append(self._string(part["text"], ((place, i), "text")))
         if self._forms.content_parts or not self._forms.string_content:
             return List([Dict({"type": "text", "text": text}) for text in texts])
         return "\n".join(texts)
 
-    def _tool_calls(self, calls: object, place: str) -> List:
+    def _tool_calls(self, calls: object, place: Place) -> List:
         if not isinstance(calls, list | tuple):
-            raise ArgumentError(f"{place}: expected a list, not {type(calls).__name__}")
-        return List([self._tool_call(call, f"{place}[{i}]") for i, call in enumerate(calls)])
+            raise ArgumentError(f"{_show(place)}: expected a list, not {type(calls).__name__}")
+        return List([self._tool_call(call, (place, i)) for i, call in enumerate(calls)])
 
-    def _tool_call(self, call: object, place: str) -> Dict:
+    def _tool_call(self, call: object, place: Place) -> Dict:
         if hasattr(call, "to_dict"):
             call = call.to_dict()
         if not isinstance(call, Mapping):
-            raise ArgumentError(f"{place}: expected a dict, not {type(call).__name__}")
+            raise ArgumentError(f"{_show(place)}: expected a dict, not {type(call).__name__}")
         if isinstance(call.get("function"), Mapping):
-            function = self._function(call["function"], f"{place}.function")
+            function = self._function(call["function"], (place, "function"))
             return Dict({**self.value({**call, "function": None}, place), "function": function})
         return self._function(call, place)
 
-    def _function(self, function: Mapping[str, Any], place: str) -> Dict:
+    def _function(self, function: Mapping[str, Any], place: Place) -> Dict:
         if not isinstance(function.get("name"), str):
-            raise ArgumentError(f"{place}.name: expected a str")
+            raise ArgumentError(f"{_show(place)}.name: expected a str")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             arguments = _object_of(arguments)
         elif not isinstance(arguments, Mapping):
-            raise ArgumentError(f"{place}.arguments: expected a dict or JSON text, not {type(arguments).__name__}")
+            raise ArgumentError(
+                f"{_show(place)}.arguments: expected a dict or JSON text, not {type(arguments).__name__}"
+            )
         result = self.value({**function, "arguments": None}, place)
-        arguments = self.value(arguments, f"{place}.arguments")
+        arguments = self.value(arguments, (place, "arguments"))
         if self._forms.json_arguments and isinstance(arguments, Dict):
             arguments = json.dumps(arguments, ensure_ascii=False)
         return Dict({**result, "arguments": arguments})

@@ -34,9 +34,9 @@ from sterna.chat.values import (
     Method,
     Tuple,
     Values,
-    check_weight,
+    joined,
     make_dict,
-    measure,
+    multiplied,
 )
 
 
@@ -322,26 +322,19 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 def _add(left: Any, right: Any) -> Any:
     if isinstance(left, str) and isinstance(right, str):
         return add(left, right)
-    if isinstance(left, List) and isinstance(right, List):
-        check_weight(measure(left)[0] + measure(right)[0])
-        return List(list.__add__(left, right))
-    if isinstance(left, Tuple) and isinstance(right, Tuple):
-        check_weight(measure(left)[0] + measure(right)[0])
-        return Tuple(tuple.__add__(left, right))
+    for kind in (List, Tuple):
+        if isinstance(left, kind) and isinstance(right, kind):
+            return joined(left, right)
     return _bounded(operator.add(plain(left), plain(right)))
 
 
 def _multiply(left: Any, right: Any) -> Any:
     for sequence, count in ((left, right), (right, left)):
         if isinstance(count, int) and isinstance(sequence, str | List | Tuple):
-            count = max(int(count), 0)
-            if isinstance(sequence, str):
-                result = repeat(sequence, count)
-                return Safe(result, result.mask) if isinstance(sequence, Safe) else result
-            check_weight(measure(sequence)[0] * count)
-            if isinstance(sequence, List):
-                return List(list.__mul__(sequence, count))
-            return Tuple(tuple.__mul__(sequence, count))
+            if not isinstance(sequence, str):
+                return multiplied(sequence, int(count))
+            result = repeat(sequence, int(count))
+            return Safe(result, result.mask) if isinstance(sequence, Safe) else result
     return _bounded(operator.mul(left, right))
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sterna.chat.budget import MAX_OUTPUT_BYTES, MAX_SOURCE_CHARS, Budget, check_length, spend
+from sterna.chat.budget import MAX_OUTPUT_BYTES, MAX_SOURCE_CHARS, Budget, OverBudget, check_length, spend
 from sterna.chat.messages import Forms, Reader
 from sterna.chat.text import concat, spans, trusted
 from sterna.errors import ArgumentError, TemplateError
@@ -91,6 +91,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,
         messages: object,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -109,7 +110,9 @@ class ChatTemplate:
             if key in _ENGINE_NAMES or key in self._tokens or key.startswith("_"):
                 raise ArgumentError(f"template argument {key!r}: the name is the engine's own")
         return self._guarded(
-            lambda: self._render(self._learn_forms(), messages, tools, add_generation_prompt, now, template_kwargs)
+            lambda: self._render(
+                self._learn_forms(), Budget(), messages, tools, add_generation_prompt, now, template_kwargs
+            )
         )
 
     def check(self) -> None:
@@ -119,6 +122,7 @@ class ChatTemplate:
     def _render(
         self,
         forms: Forms,
+        budget: Budget,
         messages: object,
         tools: object = None,
         add_generation_prompt: bool = True,
@@ -128,7 +132,7 @@ class ChatTemplate:
         from sterna.chat.library import strftime_now
 
         template = self._template()
-        with spend(Budget()):
+        with spend(budget):
             reader = Reader(forms)
             values: dict[str, Any] = {"documents": None}
             values |= {key: reader.value(value, key) for key, value in (template_kwargs or {}).items()}
@@ -142,34 +146,37 @@ class ChatTemplate:
                 check_length(len(text.encode()))
             return Rendered(str.__str__(text), spans(text))
 
-    def _template(self) -> jinja2.Template:
+    def _template(self, budget: Budget | None = None) -> jinja2.Template:
         with self._lock:
             if self._compiled is None:
                 from sterna.chat.library import FILTERS, FUNCTIONS, TESTS
                 from sterna.chat.sandbox import ChatEnvironment
 
                 environment = ChatEnvironment(FILTERS, TESTS, FUNCTIONS)
-                with spend(Budget()):
+                with spend(budget or Budget()):
                     code = environment.compile(self.source, filename=_CODE_NAME)
                 self._compiled = environment.template_class.from_code(environment, code, environment.globals)
             return self._compiled
 
     def _learn_forms(self) -> Forms:
+        """Compiles, and renders probes on the same account, to find out how the template wants its values."""
         if self._forms is None:
-            self._template()
+            budget = Budget()
+            self._template(budget)
+
+            def shows(forms: Forms, content: object) -> bool:
+                """Whether the template prints a content as text, and not as a Python list."""
+                rendered = self._attempt(forms, budget, [{"role": "user", "content": content}])
+                return rendered is not None and _PROBE in rendered.text and "'type': 'text'" not in rendered.text
+
             self._forms = Forms(
-                string_content=self._shows(Forms(), _PROBE) or not self._shows(Forms(string_content=False), _PROBE),
-                content_parts=self._shows(Forms(content_parts=True), [{"type": "text", "text": _PROBE}]),
-                json_arguments=self._wants_json(),
+                string_content=shows(Forms(), _PROBE) or not shows(Forms(string_content=False), _PROBE),
+                content_parts=shows(Forms(content_parts=True), [{"type": "text", "text": _PROBE}]),
+                json_arguments=self._wants_json(budget),
             )
         return self._forms
 
-    def _shows(self, forms: Forms, content: object) -> bool:
-        """Whether the template prints a content as text, and not as a Python list."""
-        rendered = self._attempt(forms, [{"role": "user", "content": content}])
-        return rendered is not None and _PROBE in rendered.text and "'type'" not in rendered.text
-
-    def _wants_json(self) -> bool:
+    def _wants_json(self, budget: Budget) -> bool:
         """Whether the template fails on tool calls with a dict of arguments, but not on those with JSON text."""
         call = {"id": "call00000", "type": "function", "function": {"name": _PROBE, "arguments": {"x": 1}}}
         for content in ("", None):
@@ -177,14 +184,17 @@ class ChatTemplate:
                 {"role": "user", "content": _PROBE},
                 {"role": "assistant", "content": content, "tool_calls": [call]},
             ]
-            if self._attempt(Forms(), messages) is None:
-                return self._attempt(Forms(json_arguments=True), messages) is not None
+            if self._attempt(Forms(), budget, messages) is None:
+                return self._attempt(Forms(json_arguments=True), budget, messages) is not None
         return False
 
-    def _attempt(self, forms: Forms, messages: object) -> Rendered | None:
+    def _attempt(self, forms: Forms, budget: Budget, messages: object) -> Rendered | None:
+        """What a probe renders to; None if the template raises, which it may do for good reasons."""
         try:
-            return self._guarded(lambda: self._render(forms, messages))
-        except TemplateError:
+            return self._render(forms, budget, messages)
+        except (OverBudget, MemoryError):
+            raise
+        except Exception:
             return None
 
     def _guarded(self, work: Callable[[], T]) -> T:

@@ -38,9 +38,9 @@ class _Lease:
     __slots__ = ("budget", "size")
 
     def __init__(self, budget: Budget, size: int) -> None:
-        budget.allocate(size)
         self.budget = budget
         self.size = size
+        budget.allocate(size)
 
     def __del__(self) -> None:
         self.budget.live_bytes -= self.size

@@ -26,9 +26,9 @@ class List(list[Any]):
     depth: int
     weight: int
 
-    def __init__(self, items: Iterable[Any] = ()) -> None:
+    def __init__(self, items: Iterable[Any] = (), measured: tuple[int, int] | None = None) -> None:
         super().__init__(items)
-        self.weight, self.depth = _measure_all(self)
+        self.weight, self.depth = measured or _measure_all(self)
 
 
 class Tuple(tuple[Any, ...]):
@@ -37,9 +37,9 @@ class Tuple(tuple[Any, ...]):
     depth: int
     weight: int
 
-    def __new__(cls, items: Iterable[Any] = ()) -> Tuple:
+    def __new__(cls, items: Iterable[Any] = (), measured: tuple[int, int] | None = None) -> Tuple:
         self = super().__new__(cls, items)
-        self.weight, self.depth = _measure_all(self)
+        self.weight, self.depth = measured or _measure_all(self)
         return self
 
 
@@ -118,6 +118,9 @@ class Lazy:
     def __iter__(self) -> Iterator[Any]:
         return self
 
+    def __repr__(self) -> str:
+        return "<generator object>"
+
     def __next__(self) -> Any:
         current().step()
         return next(self._items)
@@ -188,17 +191,41 @@ def measure(value: object) -> tuple[int, int]:
 
 def _measure_all(items: Iterable[Any]) -> tuple[int, int]:
     weight, depth, count = 1, 0, 0
+    budget = current()
     for item in items:
         count += 1
+        if count % 4096 == 0:
+            budget.step(512)
         item_weight, item_depth = measure(item)
         weight += item_weight
         if item_depth > depth:
             depth = item_depth
     check_weight(weight)
-    budget = current()
     budget.allocate(_BYTES_PER_ELEMENT * (count + 2))
-    budget.step(1 + count // 8)
+    budget.step()
     return weight, _checked_depth(depth + 1)
+
+
+def joined(left: List | Tuple, right: List | Tuple) -> Any:
+    """`left + right` of two lists or two tuples."""
+    weight = left.weight + right.weight - 1
+    check_weight(weight)
+    current().allocate(_BYTES_PER_ELEMENT * (len(left) + len(right)))
+    measured = weight, max(left.depth, right.depth)
+    if isinstance(left, List):
+        return List([*left, *right], measured)
+    return Tuple((*left, *right), measured)
+
+
+def multiplied(value: List | Tuple, count: int) -> Any:
+    """`value * count` of a list or tuple."""
+    count = max(count, 0)
+    weight = 1 + (value.weight - 1) * count
+    check_weight(weight)
+    current().allocate(_BYTES_PER_ELEMENT * len(value) * count)
+    if isinstance(value, List):
+        return List(list.__mul__(value, count), (weight, value.depth))
+    return Tuple(tuple.__mul__(value, count), (weight, value.depth))
 
 
 def check_weight(weight: int) -> None:
