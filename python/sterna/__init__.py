@@ -1,1 +1,109 @@
-"""sterna runs quantised language models from GGUF files on your own machine."""
+"""sterna runs quantised language models from GGUF files on your own machine.
+
+`load` gives an `LLM`; `plan` tells how much memory one takes. Everything is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sterna.errors import (
+    ArgumentError,
+    ContextOverflowError,
+    DeviceError,
+    DownloadError,
+    FileError,
+    MemoryBudgetError,
+    ModelFormatError,
+    NumericError,
+    SternaError,
+    TemplateError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from sterna.answers import ChatStream
+    from sterna.chat import Message, ToolCall
+    from sterna.generation import TextStream
+    from sterna.info import ModelInfo
+    from sterna.llm import LLM
+    from sterna.loading import load, plan
+    from sterna.memory import MemoryPlan
+    from sterna.results import ChatEvent, Completion, Perplexity, TextPiece, Timings, TokenLogprob, Usage
+    from sterna.sampling import Sampling
+    from sterna.session import Session
+
+    __version__: str
+
+__all__ = [
+    "LLM",
+    "ArgumentError",
+    "ChatEvent",
+    "ChatStream",
+    "Completion",
+    "ContextOverflowError",
+    "DeviceError",
+    "DownloadError",
+    "FileError",
+    "MemoryBudgetError",
+    "MemoryPlan",
+    "Message",
+    "ModelFormatError",
+    "ModelInfo",
+    "NumericError",
+    "Perplexity",
+    "Sampling",
+    "Session",
+    "SternaError",
+    "TemplateError",
+    "TextPiece",
+    "TextStream",
+    "Timings",
+    "TokenLogprob",
+    "ToolCall",
+    "UnsupportedModelError",
+    "Usage",
+    "load",
+    "plan",
+]
+
+# Where the names live that are imported on first use (PEP 562).
+_LAZY = {
+    "LLM": "llm",
+    "ChatEvent": "results",
+    "ChatStream": "answers",
+    "Completion": "results",
+    "MemoryPlan": "memory",
+    "Message": "chat",
+    "ModelInfo": "info",
+    "Perplexity": "results",
+    "Sampling": "sampling",
+    "Session": "session",
+    "TextPiece": "results",
+    "TextStream": "generation",
+    "Timings": "results",
+    "TokenLogprob": "results",
+    "ToolCall": "chat",
+    "Usage": "results",
+    "load": "loading",
+    "plan": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("sterna")
+    elif name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(f"sterna.{_LAZY[name]}"), name)
+    else:
+        raise AttributeError(f"module 'sterna' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "__version__"})

@@ -2,12 +2,10 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar, final, overload
+from typing import Any, ClassVar, NoReturn, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
-
-_T = TypeVar("_T")
 
 IntsLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -66,11 +64,9 @@ class Gguf:
         """ "uint32", "string", "array[float32]", ..."""
     def offset_of(self, key: str) -> int:
         """Where the value stands in the file; for a missing key, where the metadata begin."""
-    @overload
-    def get(self, key: str) -> bool | int | float | str | npt.NDArray[Any] | list[str] | None: ...
-    @overload
-    def get(self, key: str, default: _T) -> bool | int | float | str | npt.NDArray[Any] | list[str] | _T:
-        """The value as it is: arrays of numbers in the file's dtype; bytes that are not UTF-8 become U+FFFD."""
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it is: bool, int, float, str (bytes that are not UTF-8 become U+FFFD), a list of str, or an array of
+        numbers in the file's dtype; `default` for a missing key."""
     def array_length(self, key: str) -> int: ...
     def get_bytes(self, key: str) -> bytes:
         """A string as the file holds it."""
@@ -224,10 +220,109 @@ def rope_inverse_frequencies(node: ProgramNode, prefix: str, factors: Sequence[f
 # --- plan
 
 class Plan:
-    """A Program compiled for one device. A Python class may implement it (csrc/bindings/py_plan.h): tests do."""
+    """A Program compiled for one device."""
+
+class PyPlan(Plan):
+    """Base of plans written in Python, for tests; csrc/bindings/py_plan.h says what they define."""
 
     def __init__(self) -> None: ...
 
+@final
+class CpuPlan(Plan):
+    """A Program compiled for the CPU; made by `compile_cpu`. Not for several threads at a time."""
+
+    def run(
+        self,
+        tokens: IntsLike,
+        positions: IntsLike,
+        sequences: IntsLike,
+        page_tables: Sequence[Sequence[int]],
+        output_rows: IntsLike,
+    ) -> npt.NDArray[np.float32]:
+        """Runs one batch and gives the logits of its output rows, [num_outputs, vocab_size]. ArgumentError.
+
+        tokens, positions, sequences [num_tokens]: a row's token, its place in its sequence, and the index of the sequence,
+        whose pages `page_tables` lists. Pages must have been reserved.
+        """
+    def reserve_pages(self, num_pages: int) -> None:
+        """Makes room for at least so many pages of 64 tokens; those there are keep their contents. MemoryBudgetError."""
+    def value(self, name: str) -> npt.NDArray[np.float32]:
+        """A node's result after a run, flat; with keep_values only. ArgumentError."""
+    @property
+    def value_names(self) -> list[str]:
+        """What `value` knows, in execution order."""
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def max_outputs(self) -> int: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def layouts(self) -> dict[str, int]:
+        """Number of matrices by the layout that they are packed in."""
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def kv_page_bytes(self) -> int: ...
+
+def compile_cpu(
+    program: Program,
+    source: Gguf | Mapping[str, npt.NDArray[np.uint8]],
+    *,
+    threads: int = 0,
+    isa: str = "",
+    kv_dtype: str = "f16",
+    max_tokens: int = 512,
+    max_outputs: int = 64,
+    keep_values: bool = False,
+) -> CpuPlan:
+    """Compiles a program, fused or not, for the CPU; `source` has the tensors' bytes.
+
+    threads 0: one per CPU; isa "": the best, or $STERNA_ISA. ArgumentError, DeviceError, UnsupportedModelError, FileError,
+    MemoryBudgetError.
+    """
+
+def plan_memory(
+    program: Program,
+    *,
+    threads: int = 0,
+    isa: str = "",
+    kv_dtype: str = "f16",
+    max_tokens: int = 512,
+    max_outputs: int = 64,
+) -> tuple[int, int, int]:
+    """Bytes of weights, scratch and one KV page that `compile_cpu` with these arguments holds; allocates none of them."""
+
+def compiled_isas() -> list[str]:
+    """Instruction sets of this build, worst first."""
+
+def supported_isas() -> list[str]:
+    """Those of them that this CPU can run."""
+
+def chosen_isa() -> str:
+    """The one in use: $STERNA_ISA, or the best. DeviceError."""
+
+def available_cpus() -> int:
+    """CPUs that this process may run on."""
+
+def place_buffers(buffers: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
+    """The memory planner: (bytes, first step, last step) of each buffer -> offsets, bytes of the arena."""
+
+def pack_and_dequantize(
+    data: npt.NDArray[np.uint8], format: str, n: int, k: int
+) -> tuple[npt.NDArray[np.float32], int, bool]:
+    """A tensor packed to its layout and read back: values [n, k], packed bytes, whether all scales are finite."""
+
+def packed_bytes(format: str, n: int, k: int) -> int:
+    """Bytes of a packed [n, k] matrix. ArgumentError."""
 
 # --- engine
 

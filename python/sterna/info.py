@@ -1,0 +1,59 @@
+"""`ModelInfo`: what was loaded and how it runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sterna.memory import MemoryPlan, readable
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was loaded and how it runs. `print(llm.info)` shows it."""
+
+    name: str
+    path: str
+    architecture: str
+    parameters: int
+    file_bytes: int
+    formats: dict[str, int]  # tensors per storage format of the file
+    layouts: dict[str, int]  # matrices per packing that the kernels read
+    context: int
+    trained_context: int
+    context_capped: bool  # by the memory budget
+    max_sequences: int
+    vocab_size: int
+    tokenizer: str
+    template_source: str | None  # "file", "argument", "default (ChatML)", or None: no chat
+    device: str
+    isa: str
+    threads: int
+    kv_dtype: str
+    memory: MemoryPlan
+    fingerprint: str  # of the file's tensor table
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "memory": self.memory.to_dict()}
+
+    def __str__(self) -> str:
+        capped = ", capped by the memory budget" if self.context_capped else ""
+        memory = self.memory
+        rows = {
+            "model": f"{self.name} ({self.architecture}, {self.parameters / 1e6:.1f} M parameters)",
+            "file": f"{self.path} ({readable(self.file_bytes)})",
+            "formats": _counts(self.formats),
+            "layouts": _counts(self.layouts),
+            "context": f"{self.context} tokens (trained on {self.trained_context}{capped})",
+            "vocabulary": f"{self.vocab_size} tokens, {self.tokenizer}",
+            "template": self.template_source or "none",
+            "device": f"{self.device}, {self.isa}, {self.threads} threads",
+            "memory": f"{readable(memory.total)}: weights {readable(memory.weights)}, KV cache {readable(memory.kv)} "
+            f"({self.kv_dtype}), scratch {readable(memory.scratch)}",
+            "sequences": f"up to {self.max_sequences} at a time",
+        }
+        return "\n".join(f"{name:<11}{value}" for name, value in rows.items())
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} x {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))

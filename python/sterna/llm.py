@@ -1,0 +1,385 @@
+"""`LLM`: a loaded model. Everything that can be asked of it; any number of threads may ask at the same time."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.answers import ChatStream, OnEnd
+from sterna.arguments import GENERATE_ALIASES, keyword_arguments
+from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, SternaError, TemplateError
+from sterna.generation import Request, TextStream, wait_all
+from sterna.memory import BUDGET_SHARE, available_memory, readable
+from sterna.results import Completion, Perplexity
+from sterna.sampling import OPTION_NAMES, Sampling, SamplingOptions, encodable, engine_params, new_seed
+
+if TYPE_CHECKING:
+    from sterna._core import Engine, KvSequence, RequestHandle
+    from sterna.chat import ChatTemplate, Message
+    from sterna.info import ModelInfo
+    from sterna.session import Session
+    from sterna.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+Tokens: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+Messages: TypeAlias = "str | Sequence[Mapping[str, Any] | Message]"
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+
+# A token of text stands for 4 bytes or so: what has more than this per token of the context is not worth tokenising.
+_MAX_BYTES_PER_TOKEN = 16
+_generate_arguments = keyword_arguments(GENERATE_ALIASES, OPTION_NAMES)
+
+
+class LLM:
+    """A loaded model, made by `sterna.load`. `with` or `close()` frees it; `info` tells what was loaded.
+
+    Where a method takes sampling arguments, they may come as keywords (`temperature=0`), as `sampling=Sampling(...)`,
+    or both, keywords winning. The same prompt, sampling and seed give the same tokens, whatever else runs at the time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        info: ModelInfo,
+        *,
+        defaults: Mapping[str, Any],
+        seed: int | None = None,
+    ) -> None:
+        self._running = engine
+        self._defaults = dict(defaults)
+        self._sampling = Sampling(seed=seed)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.info = info
+
+    # Its life.
+
+    @property
+    def closed(self) -> bool:
+        return self._running.closed
+
+    def close(self) -> None:
+        """Ends what is running and frees weights, cache and threads, now. A closed model cannot be used again."""
+        self._running.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"context {self.info.context}"
+        return f"<sterna.LLM {self.info.name}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a loaded model cannot be pickled or copied: load it in each process that needs it")
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below, over token ids. SternaError when the model is closed."""
+        if self._running.closed:
+            raise SternaError("the model is closed")
+        return self._running
+
+    # Text.
+
+    @overload
+    def generate(
+        self,
+        prompt: str | list[int] | npt.NDArray[np.integer[Any]],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Completion]: ...
+    @_generate_arguments
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion | list[Completion]:
+        """Continues a prompt; for a list of prompts a list of results, computed together.
+
+        A str is tokenised with the special tokens that the vocabulary adds (bos); texts of control tokens in it are
+        plain text. A list of ints is taken as tokens. `max_tokens` None: until an end token, or until the context is full.
+        ContextOverflowError when a prompt leaves no room; ArgumentError.
+        """
+        prompts = self._batch_of(prompt)
+        if prompts is None:
+            return wait_all([self._submit(self._prompt_tokens(prompt), max_tokens, sampling, options)])[0]
+        # All are checked before the first one is computed.
+        tokens = [self._prompt_tokens(item) for item in prompts]
+        return wait_all([self._submit(ids, max_tokens, sampling, options) for ids in tokens])
+
+    @_generate_arguments
+    def stream(
+        self,
+        prompt: str | Tokens,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> TextStream:
+        """As `generate` for one prompt, piece by piece: str with `tokens`, `logprobs`; the last has a `finish_reason`."""
+        merged = self._merged(sampling, options)
+        request = self._submit(self._prompt_tokens(prompt), max_tokens, merged, {})
+        return TextStream(request, logprobs=merged.top_logprobs is not None)
+
+    # Chat.
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: Literal[False] = False,
+        tools: Tools | None = None,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Message: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: Literal[True],
+        tools: Tools | None = None,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> ChatStream: ...
+    @_generate_arguments
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: bool = False,
+        tools: Tools | None = None,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Message | ChatStream:
+        """Answers a str or a list of OpenAI messages through the chat template; with `stream` as events.
+
+        Text of the messages never becomes a control token. `tools` are JSON schemas for the template, and calls of them
+        in the answer become `tool_calls`. `template_kwargs` are names for the template (`enable_thinking`).
+        TemplateError when the model has no template, or it fails; ContextOverflowError, ArgumentError.
+        """
+        answer = self._answer(
+            messages,
+            tools=tools,
+            max_tokens=max_tokens,
+            sampling=self._merged(sampling, options),
+            template_kwargs=template_kwargs,
+        )
+        return answer if stream else answer.wait()
+
+    def session(self, system: str | None = None, *, messages: Sequence[Mapping[str, Any]] = ()) -> Session:
+        """A conversation over several turns; earlier ones are not computed again. It begins with `messages`."""
+        from sterna.session import Session
+
+        return Session(self, system, messages=messages)
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        """The text that `chat` would give to the model. TemplateError, ArgumentError."""
+        rendered = self._chat_template().render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs
+        )
+        return rendered.text
+
+    # Tokens.
+
+    def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """The tokens of a text. `add_special` adds bos and the like where the vocabulary wants them.
+
+        With `parse_special` the texts of control tokens become these tokens: for trusted text only.
+        """
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Tokens, special: bool = False) -> str:
+        """The text of tokens; control tokens are left out unless `special`. ArgumentError for an id out of range."""
+        return self.tokenizer.decode(self._checked(tokens), special=special)
+
+    def score(self, text: str | Tokens) -> npt.NDArray[np.float32]:
+        """Log-probability of each token after those before it: float32 [n - 1], as the first has none before it.
+
+        A str is tokenised as a prompt of `generate` is.
+        """
+        tokens = self._prompt_tokens(text)
+        if len(tokens) == 1:
+            return np.zeros(0, np.float32)
+        return _scores(self.engine.submit_score(tokens))
+
+    def logits(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """What the model says after each token: float32 [len(tokens), vocab_size]. MemoryBudgetError."""
+        ids = self._prompt_tokens(self._checked(tokens))
+        needed, available = len(ids) * self.info.vocab_size * 4, available_memory()
+        if available is not None and needed > available * BUDGET_SHARE:
+            raise MemoryBudgetError(f"the logits need {readable(needed)}; {readable(available)} are available")
+        return _scores(self.engine.submit_score(ids, logits=True))
+
+    def perplexity(
+        self, text: str, context: int = 512, *, progress: Callable[[int, int], None] | None = None
+    ) -> Perplexity:
+        """How well the model predicts a text, as llama-perplexity measures it; lower is better. `float()` gives it.
+
+        Windows of `context` tokens, each scored on its second half. `progress` is called with (windows done, windows).
+        ArgumentError for a text shorter than one window.
+        """
+        from sterna.perplexity import perplexity
+
+        return perplexity(self.engine, self.tokenizer, text, context, progress)
+
+    # Below: how requests come about.
+
+    def _chat_template(self) -> ChatTemplate:
+        if self.template is None:
+            raise TemplateError(
+                f"{self.info.name} has no chat template: use generate(), or give one to load(chat_template=...)"
+            )
+        return self.template
+
+    def _answer(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None,
+        max_tokens: int | None,
+        sampling: Sampling,
+        template_kwargs: Mapping[str, Any] | None,
+        sequence: KvSequence | None = None,
+        on_end: OnEnd | None = None,
+    ) -> ChatStream:
+        rendered = self._chat_template().render(messages, tools=tools, **dict(template_kwargs or {}))
+        self._check_length(rendered.text)
+        tokens = self.tokenizer.encode_spans(rendered.spans)
+        # Most templates write bos themselves.
+        if self.tokenizer.add_bos and tokens[:1] != [self.tokenizer.bos_id]:
+            tokens.insert(0, cast(int, self.tokenizer.bos_id))
+        # SentencePiece writes the space before a word with the word, the first one of an answer too.
+        request = self._submit(
+            tokens, max_tokens, sampling, {}, sequence=sequence, drop_leading_space=self.tokenizer.kind == "spm"
+        )
+        return ChatStream(request, reasoning_open=rendered.opens_reasoning, tools=bool(tools), on_end=on_end)
+
+    def _merged(self, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise ArgumentError(f"sampling is {type(sampling).__name__}, must be a sterna.Sampling")
+        base = sampling if sampling is not None else self._sampling
+        if base.seed is None:
+            base = base.updated({"seed": self._sampling.seed})
+        return base.updated(options)
+
+    def _submit(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        options: Mapping[str, Any],
+        *,
+        sequence: KvSequence | None = None,
+        drop_leading_space: bool = False,
+    ) -> Request:
+        merged = self._merged(sampling, options)
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 0):
+            raise ArgumentError(f"max_tokens is {max_tokens!r:.60}, must be 0 or more, or None for no limit")
+        texts, ids = merged.stops
+        seed = new_seed() if merged.seed is None or merged.seed == -1 else int(merged.seed)
+        handle = self.engine.submit(
+            tokens,
+            max_tokens=None if max_tokens is None else min(max_tokens, self.info.context),
+            sampling=engine_params(merged, self._defaults, self.tokenizer.suppress_ids, seed),
+            stop_ids=sorted({*ids, *(() if merged.ignore_eos else self.tokenizer.end_ids)}),
+            stop_strings=texts,
+            top_logprobs=merged.top_logprobs,
+            sequence=sequence,
+            drop_leading_space=drop_leading_space,
+        )
+        return Request(handle, num_prompt=len(tokens), seed=seed, logprobs=merged.top_logprobs is not None)
+
+    def _batch_of(self, prompt: Any) -> Sequence[Any] | None:
+        """The prompts of a batch, or None for a single prompt."""
+        if isinstance(prompt, str | np.ndarray) or not isinstance(prompt, Sequence):
+            return None
+        is_batch = all(isinstance(item, str | Sequence | np.ndarray) for item in prompt)
+        return prompt if is_batch else None
+
+    def _prompt_tokens(self, prompt: str | Tokens) -> list[int]:
+        """The tokens of a prompt, of which there is at least one and not more than the context holds."""
+        if isinstance(prompt, str):
+            encodable(prompt, "prompt")
+            self._check_length(prompt)
+            tokens = self.tokenizer.encode(prompt, add_special=True)
+        else:
+            tokens = self._checked(prompt)
+        if not tokens:
+            raise ArgumentError("the prompt is empty")
+        if len(tokens) > self.info.context:
+            raise ContextOverflowError(f"the prompt has {len(tokens)} tokens; the context holds {self.info.context}")
+        return tokens
+
+    def _check_length(self, text: str) -> None:
+        limit = _MAX_BYTES_PER_TOKEN * self.info.context
+        if len(text) * 4 > limit and len(text.encode("utf-8", "replace")) > limit:
+            raise ContextOverflowError(
+                f"the prompt has {len(text)} characters, more than {self.info.context} tokens can hold"
+            )
+
+    def _checked(self, tokens: Tokens) -> list[int]:
+        """Tokens as a list of ints of the vocabulary. ArgumentError."""
+        if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence | np.ndarray):
+            raise ArgumentError(f"expected a list of token ids, not {type(tokens).__name__}")
+        if isinstance(tokens, np.ndarray) and (tokens.ndim != 1 or tokens.dtype.kind not in "iu"):
+            raise ArgumentError(f"expected token ids, not an array {list(tokens.shape)} of {tokens.dtype}")
+        try:
+            ids = tokens.tolist() if isinstance(tokens, np.ndarray) else [operator.index(token) for token in tokens]
+        except TypeError as error:
+            raise ArgumentError(f"token ids must be integers: {error}") from None
+        for position, token in enumerate(ids):
+            if not 0 <= token < self.info.vocab_size:
+                raise ArgumentError(
+                    f"token {token} at position {position} is not in the vocabulary of {self.info.vocab_size}"
+                )
+        return ids
+
+
+def _scores(handle: RequestHandle) -> npt.NDArray[np.float32]:
+    try:
+        return handle.scores()
+    except BaseException:
+        handle.cancel()
+        raise

@@ -1,0 +1,316 @@
+"""From a model's name to a running engine: everything is checked and planned before anything is allocated."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from sterna.arguments import LOAD_ALIASES, keyword_arguments
+from sterna.errors import ArgumentError, DeviceError, FileError
+from sterna.info import ModelInfo
+from sterna.memory import MemoryPlan, PlanSettings, parse_budget, plan_memory
+from sterna.sampling import file_defaults
+
+if TYPE_CHECKING:
+    from sterna._core import Gguf, Program
+    from sterna.chat import ChatTemplate
+    from sterna.hub import Progress, ResolvedModel
+    from sterna.llm import LLM
+
+_log = logging.getLogger(__name__)
+
+MAX_CONTEXT = (1 << 31) - 1  # positions are 32-bit
+MAX_SEQUENCES = 1024
+MAX_THREADS = 1024
+KV_DTYPES = ("f16", "f32")
+
+
+@keyword_arguments(LOAD_ALIASES)
+def load(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    memory_budget: int | str | None = None,
+    kv_dtype: str = "f16",
+    max_sequences: int = 16,
+    seed: int | None = None,
+    chat_template: str | Path | None = None,
+    progress: Progress | None = None,
+) -> LLM:
+    """Loads a model: a path, a name of the catalogue, `org/repo`, `org/repo:Q4_K_M` or `org/repo/file.gguf`.
+
+    context: tokens of one sequence; None is what the model was trained for, or as much of it as the memory budget
+        allows (`llm.info` says). The KV cache holds one full context, for all sequences, and is allocated as they grow.
+    device: "auto" or "cpu".
+    threads: that compute; None is one per CPU that this process may use. The results do not depend on it.
+    memory_budget: bytes, or a text such as "4GiB"; None is 80 % of the memory that is available, limits of control
+        groups included. MemoryBudgetError when the model does not fit, before anything is allocated.
+    kv_dtype: "f16" or "f32", of the KV cache.
+    max_sequences: how many run at the same time; more wait.
+    seed: of requests that name none; None is a random one for each.
+    chat_template: jinja2 text to use instead of the file's, or a Path to it.
+    progress: called with (stage, bytes done, bytes in all or None) while a model is fetched.
+
+    Names of other libraries (`n_ctx`, `n_threads`, ...) are accepted. Raises SternaError: FileError, DownloadError,
+    ModelFormatError, UnsupportedModelError, DeviceError, MemoryBudgetError, ArgumentError.
+    """
+    if not isinstance(max_sequences, int) or not 1 <= max_sequences <= MAX_SEQUENCES:
+        raise ArgumentError(f"max_sequences is {max_sequences!r}, must be from 1 to {MAX_SEQUENCES}")
+    template_text = _template_text(chat_template)
+    prepared = prepare(
+        model,
+        context=context,
+        device=device,
+        threads=threads,
+        memory_budget=memory_budget,
+        kv_dtype=kv_dtype,
+        max_sequences=max_sequences,
+        progress=progress,
+    )
+    prepared.memory.check()
+    return _start(prepared, template_text, max_sequences, seed)
+
+
+@keyword_arguments(LOAD_ALIASES)
+def plan(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    memory_budget: int | str | None = None,
+    kv_dtype: str = "f16",
+    max_sequences: int = 16,
+    progress: Progress | None = None,
+) -> MemoryPlan:
+    """The memory that `load` with the same arguments would take; reads metadata and tensor table, allocates nothing.
+
+    `fits` says whether it is within the budget. Where `context` is None, it is the one that `load` would choose.
+    """
+    return prepare(
+        model,
+        context=context,
+        device=device,
+        threads=threads,
+        memory_budget=memory_budget,
+        kv_dtype=kv_dtype,
+        max_sequences=max_sequences,
+        progress=progress,
+    ).memory
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that has been read and planned, and not yet loaded."""
+
+    resolved: ResolvedModel
+    file: Gguf
+    architecture: str
+    trained_context: int
+    program: Program
+    settings: PlanSettings
+    memory: MemoryPlan
+    context_capped: bool
+
+
+def prepare(
+    model: str | Path,
+    *,
+    context: int | None,
+    device: str,
+    threads: int | None,
+    memory_budget: int | str | None,
+    kv_dtype: str,
+    max_sequences: int,
+    progress: Progress | None,
+) -> Prepared:
+    """Checks the arguments, finds and reads the file, traces and fuses its program, and plans its memory."""
+    check_device(device)
+    if context is not None and (not isinstance(context, int) or not 2 <= context <= MAX_CONTEXT):
+        raise ArgumentError(f"context is {context!r:.60}, must be from 2 to {MAX_CONTEXT}")
+    if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
+        raise ArgumentError(f"threads is {threads!r:.60}, must be from 1 to {MAX_THREADS}")
+    if kv_dtype not in KV_DTYPES:
+        raise ArgumentError(f"kv_dtype is {kv_dtype!r:.60}, must be one of {', '.join(KV_DTYPES)}")
+    budget = parse_budget(memory_budget)
+
+    from sterna._core import Gguf
+    from sterna.hub import resolve
+    from sterna.trace import trace
+
+    resolved = resolve(model, progress=progress)
+    file = Gguf(resolved.path)
+    traced = trace(file)
+    program = traced.program.fuse()
+    settings = PlanSettings.choose(
+        vocab_size=traced.config.vocab_size, threads=threads or 0, kv_dtype=kv_dtype, max_sequences=max_sequences
+    )
+    trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
+    memory = plan_memory(program, settings, context=context, trained_context=trained, budget=budget)
+    capped = context is None and memory.context < trained
+    return Prepared(resolved, file, traced.architecture, trained, program, settings, memory, capped)
+
+
+def check_device(device: str) -> None:
+    """DeviceError for a device that this build does not have, ArgumentError for what is no device."""
+    if device in ("auto", "cpu"):
+        return
+    if isinstance(device, str) and re.fullmatch(r"cuda(:\d{1,3})?", device):
+        raise DeviceError(f'device {device!r} is not there: this build of sterna has no CUDA; use device="cpu"')
+    raise ArgumentError(f'device is {device!r:.60}, must be "auto", "cpu", "cuda" or "cuda:N"')
+
+
+def _start(prepared: Prepared, template_text: str | None, max_sequences: int, seed: int | None) -> LLM:
+    """Allocates: packs the weights and starts the engine."""
+    from sterna._core import Engine, Pieces, compile_cpu
+    from sterna.llm import LLM
+    from sterna.tokenizer import Tokenizer
+
+    file, memory, settings = prepared.file, prepared.memory, prepared.settings
+    if prepared.context_capped:
+        _log.warning(
+            "context capped to %d tokens by the memory budget; the model was trained on %d",
+            memory.context,
+            prepared.trained_context,
+        )
+    elif memory.context > prepared.trained_context:
+        _log.warning(
+            "context %d is longer than the %d tokens that the model was trained on",
+            memory.context,
+            prepared.trained_context,
+        )
+    tokenizer = Tokenizer.from_gguf(file)
+    template = _template(file, template_text, tokenizer.control_id)
+    compiled = compile_cpu(
+        prepared.program,
+        file,
+        threads=settings.threads,
+        kv_dtype=settings.kv_dtype,
+        max_tokens=settings.max_tokens,
+        max_outputs=settings.max_outputs,
+    )
+    engine = Engine(compiled, Pieces.from_gguf(file), context=memory.context, max_sequences=max_sequences)
+    info = ModelInfo(
+        name=str(file.get("general.name", prepared.resolved.name)),
+        path=file.path,
+        architecture=prepared.architecture,
+        parameters=sum(_product(tensor.shape) for tensor in file.tensors),
+        file_bytes=file.file_bytes,
+        formats=_count_formats(file),
+        layouts=compiled.layouts,
+        context=memory.context,
+        trained_context=prepared.trained_context,
+        context_capped=prepared.context_capped,
+        max_sequences=max_sequences,
+        vocab_size=compiled.vocab_size,
+        tokenizer=f"{tokenizer.kind} ({tokenizer.pre})" if tokenizer.kind == "bpe" else tokenizer.kind,
+        template_source=None if template is None else template.template_source,
+        device="cpu",
+        isa=compiled.isa,
+        threads=compiled.threads,
+        kv_dtype=settings.kv_dtype,
+        memory=memory,
+        fingerprint=_fingerprint(prepared),
+    )
+    return LLM(engine, tokenizer, template, info, defaults=file_defaults(FileMetadata(file)), seed=seed)
+
+
+def _fingerprint(prepared: Prepared) -> str:
+    """Tells models apart by what is in their tables, without reading gigabytes of weights."""
+    digest = hashlib.sha256(repr((prepared.architecture, prepared.file.file_bytes)).encode())
+    for tensor in prepared.file.tensors:
+        digest.update(repr((tensor.name, tuple(tensor.shape), tensor.format, tensor.offset)).encode())
+    return digest.hexdigest()
+
+
+def _product(shape: Sequence[int]) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
+
+
+def _count_formats(file: Gguf) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in file.tensors:
+        counts[tensor.format] = counts.get(tensor.format, 0) + 1
+    return counts
+
+
+def _template_text(chat_template: str | Path | None) -> str | None:
+    if not isinstance(chat_template, Path):
+        return chat_template
+    try:
+        return chat_template.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{chat_template}: {error.strerror or error}", str(chat_template), error.errno or 0) from None
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{chat_template} is not UTF-8 text: byte {error.start} is wrong") from None
+
+
+def _template(file: Gguf, text: str | None, control_id: Callable[[str], int | None]) -> ChatTemplate | None:
+    """The file's template, or the text given instead. It is compiled when it is first used."""
+    from sterna.chat import choose_template
+
+    metadata = FileMetadata(file, tokens=_TokenTexts(file, control_id))
+    if text is None:
+        return choose_template(metadata)
+    metadata.replace("tokenizer.chat_template", text)
+    template = choose_template(metadata)
+    if template is not None:
+        template.template_source = "argument"
+    return template
+
+
+class FileMetadata(Mapping[str, Any]):
+    """The metadata of a file as a mapping; `tokens` stands in for the list of all tokens, which is costly to make."""
+
+    def __init__(self, file: Gguf, tokens: Sequence[str] | None = None) -> None:
+        self._file = file
+        self._instead: dict[str, Any] = {} if tokens is None else {"tokenizer.ggml.tokens": tokens}
+
+    def replace(self, key: str, value: Any) -> None:
+        self._instead[key] = value
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._instead:
+            return self._instead[key]
+        if key not in self._file:
+            raise KeyError(key)
+        return self._file.get(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+class _TokenTexts(Sequence[str]):
+    """The texts of a file's tokens, read one at a time; `in` looks among the control tokens."""
+
+    def __init__(self, file: Gguf, control_id: Callable[[str], int | None]) -> None:
+        self._file = file
+        self._control_id = control_id
+
+    def __len__(self) -> int:
+        return self._file.array_length("tokenizer.ggml.tokens")
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._file.string_array_at("tokenizer.ggml.tokens", index).decode("utf-8", "replace")
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and self._control_id(text) is not None

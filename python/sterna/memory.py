@@ -1,0 +1,187 @@
+"""Memory of a model, known before anything is allocated: the plan, the budget, and what this process may use."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sterna.errors import ArgumentError, MemoryBudgetError
+
+if TYPE_CHECKING:
+    from sterna._core import Program
+
+_log = logging.getLogger(__name__)
+
+PAGE_TOKENS = 64
+BUDGET_SHARE = 0.8
+# Rows that one prefill run computes, and the most rows and bytes of logits: a vocabulary of 262,144 has a MiB per row.
+PREFILL_TOKENS = 512
+MAX_OUTPUTS = 64
+MAX_LOGITS_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a loaded model takes. `kv` is one full `context`; it is allocated in slabs as sequences grow.
+
+    `budget` is what it was planned for (None: unknown), `max_context` the longest context within it.
+    """
+
+    weights: int
+    kv: int
+    scratch: int
+    context: int
+    page_bytes: int
+    budget: int | None = None
+    max_context: int | None = None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.scratch
+
+    @property
+    def fits(self) -> bool:
+        return self.budget is None or self.total <= self.budget
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total": self.total, "fits": self.fits}
+
+    def check(self) -> None:
+        """MemoryBudgetError with all parts, and what would fit, if this plan does not."""
+        if self.fits or self.budget is None:
+            return
+        fitting = f"a context of {self.max_context} tokens" if self.max_context else "no context"
+        raise MemoryBudgetError(
+            f"the model needs {readable(self.total)}, the memory budget is {readable(self.budget)}: weights "
+            f"{readable(self.weights)}, KV cache {readable(self.kv)} for {self.context} tokens, scratch "
+            f"{readable(self.scratch)}; {fitting} would fit"
+        )
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a plan is compiled with, apart from the program."""
+
+    threads: int  # 0: one per CPU
+    kv_dtype: str
+    max_tokens: int
+    max_outputs: int
+
+    @staticmethod
+    def choose(*, vocab_size: int, threads: int, kv_dtype: str, max_sequences: int) -> PlanSettings:
+        """Sizes of one run: every running sequence may want its logits, scoring wants as many rows as are cheap."""
+        outputs = max(1, min(MAX_OUTPUTS, MAX_LOGITS_BYTES // (4 * vocab_size)))
+        outputs = max(outputs, max_sequences)
+        return PlanSettings(threads, kv_dtype, max(PREFILL_TOKENS, outputs), outputs)
+
+
+def plan_memory(
+    program: Program, settings: PlanSettings, *, context: int | None, trained_context: int, budget: int | None
+) -> MemoryPlan:
+    """The plan for `context` tokens; for None the trained length, or as much of it as the budget allows."""
+    from sterna._core import plan_memory as bytes_of
+
+    weights, scratch, page = bytes_of(
+        program,
+        threads=settings.threads,
+        kv_dtype=settings.kv_dtype,
+        max_tokens=settings.max_tokens,
+        max_outputs=settings.max_outputs,
+    )
+    fitting = None
+    if budget is not None:
+        pages = max(0, budget - weights - scratch) // max(page, 1)
+        fitting = min(pages * PAGE_TOKENS, trained_context if context is None else max(context, trained_context))
+    if context is None:
+        context = trained_context if not fitting else min(trained_context, fitting)
+    pages = -(-context // PAGE_TOKENS)
+    return MemoryPlan(weights, pages * page, scratch, context, page, budget, fitting)
+
+
+def parse_budget(budget: int | str | None) -> int | None:
+    """Bytes of a budget such as 4 << 30 or "4GiB"; None: 80 % of what is available. ArgumentError."""
+    if budget is None:
+        available = available_memory()
+        return None if available is None else int(available * BUDGET_SHARE)
+    if isinstance(budget, int) and not isinstance(budget, bool):
+        number: float = budget
+    else:
+        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", str(budget))
+        if match is None or not isinstance(budget, str):
+            raise ArgumentError(f'memory_budget is {budget!r:.60}, must be bytes, or a text such as "4GiB"')
+        number = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " ")
+    if number < 1:
+        raise ArgumentError(f"memory_budget is {budget!r}, must be at least 1")
+    return int(number)
+
+
+def readable(count: int) -> str:
+    """Bytes for people: 1.4 GiB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still take without swapping or passing a limit of a control group; None: unknown."""
+    limits = [_system_memory(), *_cgroup_memory()]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def _system_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        _log.debug("no MemAvailable in /proc/meminfo")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _cgroup_memory(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int | None]:
+    """What is left under each limit, from the group of this process upwards; versions 1 and 2 of control groups."""
+    try:
+        lines = cgroups.read_text().splitlines()
+    except OSError:
+        return []
+    found: list[int | None] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            folder, files = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            folder = root / "memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = folder / path.lstrip("/")
+        # In a container the path may be the host's, which is not there: the folder itself is then the group.
+        groups = [g for g in (group, *group.parents) if g == folder or folder in g.parents]
+        found += [_left(g, *files) for g in groups]
+    return found
+
+
+def _left(group: Path, limit_file: str, usage_file: str, reclaimable: str) -> int | None:
+    try:
+        limit = (group / limit_file).read_text().strip()
+        if limit == "max":
+            return None
+        used = int((group / usage_file).read_text())
+        stat = dict(line.split(" ", 1) for line in (group / "memory.stat").read_text().splitlines())
+        # Cached files that nobody has used lately are given up first.
+        return max(0, int(limit) - used + int(stat.get(reclaimable, 0)))
+    except (OSError, ValueError):
+        return None
