@@ -1,77 +1,71 @@
-"""Shows an answer while it is made: content to stdout, reasoning dimmed to the person, and the figures afterwards."""
+"""Shows an answer while it is made: content to stdout, reasoning to the person, figures and warnings afterwards."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sterna.cli import console
 
-
-@dataclass
-class Shown:
-    """What has been shown of one answer; `interrupted` when Ctrl-C stopped it."""
-
-    text: str = ""
-    interrupted: bool = False
+if TYPE_CHECKING:
+    from sterna import LLM, ChatStream, Completion, TextStream
 
 
-def show(pieces: Iterable[Any], shown: Shown | None = None) -> Shown:
-    """Writes the pieces of a stream as they come. On a terminal the answer ends with a newline.
+def show(stream: ChatStream | TextStream) -> str:
+    """Writes a stream as it comes, and gives its text; on a terminal it ends with a newline.
 
-    Pieces are str, or have `kind` ("content" or "reasoning") and `text`. KeyboardInterrupt leaves `shown` filled.
+    Ctrl-C and an output that is gone cancel the rest, and are raised.
     """
-    shown = shown if shown is not None else Shown()
-    dim = console.use_color(sys.stderr)
-    thinking = False
-    try:
-        for piece in pieces:
-            text = piece if isinstance(piece, str) else piece.text
-            if getattr(piece, "kind", "content") == "reasoning":
-                thinking = _think(text, thinking, dim)
-                continue
-            if thinking:
-                thinking = _end_thought(dim)
-            shown.text += text
-            console.write_text(text)
-    except KeyboardInterrupt:
-        shown.interrupted = True
-        raise
-    finally:
-        if thinking:
-            _end_thought(dim)
-        if console.is_terminal(sys.stdout) and not shown.text.endswith("\n"):
-            console.write_text("\n")
-    return shown
+    thought = _Thought()
+    parts: list[str] = []
+    with stream:
+        try:
+            for piece in stream:
+                kind, text = ("content", piece) if isinstance(piece, str) else (piece.kind, piece.text)
+                if kind == "reasoning":
+                    thought.add(text)
+                elif kind == "content":
+                    thought.end()
+                    parts.append(text)
+                    console.write_text(text)
+        finally:
+            thought.end()
+            if console.is_terminal(sys.stdout) and not (parts and parts[-1].endswith("\n")):
+                console.write_text("\n")
+    return "".join(parts)
 
 
-def _think(text: str, started: bool, dim: bool) -> bool:
-    # Reasoning is no part of the answer: a person may watch it, a pipe gets none of it.
-    if console.is_terminal(sys.stderr):
-        sys.stderr.write(("\x1b[2m" if dim and not started else "") + console.printable(text))
-        sys.stderr.flush()
-    return True
+def report(llm: LLM, completion: Completion, *, limited: bool, stats: bool) -> None:
+    """Says what a person should know about an answer: that the context ended it, and the figures if they are wanted."""
+    if completion.finish_reason == "length" and not limited:
+        console.say(f"The answer ends here because the context of {llm.info.context} tokens is full.")
+    if not stats:
+        return
+    timings = completion.timings
+    cached = f" ({timings.cached_tokens} from the cache)" if timings.cached_tokens else ""
+    console.say(
+        f"prompt: {timings.prompt_tokens} tokens{cached}, {timings.prefill_tokens_per_second:.1f}/s; "
+        f"answer: {timings.generated_tokens} tokens, {timings.decode_tokens_per_second:.1f}/s; seed {completion.seed}"
+    )
 
 
-def _end_thought(dim: bool) -> bool:
-    if console.is_terminal(sys.stderr):
-        sys.stderr.write("\x1b[0m\n" if dim else "\n")
-        sys.stderr.flush()
-    return False
+class _Thought:
+    """Reasoning is no part of the answer: a person may watch it, a pipe gets none of it."""
 
+    def __init__(self) -> None:
+        self._visible = console.is_terminal(sys.stderr)
+        self._dim = console.use_color(sys.stderr)
+        self._open = False
 
-def speed(timings: Any) -> str:
-    """One line of figures: tokens and tokens per second of prompt and answer."""
-    prompt = timings.prompt_tokens - timings.cached_tokens
-    parts = [f"prompt {timings.prompt_tokens} tokens"]
-    if timings.cached_tokens:
-        parts[0] += f" ({timings.cached_tokens} from the cache)"
-    if timings.prefill_seconds > 0 and prompt:
-        parts[0] += f" at {prompt / timings.prefill_seconds:.1f}/s"
-    parts.append(f"answer {timings.generated_tokens} tokens")
-    # The first token comes out of the prompt's last step.
-    if timings.decode_seconds > 0 and timings.generated_tokens > 1:
-        parts[1] += f" at {(timings.generated_tokens - 1) / timings.decode_seconds:.1f}/s"
-    return ", ".join(parts) + "."
+    def add(self, text: str) -> None:
+        if self._visible:
+            start = "\x1b[2m" if self._dim and not self._open else ""
+            sys.stderr.write(start + console.printable(text))
+            sys.stderr.flush()
+            self._open = True
+
+    def end(self) -> None:
+        if self._open:
+            sys.stderr.write("\x1b[0m\n" if self._dim else "\n")
+            sys.stderr.flush()
+            self._open = False

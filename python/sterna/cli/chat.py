@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli import console
-from sterna.cli.answer import show
+from sterna.cli.answer import report, show
 from sterna.cli.options import load_model, loading_options, sampling_arguments, sampling_options
 from sterna.cli.terminal import piped_lines, typed_lines
 from sterna.errors import SternaError
@@ -95,12 +95,16 @@ class Conversation:
         return False
 
     def _say(self, text: str) -> None:
+        stream = self._session.send(text, stream=True, **self._sampling)
         try:
-            show(self._session.send(text, stream=True, **self._sampling))
+            show(stream)
         except KeyboardInterrupt:
             if not console.is_terminal(sys.stdin):
                 raise
             console.say("(stopped)")
+        answer = {"role": "assistant", "content": stream.message.content}
+        self._messages += [{"role": "user", "content": text}, answer]
+        report(self._llm, stream.completion, limited="max_tokens" in self._sampling, stats=self._stats)
 
     def _obey(self, text: str) -> bool:
         name, _, argument = text.partition(" ")

@@ -69,9 +69,9 @@ def find_model(name: str | None, *, refresh: bool = False) -> ResolvedModel:
         return resolve(name, progress=progress, refresh=refresh)
 
 
-def load_model(name: str | None, *, threads: int | None, context: int | None, device: str, **more: Any) -> LLM:
+def load_model(name: str | None, *, threads: int | None, context: int | None, device: str) -> LLM:
     """The model called `name`, loaded; closes itself at the end of a `with` block."""
     found = find_model(name)
     import sterna
 
-    return sterna.load(str(found.path), threads=threads, context=context, device=device, **more)
+    return sterna.load(str(found.path), threads=threads, context=context, device=device)

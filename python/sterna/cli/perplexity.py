@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -25,8 +26,8 @@ def command(model: str, file: Path, context: int, threads: int | None, device: s
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{file} is not UTF-8 text: byte {error.start} is wrong") from None
     with load_model(model, threads=threads, context=context, device=device) as llm:
-        value = float(llm.perplexity(text, context=context))
+        result = llm.perplexity(text, context=context)
     if as_json:
-        console.print_json({"model": model, "file": str(file), "context": context, "perplexity": value})
+        console.print_json({"model": model, "file": str(file), "perplexity": result.value, **asdict(result)})
     else:
-        print(f"{value:.4f}")
+        print(result)

@@ -18,12 +18,12 @@ def command(model: str, context: int | None, as_json: bool) -> None:
     import sterna
 
     plan = sterna.plan(str(path), context=context)
-    fields = {name: getattr(plan, name) for name in ("weights", "kv", "scratch", "total")}
     if as_json:
-        console.print_json({**fields, "fits": plan.fits})
+        console.print_json(plan.to_dict())
     else:
-        console.print_fields(
-            [*((name, console.size(value)) for name, value in fields.items()), ("fits", "yes" if plan.fits else "no")]
-        )
+        fields = [(name, console.size(getattr(plan, name))) for name in ("weights", "kv", "scratch", "total")]
+        budget = None if plan.budget is None else console.size(plan.budget)
+        fits = "yes" if plan.fits else f"no; the longest context that fits has {plan.max_context or 0} tokens"
+        console.print_fields([("context", f"{plan.context} tokens"), *fields, ("budget", budget), ("fits", fits)])
     if not plan.fits:
         click.get_current_context().exit(1)

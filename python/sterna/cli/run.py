@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sterna.cli import console
+from sterna.cli.answer import report, show
 from sterna.cli.options import json_option, load_model, loading_options, sampling_arguments, sampling_options
 from sterna.errors import ArgumentError
 from sterna.hub import is_model_name
 
 if TYPE_CHECKING:
-    pass
+    from sterna import LLM, ChatStream, TextStream
 
 _MAX_PROMPT_BYTES = 64 << 20
 
@@ -94,3 +96,37 @@ def check_prompt(prompt: str) -> None:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ArgumentError(f"the prompt is not UTF-8 text: character {error.start} is wrong") from None
+
+
+def _answer(
+    llm: LLM, prompt: str, system: str | None, raw: bool, sampling: dict[str, Any], stats: bool, as_json: bool
+) -> None:
+    if not raw and llm.info.template_source is None:
+        if system is not None:
+            raise ArgumentError("the model has no chat template, so there is no place for a system message")
+        console.say("The model has no chat template: it continues the text.")
+        raw = True
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    stream = llm.stream(prompt, **sampling) if raw else llm.chat(messages, stream=True, **sampling)
+    if as_json:
+        for _ in stream:
+            pass
+        console.print_json(_as_dict(llm, stream))
+    else:
+        show(stream)
+    report(llm, stream.completion, limited="max_tokens" in sampling, stats=stats)
+
+
+def _as_dict(llm: LLM, stream: ChatStream | TextStream) -> dict[str, Any]:
+    completion = stream.completion
+    message = getattr(stream, "message", None)
+    return {
+        "model": llm.info.name,
+        "text": completion.text if message is None else message.content,
+        "reasoning": None if message is None else message.reasoning,
+        "finish_reason": completion.finish_reason,
+        "seed": completion.seed,
+        "usage": {**asdict(completion.usage), "total_tokens": completion.usage.total_tokens},
+        "timings": asdict(completion.timings),
+    }
