@@ -10,11 +10,11 @@ import numpy as np
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from sterna.errors import UnsupportedModelError
-from sterna.tokenizer.encoder import guarded
+from sterna.errors import ArgumentError, UnsupportedModelError
+from sterna.tokenizer.encoder import guarded, is_fault
 from sterna.tokenizer.metadata import MAX_MERGES, Fields
-from sterna.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from sterna.tokenizer.vocabulary import Vocabulary
+from sterna.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, linear_pattern
+from sterna.tokenizer.vocabulary import SEPARATOR, Vocabulary
 
 _MERGES = "tokenizer.ggml.merges"
 _TOKENS = "tokenizer.ggml.tokens"
@@ -23,9 +23,9 @@ _TOKENS = "tokenizer.ggml.tokens"
 _PART_CHARS = 1 << 15
 # Runs of characters that are words of their own, from this length on, are looked up instead of encoded.
 _LONG_RUN = 64
-
-# A space between two texts that hold neither spaces nor line ends, and nothing else: what a list of merges looks like.
-_NUL, _SPACE = 0, 32
+# Where digits are grouped from the right, the pattern looks ahead to the end of a number at each digit: long ones are
+# cut before.
+_LONG_NUMBER = re.compile(rf"\d{{{3 * _LONG_RUN},}}")
 
 
 def pre_tokenizer_of(vocab: Vocabulary) -> PreTokenizer:
@@ -44,7 +44,7 @@ class BpeEncoder:
         self._pre = pre_tokenizer_of(vocab)
         self._alone = re.compile(f"{self._pre.alone}{{{_LONG_RUN},}}") if self._pre.alone else None
         self._boundary = re.compile(self._pre.boundary) if self._pre.boundary else None
-        ids = dict(zip(_texts(vocab.tokens), range(vocab.vocab_size), strict=True))
+        ids = dict(zip(_texts(vocab), range(vocab.vocab_size), strict=True))
         if len(ids) != vocab.vocab_size:
             _refuse_duplicates(fields, vocab)
         ids.pop("", None)
@@ -53,7 +53,7 @@ class BpeEncoder:
         merges = _read_merges(fields)
         self._library = LibraryTokenizer(_build(fields, vocab, self._pre, ids, merges))
         splits: list[pre_tokenizers.PreTokenizer] = [
-            pre_tokenizers.Split(Regex(stage), "isolated") for stage in self._pre.stages
+            pre_tokenizers.Split(Regex(linear_pattern(stage)), "isolated") for stage in self._pre.stages
         ]
         if self._pre.byte_level:
             splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
@@ -67,8 +67,6 @@ class BpeEncoder:
             text = unicodedata.normalize("NFC", text)
         if not self._pre.byte_level:
             text = text.replace(" ", "▁")
-        if len(text) <= _PART_CHARS and self._alone is None:
-            return self._encode_part(text)
         ids: list[int] = []
         position = 0
         for run in self._alone.finditer(text) if self._alone else ():
@@ -76,11 +74,24 @@ class BpeEncoder:
             self._encode_long(text[position : run.start() + 1], ids)
             self._encode_run(text[run.start() + 1 : run.end()], ids)
             position = run.end()
+        for run in _LONG_NUMBER.finditer(text) if self._pre.thousands else ():
+            for cut in range(run.start() + len(run[0]) % 3, run.end(), 3 * _LONG_RUN):
+                self._encode_long(text[position:cut], ids)
+                position = cut
         self._encode_long(text[position:], ids)
         return ids
 
     def _encode_part(self, text: str) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        if not text:
+            return []
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            # The regular expressions of the library have limits: several million characters of white space and line
+            # ends by turns.
+            if is_fault(error):
+                raise ArgumentError(f"a text of {len(text)} characters cannot be tokenized: {error}") from error
+            raise
         return ids
 
     def _encode_run(self, run: str, ids: list[int]) -> None:
@@ -101,10 +112,9 @@ class BpeEncoder:
             ids += self._encode_part(text[begin:end])
 
 
-def _texts(tokens: list[bytes]) -> list[str]:
-    """All decoded at once, as one by one takes far longer."""
-    texts = b"\0".join(tokens).decode().split("\0")
-    return texts if len(texts) == len(tokens) else [token.decode() for token in tokens]
+def _texts(vocab: Vocabulary) -> list[str]:
+    texts = vocab.joined.decode().split(SEPARATOR.decode())
+    return texts if len(texts) == vocab.vocab_size else [token.decode() for token in vocab.tokens]
 
 
 def _read_merges(fields: Fields) -> list[tuple[str, str]]:
@@ -112,15 +122,15 @@ def _read_merges(fields: Fields) -> list[tuple[str, str]]:
     merges = fields.strings(_MERGES, limit=MAX_MERGES)
     if not merges:
         return []
-    joined = b"\0".join(merges)
+    joined = SEPARATOR.join(merges)
     data = np.frombuffer(joined, np.uint8)
-    spaces, ends = np.flatnonzero(data == _SPACE), np.append(np.flatnonzero(data == _NUL), len(data))
+    spaces, ends = np.flatnonzero(data == ord(" ")), np.append(np.flatnonzero(data == SEPARATOR[0]), len(data))
     begins = np.append(0, ends[:-1] + 1)
     regular = len(spaces) == len(ends) == len(merges) and bool(((begins < spaces) & (spaces + 1 < ends)).all())
     try:
         text = joined.decode()
         if regular:
-            words = text.replace(" ", "\0").split("\0")
+            words = text.replace(" ", SEPARATOR.decode()).split(SEPARATOR.decode())
             return list(zip(words[::2], words[1::2], strict=True))
         # Only where tokens hold spaces themselves: the first space after the first character is the separator.
         return [_split_merge(fields, i, merge.decode()) for i, merge in enumerate(merges)]

@@ -1,9 +1,9 @@
 """Checks the precompiled character map of a SentencePiece model, which the library follows without looking at bounds.
 
-Layout (sentencepiece, src/normalizer.cc): u32 size of the trie in bytes; the trie, a double array of u32 units (darts-clone); then
-replacement texts, each ended by NUL. A unit holds its label in bits 0..7, "has a value" in bit 8, and the offset to its children in
-bits 10..30, times 256 if bit 9 is set; a child stands at `position ^ offset ^ label`. The value stands at the child of label 0: the
-place of the replacement among the texts, with bit 31 set.
+Layout (sentencepiece, src/normalizer.cc): u32 size of the trie in bytes; the trie, a double array of u32 units
+(darts-clone); then replacement texts, each ended by NUL. A unit holds its label in bits 0..7, "has a value" in bit 8,
+and the offset to its children in bits 10..30, times 256 if bit 9 is set; a child stands at `position ^ offset ^ label`.
+The value stands at the child of label 0: the place of the replacement among the texts, with bit 31 set.
 """
 
 from __future__ import annotations

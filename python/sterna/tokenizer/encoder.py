@@ -23,9 +23,14 @@ def guarded(build: Callable[[], _Result], file: str, field: str) -> _Result:
     """Calls a library on data of a file; what it raises, panics included, becomes ModelFormatError about `field`."""
     try:
         return build()
-    except (ModelFormatError, KeyboardInterrupt, SystemExit, MemoryError):
+    except BaseException as error:
+        if is_fault(error):
+            raise ModelFormatError(f"{file}: {field}: {error}", file, field) from error
         raise
-    except BaseException as error:  # a Rust panic is a BaseException
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelFormatError(f"{file}: {field}: {error}", file, field) from error
+
+
+def is_fault(error: BaseException) -> bool:
+    """True for what a library raises about its data; a Rust panic is no Exception, but a BaseException."""
+    if isinstance(error, MemoryError | ModelFormatError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

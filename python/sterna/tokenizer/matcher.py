@@ -8,14 +8,17 @@ from collections.abc import Iterator, Mapping
 
 
 class TextMatcher:
-    """Looks for any of a set of texts. Vocabularies have thousands of control tokens that differ in their last characters only,
-    so candidates are found by their first two characters, and then looked up by length, longest first."""
+    """Looks for any of a set of texts.
+
+    Vocabularies have thousands of control tokens that differ in their last characters only, so candidates are found by
+    their first two characters, and then looked up by length, longest first.
+    """
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         self._ids = ids
         lengths: dict[str, set[int]] = {}
-        for text in ids:
-            lengths.setdefault(text[:2], set()).add(len(text))
+        for prefix, length in {(text[:2], len(text)) for text in ids}:
+            lengths.setdefault(prefix, set()).add(length)
         # A text of one character is tried at every place where it occurs, whatever follows.
         self._lengths = {
             prefix: sorted(found | lengths.get(prefix[0], set()), reverse=True) for prefix, found in lengths.items()

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 
 from sterna.errors import ModelFormatError
-from sterna.tokenizer.vocabulary import TokenType, Vocabulary
+from sterna.tokenizer.vocabulary import SEPARATOR, TokenType, Vocabulary
 
 _SPACE_MARK = "▁".encode()
 _BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
+_PLAIN_TYPES = (TokenType.NORMAL, TokenType.UNUSED, TokenType.UNDEFINED)
+_NO_BYTE = 256
 
 
-def _byte_characters() -> dict[int, int]:
-    """The character that GPT-2's byte-level encoding writes for each byte, as a table character -> byte: printable bytes of Latin-1
-    stand for themselves, the other 68 are U+0100 and up in their order (openai/gpt-2, encoder.py)."""
+def _byte_characters() -> npt.NDArray[np.uint16]:
+    """The byte behind each character of GPT-2's byte-level encoding, by code point, or _NO_BYTE: printable bytes of
+    Latin-1 stand for themselves, the other 68 are U+0100 and up in their order (openai/gpt-2, encoder.py)."""
+    table = np.full(0x146, _NO_BYTE, np.uint16)
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {byte: byte for byte in plain} | {0x100 + i: byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_characters()
+    table[plain] = plain
+    others = sorted(set(range(256)) - set(plain))
+    table[0x100 : 0x100 + len(others)] = others
+    return table
 
 
 def byte_value(text: bytes) -> int | None:
@@ -29,31 +35,52 @@ def byte_value(text: bytes) -> int | None:
 
 
 def pieces_of(vocab: Vocabulary, *, byte_level: bool) -> list[bytes]:
-    """The bytes of each token, [vocab_size]; control tokens give their text. ModelFormatError for a malformed byte
-    token."""
-    pieces = list(vocab.tokens)
-    types = vocab.types.tolist()
-    for token_id, token in enumerate(pieces):
-        token_type = types[token_id]
-        if token_type in (TokenType.NORMAL, TokenType.UNUSED, TokenType.UNDEFINED):
-            if not byte_level:
-                pieces[token_id] = token.replace(_SPACE_MARK, b" ")
-            elif not token.isalnum():
-                pieces[token_id] = _from_byte_level(token)
-        elif token_type == TokenType.BYTE:
+    """The bytes of each token, [vocab_size]; control tokens give their text.
+
+    ModelFormatError for a malformed byte token.
+    """
+    pieces = _from_byte_level(vocab) if byte_level else _from_marked_spaces(vocab)
+    for token_id in np.flatnonzero(~np.isin(vocab.types, _PLAIN_TYPES)).tolist():
+        token = vocab.tokens[token_id]
+        if vocab.types[token_id] == TokenType.BYTE:
             value = byte_value(token)
             if value is None:
                 raise ModelFormatError(
                     f"{vocab.file}: token {token_id} is no byte token", vocab.file, "tokenizer.ggml.tokens"
                 )
-            pieces[token_id] = bytes((value,))
+            token = bytes((value,))
+        pieces[token_id] = token
     return pieces
 
 
-def _from_byte_level(token: bytes) -> bytes:
-    """The bytes behind a byte-level text; a text with other characters (an added token) stands for itself."""
-    text = token.decode()
-    translated = text.translate(_BYTE_OF_CHARACTER)
-    if any(ord(character) not in _BYTE_OF_CHARACTER for character in text):
-        return token
-    return translated.encode("latin-1")
+def _from_marked_spaces(vocab: Vocabulary) -> list[bytes]:
+    pieces = vocab.joined.replace(_SPACE_MARK, b" ").split(SEPARATOR)
+    if len(pieces) == vocab.vocab_size:
+        return pieces
+    return [token.replace(_SPACE_MARK, b" ") for token in vocab.tokens]
+
+
+def _from_byte_level(vocab: Vocabulary) -> list[bytes]:
+    """The bytes behind byte-level texts, all at once; a text with other characters (an added token) is itself."""
+    characters = np.frombuffer(vocab.joined.decode().encode("utf-32-le"), "<u4")
+    table = _byte_characters()
+    values = table[np.minimum(characters, len(table) - 1)]
+    # One character is one byte, so that a token ends in the bytes where it ends in the text.
+    ends = np.append(np.flatnonzero(characters == 0), len(characters))
+    if len(ends) != vocab.vocab_size:
+        return _with_separators(vocab)
+    starts = np.append(0, ends[:-1] + 1)
+    data = values.astype(np.uint8).tobytes()
+    pieces = [data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    odd = np.flatnonzero((values == _NO_BYTE) & (characters != 0))
+    for token_id in np.unique(np.searchsorted(ends, odd)).tolist():
+        pieces[token_id] = vocab.tokens[token_id]
+    return pieces
+
+
+def _with_separators(vocab: Vocabulary) -> list[bytes]:
+    """The same for a vocabulary where texts hold the separator, which is no character of the encoding: they are
+    themselves."""
+    tokens = [b"" if SEPARATOR in token else token for token in vocab.tokens]
+    pieces = _from_byte_level(replace(vocab, tokens=tokens, joined=SEPARATOR.join(tokens)))
+    return [piece if token else whole for piece, token, whole in zip(pieces, tokens, vocab.tokens, strict=True)]

@@ -1,8 +1,7 @@
 """How text is cut into words before byte-pair encoding, by `tokenizer.ggml.pre`.
 
-The patterns are those of the models' own tokenizer.json files as far as published, otherwise those that llama.cpp documents
-(src/llama-vocab.cpp, src/unicode.cpp). Where a pattern takes quadratic time on long runs of one character, it is written so that
-it finds the same words in linear time; the reason stands beside it.
+The patterns are those of the models' own tokenizer.json files as far as published, otherwise those that llama.cpp
+documents (src/llama-vocab.cpp, src/unicode.cpp). `linear_pattern` says which ones are written differently before use.
 """
 
 from __future__ import annotations
@@ -23,18 +22,20 @@ _QWEN35 = (
 )
 
 
-def _cased(suffix: str, digits: str, after_symbols: str = r"[\r\n/]*", upper: str = _UPPER, lower: str = _LOWER) -> str:
+def _cased(suffix: str, digits: str, after_symbols: str = r"[\r\n/]*", without: str = "") -> str:
     """The pattern of o200k: a word is capitals, then small letters; marks and uncased letters count as both."""
     head = r"[^\r\n\p{L}\p{N}]?"
+    upper, lower = f"[{_UPPER}{without}]", f"[{_LOWER}{without}]"
     return (
-        rf"{head}[{upper}]*[{lower}]+{suffix}|{head}[{upper}]+[{lower}]*{suffix}|{digits}"
+        rf"{head}{upper}*{lower}+{suffix}|{head}{upper}+{lower}*{suffix}|{digits}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+{after_symbols}|{_SPACES}"
     )
 
 
 _GPT4O = _cased(f"{_CONTRACTION}?", r"\p{N}{1,3}")
 _ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
-_DEEPSEEK3_WORDS = rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+_DEEPSEEK3_LETTERS = rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+_DEEPSEEK3_WORDS = rf"{_DEEPSEEK3_LETTERS}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 _DEEPSEEK3 = (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3_WORDS)
 _DEEPSEEK_HAN = "[一-龥ࠀ-一가-퟿]+"
 # The cased letters of Unicode 11 or so, as the tokenizer.json of deepseek-llm lists them.
@@ -50,22 +51,11 @@ _DEEPSEEK_LETTERS = """
 _DEEPSEEK_WORDS = (
     r"\s?[A-Za-z" + "".join(re.sub("[0-9A-F]+", r"\\x{\g<0>}", part) for part in _DEEPSEEK_LETTERS.split()) + "]+"
 )
-# The published pattern is \s+$: tried at each place of a long run of spaces it scans the rest of the run, hence the
-# lookbehind.
-_DEEPSEEK_TRAILING = r"(?<!\s)\s+$"
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _FALCON_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
-# jais-2 cuts runs of spaces at powers of two. Its \s*[\r\n]+ would scan the rest of the run after each cut; within a
-# run that was cut no newline follows, or the run would not have been cut, so it need not be tried after a space.
-_JAIS2_SPACES = (
-    r"(?<![^\S\r\n])\s*[\r\n]+|" + "".join(rf"\s{{{2**n}}}(?!\S)|" for n in range(9, 1, -1)) + r"\s{1,2}(?!\S)|\s"
-)
-# Groups of three digits counted from the right. The published patterns look ahead to the end of the number at each
-# group; here only the first group does, and the others follow from it. superbpe: (?=(\d{3})+(?!\d)); tiny_aya:
-# \d{1,3}(?=(?:\d{3})*\b).
-_SUPERBPE_GROUPS = r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))|\d{3}"
-_TINY_AYA_GROUPS = r"(?<!\d)\d{1,3}(?=(?:\d{3})*\b)|(?<=\d)\G\d{3}"
-_AFMOE_GROUPS = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})+(?!\p{N}))|\p{N}{3}|\p{N}{1,2}"
+_JAIS2_SPACES = r"\s*[\r\n]+|" + "".join(rf"\s{{{2**n}}}(?!\S)|" for n in range(9, 1, -1)) + r"\s{1,2}(?!\S)|\s"
+_TINY_AYA_GROUPS = r"\d{1,3}(?=(?:\d{3})*\b)"
+_AFMOE_GROUPS = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})++(?!\p{N}))|\p{N}{3}|\p{N}{1,2}"
 _AFMOE_SCRIPTS = r"[一-鿿㐀-䶿\x{F900}-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
 _NO_HAN = r"&&[^\p{Han}]"
 _YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+"
@@ -93,6 +83,7 @@ class PreTokenizer:
     add_bos: bool = False  # where the file does not say
     nfc: bool = False  # text is brought to Unicode's composed form first
     alone: str | None = None  # (re) characters that the first stage always makes words of their own
+    thousands: bool = False  # numbers are cut into groups of three digits from the right, which \d+ finds
     boundary: str | None = _BETWEEN_WORDS  # (re) places where long text may be cut without changing any word
 
 
@@ -124,7 +115,7 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
                 _NEWLINES,
                 _DEEPSEEK_WORDS,
                 r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
-                _DEEPSEEK_TRAILING,
+                r"\s+$",
                 _DEEPSEEK_HAN,
                 r"\p{N}+",
             ),
@@ -141,8 +132,7 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
             _deepseek3,
             stages=(
                 *_DEEPSEEK3[:2],
-                rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+"
-                r"|[\r\n]|\s+(?!\S)|\s+",
+                rf"{_DEEPSEEK3_LETTERS}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+",
                 r"\p{N}",
             ),
         ),
@@ -151,8 +141,8 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     ("falcon", PreTokenizer((_FALCON_PUNCTUATION, _GPT2, "[0-9][0-9][0-9]"))),
     ("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", _digits_gpt2),
     (
-        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum jina-v1-en jina-v2-code roberta-bpe jais "
-        "trillion granite-docling exaone4",
+        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum jina-v1-en jina-v2-code roberta-bpe "
+        "jais trillion granite-docling exaone4",
         _gpt2,
     ),
     ("mpt olmo modern-bert", replace(_gpt2, nfc=True)),
@@ -176,6 +166,7 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
                 _GPT2,
             ),
             add_bos=True,
+            alone=r"[\t\n]",
         ),
     ),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
@@ -183,25 +174,15 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     ("tiny_aya cohere2moe", PreTokenizer((_TINY_AYA_GROUPS, _GPT4O))),
     (
         "kimi-k2",
-        PreTokenizer(
-            (
-                r"[\p{Han}]+|"
-                + _cased(
-                    f"{_CONTRACTION}?",
-                    r"\p{N}{1,3}",
-                    r"[\r\n]*",
-                    upper=f"{_UPPER}{_NO_HAN}",
-                    lower=f"{_LOWER}{_NO_HAN}",
-                ),
-            )
-        ),
+        PreTokenizer((r"[\p{Han}]+|" + _cased(f"{_CONTRACTION}?", r"\p{N}{1,3}", r"[\r\n]*", without=_NO_HAN),)),
     ),
-    ("superbpe", PreTokenizer((r"\p{N}+", _SUPERBPE_GROUPS), boundary=None)),
+    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"), thousands=True, boundary=None)),
     (
         "bailingmoe bailingmoe2 llada-moe",
         PreTokenizer(
             (
-                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+                r"|\s*[\r\n]|\s+(?!\S)|\s+",
             ),
             alone=_DIGITS,
         ),
@@ -231,3 +212,35 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
 )
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: entry for names, entry in _FAMILIES for name in names.split()}
+
+# The library gives up (it panics) when a match takes ten million steps back, and patterns that scan the rest of a
+# long run at each place of it take quadratic time. These parts are replaced by others that find the same words and
+# never do either.
+_REPLACED = (
+    # Up to the last line end of a run of white space. Spaces without one are passed over once, and not tried again
+    # within the run: after a space that an earlier alternative took there is no line end in the run, or this one
+    # would have taken the space.
+    (r"|\s*[\r\n]+|", r"|(?<![^\S\r\n])(?:[^\S\r\n]*+[\r\n]++)++|"),
+    (r"|\s*[\r\n]|", r"|(?<![^\S\r\n])(?:[^\S\r\n]*+[\r\n]++)++|"),
+    # Spaces at the end, tried where a run begins.
+    (r"\s+$", r"(?<!\s)\s++$"),
+    # Groups of three digits: the first looks ahead to the end of the number, the others follow from it.
+    (_TINY_AYA_GROUPS, r"(?<!\d)\d{1,3}(?=(?:\d{3})*+\b)|(?<=\d)\G\d{3}"),
+    # Capitals, then small letters: either a small letter proper follows the capitals, or the word ends in the last
+    # letter among them that counts as both.
+    *(
+        (
+            f"[{_UPPER}{without}]*[{_LOWER}{without}]+",
+            rf"(?:[{_UPPER}{without}]*+[\p{{Ll}}{without}][{_LOWER}{without}]*"
+            rf"|(?:[\p{{Lu}}\p{{Lt}}{without}]*+[\p{{Lm}}\p{{Lo}}\p{{M}}{without}]++)++)",
+        )
+        for without in ("", _NO_HAN)
+    ),
+)
+
+
+def linear_pattern(published: str) -> str:
+    """A pattern that finds the same words in linear time."""
+    for part, replacement in _REPLACED:
+        published = published.replace(part, replacement)
+    return published

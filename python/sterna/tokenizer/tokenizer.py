@@ -42,8 +42,11 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Metadata) -> Tokenizer:
-        """The tokenizer of a file. ModelFormatError (with file and key) for a vocabulary that is malformed, UnsupportedModelError
-        for a kind or a pre-tokenizer that is not known."""
+        """The tokenizer of a file.
+
+        ModelFormatError (with file and key) for a malformed vocabulary, UnsupportedModelError for a kind or a pre-tokenizer
+        that is not known.
+        """
         fields = Fields(metadata)
         return cls(fields, read_vocabulary(fields))
 
@@ -146,8 +149,8 @@ class Tokenizer:
     def encode_spans(self, spans: Iterable[tuple[str, bool]], *, add_special: bool = False) -> list[int]:
         """The tokens of a text that comes in spans (text, trusted).
 
-        Control tokens are recognised in trusted text only, across neighbouring trusted spans too. Everything between two control
-        tokens is encoded as one text, whatever spans it came from.
+        Control tokens are recognised in trusted text only, across neighbouring trusted spans too. Everything between two
+        control tokens is encoded as one text, whatever spans it came from.
         """
         ids: list[int] = []
         if add_special and self.add_bos:
@@ -245,8 +248,10 @@ def _valid(text: str) -> str:
 
 
 def _stripping_ids(fields: Fields, vocab: Vocabulary) -> tuple[frozenset[int], frozenset[int]]:
-    """Control tokens that swallow white space behind them, and before them: tokenizer.json says so, GGUF does not, so models are
-    told by name as in llama.cpp (the end of llama_vocab::impl::load)."""
+    """Control tokens that swallow white space behind them, and before them.
+
+    tokenizer.json says so, GGUF does not: models are told by name, as in llama.cpp (the end of llama_vocab::impl::load).
+    """
     name = fields.string("general.name", "").lower()
     if "phi-3" in name or "phi3" in name:
         keep = ("<unk>", "<s>", "<|endoftext|>")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from sterna.tokenizer.metadata import MAX_TOKEN_BYTES, MAX_TOKENS, Fields
 _log = logging.getLogger(__name__)
 
 _TOKENS = "tokenizer.ggml.tokens"
+# Between the texts of all tokens in one string; a text that holds it is handled alone.
+SEPARATOR = b"\0"
 
 
 class TokenType(IntEnum):
@@ -44,19 +46,22 @@ _KINDS: dict[str, tuple[str, dict[str, int]]] = {
 # Files often name no end-of-turn token, or call it an ordinary one, so it is recognised by its text: the lists are
 # facts about published models, as gathered in llama.cpp's llama_vocab::impl::load. Earlier entries win.
 _EOT_TEXTS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]",
-    "<｜end▁of▁sentence｜>", "<end_of_utterance>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+    "_<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>",
 )  # fmt: skip
 _EOM_TEXTS = ("<|eom_id|>",)
 _FIM_TEXTS = {
     "fim_pre": (
-        "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"
+        "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+        "<|prefix|>",
     ),
     "fim_suf": (
-        "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"
+        "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+        "<|suffix|>",
     ),
     "fim_mid": (
-        "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>"
+        "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+        "<|middle|>",
     ),
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
@@ -80,6 +85,9 @@ class Vocabulary:
     kind: str  # "bpe", "spm", "wordpiece" or "unigram"
     pre: str  # tokenizer.ggml.pre
     tokens: list[bytes]  # UTF-8, as written in the file
+    joined: (
+        bytes  # all of them, with SEPARATOR between: work on all tokens at once is many times faster than one by one
+    )
     lengths: npt.NDArray[np.int64]  # bytes of each token
     types: npt.NDArray[np.int32]  # TokenType, with wrong types of well-known control tokens put right
     roles: dict[str, int]  # "bos", "eos", "eot", "unknown", "fim_pre", ... -> id
@@ -115,12 +123,12 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
         )
     if not lengths.any():
         raise fields.fail(_TOKENS, "the text of every token is empty")
-    _check_utf8(fields, tokens)
+    joined = SEPARATOR.join(tokens)
+    _check_utf8(fields, joined)
 
     types = _read_types(fields, kind, size).copy()
     roles = _read_roles(fields, size, defaults)
-    candidates = _marked_texts(tokens, lengths, types)
-    ends = _settle_roles(candidates, types, roles)
+    ends = _settle_roles(_known_texts(tokens, joined, lengths), types, roles)
     ends.update(int(i) for i in fields.token_ids("tokenizer.ggml.eog_token_ids", size))
 
     control = {}
@@ -140,6 +148,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
         kind=kind,
         pre=fields.string("tokenizer.ggml.pre", "default") if model != "gemma4" else "gemma4",
         tokens=tokens,
+        joined=joined,
         lengths=lengths,
         types=types,
         roles=roles,
@@ -150,16 +159,13 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     )
 
 
-def _check_utf8(fields: Fields, tokens: list[bytes]) -> None:
+def _check_utf8(fields: Fields, joined: bytes) -> None:
     try:
-        # A separator, so that a sequence cut in two does not heal.
-        b"\n".join(tokens).decode()
-    except UnicodeDecodeError:
-        for token_id, token in enumerate(tokens):
-            try:
-                token.decode()
-            except UnicodeDecodeError as error:
-                raise fields.fail(_TOKENS, f"token {token_id} is not UTF-8") from error
+        # The separators keep a sequence that is cut in two from healing.
+        joined.decode()
+    except UnicodeDecodeError as error:
+        before = joined.count(SEPARATOR, 0, error.start)
+        raise fields.fail(_TOKENS, f"the text of token {before} or one before it is not UTF-8") from error
 
 
 def _read_types(fields: Fields, kind: str, size: int) -> npt.NDArray[np.int32]:
@@ -187,13 +193,18 @@ def _read_roles(fields: Fields, size: int, defaults: dict[str, int]) -> dict[str
     return roles
 
 
-def _marked_texts(tokens: list[bytes], lengths: npt.NDArray[np.int64], types: npt.NDArray[Any]) -> dict[str, int]:
-    """The tokens whose text could be one of the well-known ones: found by first and last byte, as a table of all is
-    slow."""
-    first, last = {b"<", b"[", b"_", "▁".encode()[:1]}, {b">", b"]", b"["}
-    longest = max(len(text.encode()) for text in _END_TEXTS)
-    short = np.flatnonzero((lengths >= 3) & (lengths <= longest)).tolist()
-    return {token.decode(): i for i in short if (token := tokens[i])[:1] in first and token[-1:] in last}
+def _known_texts(tokens: list[bytes], joined: bytes, lengths: npt.NDArray[np.int64]) -> dict[str, int]:
+    """The tokens with a well-known text; looked for by first and last byte, as a table of all texts takes too long."""
+    known = {text.encode() for text in (*_END_TEXTS, *chain.from_iterable(_FIM_TEXTS.values()))}
+    data = np.frombuffer(joined, np.uint8)
+    starts = np.cumsum(lengths + 1) - (lengths + 1)
+    ends = np.maximum(starts + lengths - 1, 0)
+    first, last = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
+    for text in known:
+        first[text[0]] = last[text[-1]] = True
+    found = (lengths > 0) & (lengths <= max(map(len, known)))
+    found[found] = first[data[starts[found]]] & last[data[ends[found]]]
+    return {tokens[i].decode(): i for i in np.flatnonzero(found).tolist() if tokens[i] in known}
 
 
 def _settle_roles(texts: dict[str, int], types: npt.NDArray[np.int32], roles: dict[str, int]) -> set[int]:
