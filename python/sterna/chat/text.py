@@ -10,12 +10,12 @@ Why request text cannot become a control token (the argument that the tokenizer 
    method below does the first; a method that is not overridden, a C function that joins or formats strings,
    `json.dumps` and `repr` return plain `str`, that is the second. Forgetting a case can only lose trust, never create
    it.
-3. Where origin is rebuilt beside the operation instead of carried through it (`%`, `format`, letters changing case),
-   the text comes from CPython itself and the mask is used only if the rebuilt pieces are equal to that text. A mask
-   whose length is not the text's is dropped.
+3. Where origin is rebuilt beside the operation instead of carried through it (`%`, letters changing case), the text
+   comes from CPython itself and the mask is used only if the rebuilt pieces fit that text. A mask whose length is not
+   the text's is dropped.
 
-The text is always CPython's own result, so tracking cannot change what a template renders. A template that writes
-control text around an empty string from the request still writes it: what counts is who wrote the characters.
+Numbers count as data, as do JSON and printed lists in whole. A template that writes control text around an empty string
+from the request still writes it: what counts is who wrote the characters.
 """
 
 from __future__ import annotations
