@@ -44,8 +44,8 @@ def tensors(path: Path) -> dict[str, F32]:
     return result
 
 
-def ternary_twin(source: Path, target: Path) -> None:
-    """Writes the same model with the matrices of its layers in TQ2_0, which loses nothing where they are ternary."""
+def ternary_twin(source: Path, target: Path, format: str = "TQ2_0") -> None:
+    """Writes the same model with the matrices of its layers in a ternary format, which loses nothing where they are ternary."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
@@ -56,8 +56,9 @@ def ternary_twin(source: Path, target: Path) -> None:
         writer.add_key_value(key, field.contents(), field.types[0], element)
     for tensor in reader.tensors:
         if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
-            kind = gguf.GGMLQuantizationType.TQ2_0
-            writer.add_tensor(tensor.name, gguf.quants.quantize(tensor.data, kind), raw_dtype=kind)
+            kind = gguf.GGMLQuantizationType[format]
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
