@@ -29,7 +29,8 @@ using Clock = std::chrono::steady_clock;
 /// Ctrl-C is seen within this time.
 constexpr std::chrono::milliseconds kSlice{50};
 
-/// Repeats `attempt(slice)`, without the GIL, until it is true or the time is up; false then. Python's signal handlers run in between.
+/// Repeats `attempt(slice)`, without the GIL, until it is true or the time is up; false then. Python's signal handlers
+/// run in between.
 template <class Attempt>
 bool wait(std::optional<double> timeout, Attempt attempt) {
   if (timeout && std::isnan(*timeout)) throw ArgumentError("timeout is NaN");
@@ -195,11 +196,10 @@ void bind_results(py::module_& m) {
       .def_readonly("generated_tokens", &Timings::generated_tokens);
 
   py::class_<Event>(m, "Event")
-      .def_property_readonly(
-          "token", [](const Event& e) { return e.sampled ? std::optional(e.sampled->token) : std::nullopt; })
+      .def_property_readonly("token",
+                             [](const Event& e) { return e.sampled ? std::optional(e.sampled->token) : std::nullopt; })
       .def_readonly("text", &Event::text)
-      .def_property_readonly(
-          "logprob", [](const Event& e) { return e.sampled ? e.sampled->logprob : std::nullopt; })
+      .def_property_readonly("logprob", [](const Event& e) { return e.sampled ? e.sampled->logprob : std::nullopt; })
       .def_property_readonly("top_logprobs",
                              [](const Event& e) { return e.sampled ? top_logprobs_list(*e.sampled) : py::list(); })
       .def_property_readonly("finish_reason", &finish_reason)

@@ -94,10 +94,9 @@ void bind_sampler(py::module_& m) {
       .def(py::init([](double temperature, std::int32_t top_k, double top_p, double min_p, double repetition_penalty,
                        std::int32_t penalty_window, double presence_penalty, double frequency_penalty, const Bias& bias,
                        std::uint64_t seed) {
-             SamplingParams params{temperature,      top_k,           top_p,
-                                   min_p,            repetition_penalty, penalty_window,
-                                   presence_penalty, frequency_penalty,  {},
-                                   seed};
+             SamplingParams params{
+                 temperature,       top_k, top_p, min_p, repetition_penalty, penalty_window, presence_penalty,
+                 frequency_penalty, {},    seed};
              set_bias(params, bias);
              return params;
            }),

@@ -136,8 +136,7 @@ void bind_scheduler(py::module_& m) {
       .def("remove", &NumberedScheduler::remove, "id"_a)
       .def(
           "num_computed", [](const NumberedScheduler& s, int id) { return s.get(id).num_computed; }, "id"_a)
-      .def(
-          "page_table", [](const NumberedScheduler& s, int id) { return s.get(id).pages; }, "id"_a);
+      .def("page_table", [](const NumberedScheduler& s, int id) { return s.get(id).pages; }, "id"_a);
 }
 
 }  // namespace sterna::bindings

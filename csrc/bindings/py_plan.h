@@ -14,8 +14,9 @@
 
 namespace sterna::bindings {
 
-/// Python subclasses give run(tokens, positions, sequences, page_tables, output_rows, cancelled) -> logits [num_outputs,
-/// vocab_size] or None when cancelled() was true; reserve_pages(n), num_pages(), vocab_size(), max_tokens(), max_outputs().
+/// Python subclasses give run(tokens, positions, sequences, page_tables, output_rows, cancelled) -> logits
+/// [num_outputs, vocab_size] or None when cancelled() was true; reserve_pages(n), num_pages(), vocab_size(),
+/// max_tokens(), max_outputs().
 class PyPlan final : public Plan {
  public:
   bool run(const Batch& batch, const std::atomic<bool>* cancelled) override {

@@ -15,7 +15,8 @@ namespace sterna {
 namespace {
 
 void check_options(const EngineOptions& options) {
-  if (options.context < 2) throw ArgumentError("context is " + std::to_string(options.context) + "; it must be 2 or more");
+  if (options.context < 2)
+    throw ArgumentError("context is " + std::to_string(options.context) + "; it must be 2 or more");
   if (options.max_sequences < 1) {
     throw ArgumentError("max_sequences is " + std::to_string(options.max_sequences) + "; it must be 1 or more");
   }

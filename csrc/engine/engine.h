@@ -58,7 +58,8 @@ class RequestHandle {
     std::size_t rows = 0;
     std::size_t columns = 0;  // 0: one number per row
   };
-  /// Of a finished ScoreRequest. Rethrows its error; Error when it was cancelled, ArgumentError when there are no scores.
+  /// Of a finished ScoreRequest. Rethrows its error; Error when it was cancelled, ArgumentError when there are no
+  /// scores.
   Scores scores() const;
 
  private:

@@ -15,7 +15,9 @@ namespace {
 
 using Clock = ActiveRequest::Clock;
 
-double seconds(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
+double seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 const std::vector<std::int32_t>& tokens_of(const ActiveRequest& request) {
   return std::visit([](const auto& r) -> const std::vector<std::int32_t>& { return r.tokens; }, request.request);
@@ -361,9 +363,7 @@ void EngineCore::apply_token(ActiveRequest& request, const GenerateRequest& gene
   if (!request.first_output) request.first_output = Clock::now();
   const std::int32_t token = sampled.token;
   if (std::find(generate.stop_ids.begin(), generate.stop_ids.end(), token) != generate.stop_ids.end()) {
-    Event last;
-    last.stop = token;
-    return end(request, FinishReason::kStop, nullptr, std::move(last));
+    return end(request, FinishReason::kStop, nullptr, token);
   }
   CachedSequence& sequence = *request.sequence;
   sequence.tokens.push_back(token);
@@ -374,16 +374,14 @@ void EngineCore::apply_token(ActiveRequest& request, const GenerateRequest& gene
   event.text = request.text.push(pieces_->piece(token, generate.special));
   request.results.push(std::move(event));
   if (const std::string* stop = request.text.stopped()) {
-    Event last;
-    last.stop = *stop;
-    end(request, FinishReason::kStop, nullptr, std::move(last));
+    end(request, FinishReason::kStop, nullptr, *stop);
   } else if (sequence.num_tokens() >= request.max_total) {
     end(request, FinishReason::kLength);
   }
 }
 
 /// The final event; the sequence leaves the scheduler, its pages stay only with a KvSequence that can use them.
-void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception_ptr error, Event last) {
+void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception_ptr error, StopCause stop) {
   CachedSequence& sequence = *request.sequence;
   sequence.user = nullptr;
   if (sequence.kept && !error) {
@@ -397,11 +395,13 @@ void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception
   request.timings.queue_seconds = seconds(request.submitted, started);
   request.timings.prefill_seconds = seconds(started, first_output);
   request.timings.decode_seconds = seconds(first_output, now);
+  Event last;
   last.finish = reason;
   last.text = request.text.finish();
-  if (last.stop.index() == 0 && request.text.stopped()) {  // the held-back end of the text completed a stop string
+  last.stop = std::move(stop);
+  if (reason == FinishReason::kLength && request.text.stopped()) {  // U+FFFD for an unfinished character completed it
     last.finish = FinishReason::kStop;
-    last.stop = *request.text.stopped();
+    last.stop = StopCause(*request.text.stopped());
   }
   const auto at = std::find_if(active_.begin(), active_.end(), [&](const auto& r) { return r.get() == &request; });
   retired_.push_back(std::move(*at));

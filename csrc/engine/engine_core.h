@@ -27,7 +27,8 @@ struct CachedSequence : Sequence {
   bool kept = false;  // a KvSequence holds it: its pages stay after the request
 };
 
-/// A request from submit to its final event. The caller's part is constant after submit; the rest is the engine thread's.
+/// A request from submit to its final event. The caller's part is constant after submit; the rest is the engine
+/// thread's.
 struct ActiveRequest {
   using Clock = std::chrono::steady_clock;
 
@@ -53,8 +54,9 @@ struct ActiveRequest {
   bool in_prefill = false;  // has several rows in the batch that runs now; guarded by the core's mutex
 };
 
-/// Threads: `mutex_` guards everything but the plan and the sampler, which only the engine thread touches. It is a leaf (but for
-/// the queues of results) and never held while the plan runs or a mask is called, so that no caller waits for a step.
+/// Threads: `mutex_` guards everything but the plan and the sampler, which only the engine thread touches. It is a leaf
+/// (but for the queues of results) and never held while the plan runs or a mask is called, so that no caller waits for
+/// a step.
 class EngineCore {
  public:
   EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options);
@@ -98,10 +100,11 @@ class EngineCore {
   enum class RunResult { kDone, kCancelled, kNoMemory };
   RunResult run_batch(std::int32_t num_pages);
   void read_outputs();
-  void read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows, std::size_t first_output);
+  void read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows,
+                   std::size_t first_output);
   void apply(const Outcome& outcome);
   void apply_token(ActiveRequest& request, const GenerateRequest& generate, Sampled sampled);
-  void end(ActiveRequest& request, FinishReason reason, std::exception_ptr error = nullptr, Event last = {});
+  void end(ActiveRequest& request, FinishReason reason, std::exception_ptr error = nullptr, StopCause stop = {});
   void fail_all(const std::exception_ptr& error);
   std::span<const float> logits_row(std::size_t row) const;
 

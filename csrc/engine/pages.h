@@ -34,7 +34,7 @@ class KvPages {
  private:
   std::int32_t limit_;
   std::int32_t num_in_use_ = 0;
-  std::vector<std::int32_t> references_;  // by page
+  std::vector<std::int32_t> references_;                                               // by page
   std::priority_queue<std::int32_t, std::vector<std::int32_t>, std::greater<>> free_;  // of numbers given out before
 };
 

@@ -12,7 +12,9 @@ namespace sterna {
 namespace {
 
 /// GPT-2's alphabet: bytes that print stand for themselves, the other 68 take the code points from U+0100 on.
-constexpr bool prints(unsigned b) { return (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF); }
+constexpr bool prints(unsigned b) {
+  return (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
+}
 
 constexpr unsigned kAlphabetEnd = 0x100 + 68;
 
@@ -30,8 +32,10 @@ bool append_byte_level(std::string_view token, std::string& out) {
   for (std::size_t i = 0; i < token.size(); ++i) {
     unsigned c = static_cast<std::uint8_t>(token[i]);
     // The alphabet ends below U+0800: one or two bytes of UTF-8.
-    if (c >= 0xC2 && c <= 0xDF && i + 1 < token.size()) c = (c & 0x1F) << 6 | (static_cast<std::uint8_t>(token[++i]) & 0x3F);
-    else if (c >= 0x80) c = kAlphabetEnd;
+    if (c >= 0xC2 && c <= 0xDF && i + 1 < token.size())
+      c = (c & 0x1F) << 6 | (static_cast<std::uint8_t>(token[++i]) & 0x3F);
+    else if (c >= 0x80)
+      c = kAlphabetEnd;
     if (c >= kAlphabetEnd || kByteOfCharacter[c] < 0) {
       out.resize(begin);
       return false;
@@ -93,7 +97,8 @@ void Pieces::append(PieceKind kind, std::string_view token, TokenType type) {
   special_.push_back(type == TokenType::kControl || type == TokenType::kUnknown);
 }
 
-Pieces Pieces::from_tokens(PieceKind kind, std::span<const std::string_view> tokens, std::span<const std::int32_t> types) {
+Pieces Pieces::from_tokens(PieceKind kind, std::span<const std::string_view> tokens,
+                           std::span<const std::int32_t> types) {
   if (!types.empty() && types.size() != tokens.size()) {
     throw ArgumentError(std::to_string(tokens.size()) + " tokens but " + std::to_string(types.size()) + " token types");
   }

@@ -32,16 +32,17 @@ PieceKind piece_kind(std::string_view model);
 
 class Pieces {
  public:
-  /// `types` may be empty (all normal); otherwise as long as `tokens`, or ArgumentError. Throws ArgumentError naming a byte
-  /// token that is not "<0xNN>".
-  static Pieces from_tokens(PieceKind kind, std::span<const std::string_view> tokens, std::span<const std::int32_t> types);
+  /// `types` may be empty (all normal); otherwise as long as `tokens`, or ArgumentError. Throws ArgumentError naming a
+  /// byte token that is not "<0xNN>".
+  static Pieces from_tokens(PieceKind kind, std::span<const std::string_view> tokens,
+                            std::span<const std::int32_t> types);
 
   /// From tokenizer.ggml.model, .tokens and .token_type. Throws ModelFormatError, UnsupportedModelError.
   static Pieces from_metadata(const Metadata& metadata);
 
   std::int32_t size() const { return static_cast<std::int32_t>(special_.size()); }
-  /// The bytes of a token: none for control and unknown tokens unless `special`, none outside of the vocabulary (models may
-  /// have more logits than tokens).
+  /// The bytes of a token: none for control and unknown tokens unless `special`, none outside of the vocabulary (models
+  /// may have more logits than tokens).
   std::string_view piece(std::int32_t token, bool special = false) const;
   bool is_control(std::int32_t token) const;
   /// The whole text at once, as TextStream would give it.

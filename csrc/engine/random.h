@@ -1,4 +1,5 @@
-/// Random numbers as a function of (seed, choice, position): no state, so neither batching nor call order can change them.
+/// Random numbers as a function of (seed, choice, position): no state, so neither batching nor call order can change
+/// them.
 #pragma once
 
 #include <array>
@@ -6,7 +7,8 @@
 
 namespace sterna {
 
-/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds of a keyed bijection.
+/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds of a keyed
+/// bijection.
 constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53u} * counter[0];
@@ -21,8 +23,9 @@ constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> count
 
 /// In [0, 1), 53 bits: the number that chooses the token at `position` of choice `choice` of a request.
 constexpr double random_uniform(std::uint64_t seed, std::uint32_t choice, std::uint64_t position) {
-  const auto words = philox({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32), choice, 0},
-                            {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+  const auto words =
+      philox({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32), choice, 0},
+             {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
   const std::uint64_t bits = (std::uint64_t{words[0]} << 32 | words[1]) >> 11;
   return static_cast<double>(bits) * 0x1p-53;
 }

@@ -43,12 +43,15 @@ struct ScoreRequest {
 
 enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
 
+/// What stopped a text: a token or a string.
+using StopCause = std::variant<std::monostate, std::int32_t, std::string>;
+
 /// One token, or the end: token events come first, then exactly one with a finish reason and the last text.
 struct Event {
   std::optional<Sampled> sampled;
   std::string text;
   FinishReason finish = FinishReason::kNone;
-  std::variant<std::monostate, std::int32_t, std::string> stop;  // what stopped it: a token or a string
+  StopCause stop;
 };
 
 struct Timings {
@@ -67,8 +70,8 @@ class ResultQueue {
   /// The final event. `error` is given for FinishReason::kError.
   void finish(Event event, const Timings& timings, std::exception_ptr error);
 
-  /// The next event, or nothing when none came in time or all were taken. Rethrows the request's error instead of giving
-  /// the final event.
+  /// The next event, or nothing when none came in time or all were taken. Rethrows the request's error instead of
+  /// giving the final event.
   std::optional<Event> next(std::chrono::milliseconds timeout);
   /// Whether the final event is there, waiting for it at most so long.
   bool wait_finished(std::chrono::milliseconds timeout);

@@ -62,7 +62,8 @@ void validate(const SamplingParams& p, std::int32_t vocab_size) {
       throw ArgumentError("logit_bias names token " + std::to_string(token) + "; the vocabulary has " +
                           std::to_string(vocab_size));
     }
-    require(bias == kBanned || std::abs(bias) <= 1e6f, "a logit_bias", static_cast<double>(bias), "-inf, or from -1e6 to 1e6");
+    require(bias == kBanned || std::abs(bias) <= 1e6f, "a logit_bias", static_cast<double>(bias),
+            "-inf, or from -1e6 to 1e6");
   }
 }
 
@@ -70,8 +71,8 @@ void select_largest(std::span<const float> row, std::size_t k, std::vector<Candi
   out.clear();
   k = std::min(k, row.size());
   if (k == 0) return;
-  // Keeps at most 2k candidates: whenever they are full, the better half stays and its last one is the bar for later tokens,
-  // which lose ties because their ids are higher.
+  // Keeps at most 2k candidates: whenever they are full, the better half stays and its last one is the bar for later
+  // tokens, which lose ties because their ids are higher.
   const std::size_t capacity = 2 * k;
   out.reserve(std::min(capacity, row.size()));
   float bar = kBanned;
@@ -158,8 +159,9 @@ std::span<const float> Sampler::adjust(const SamplingParams& params, std::span<c
   return adjusted_;
 }
 
-/// Fills candidates_ with what top_p and min_p leave of the whole row, largest first. All filters keep a prefix of the order by
-/// logit, so only as much of the row is sorted as the prefix may need: bounds below the maximum widen until it is reached.
+/// Fills candidates_ with what top_p and min_p leave of the whole row, largest first. All filters keep a prefix of the
+/// order by logit, so only as much of the row is sorted as the prefix may need: bounds below the maximum widen until it
+/// is reached.
 void Sampler::take_top_p(const SamplingParams& params, std::span<const float> row, float max) {
   const double target = params.top_p < 1.0 ? params.top_p * sum_exp(row, max) : std::numeric_limits<double>::infinity();
   // A little below the true bound of min_p, which is then decided on the weights.
@@ -245,8 +247,7 @@ Sampled Sampler::sample(const SamplingParams& params, std::span<const float> log
   candidates(params, logits, context);
   Sampled sampled;
   const bool certain = candidates_.size() == 1;
-  const std::size_t chosen =
-      certain ? 0 : draw(random_uniform(params.seed, context.choice, context.history.size()));
+  const std::size_t chosen = certain ? 0 : draw(random_uniform(params.seed, context.choice, context.history.size()));
   sampled.token = candidates_[chosen].token;
   if (context.top_logprobs < 0) return sampled;
 

@@ -10,21 +10,22 @@
 
 namespace sterna {
 
-/// How one token is chosen. The order of the stages is llama.cpp's, because the sampling defaults that GGUF files carry, and the
-/// habits of their users, assume it:
+/// How one token is chosen. The order of the stages is llama.cpp's, because the sampling defaults that GGUF files
+/// carry, and the habits of their users, assume it:
 ///
 ///   logit_bias -> repetition -> frequency and presence -> mask -> (temperature 0: the largest logit)
 ///   -> top_k -> top_p -> min_p -> temperature -> draw
 ///
-/// Temperature comes last: the filters cut the model's own distribution, so a high temperature makes the choice among the
-/// plausible tokens even, without letting implausible ones in. (transformers and vLLM scale first.)
-/// Ties go to the lower token id, in the largest logit as at the edge of every filter.
+/// Temperature comes last: the filters cut the model's own distribution, so a high temperature makes the choice among
+/// the plausible tokens even, without letting implausible ones in. (transformers and vLLM scale first.) Ties go to the
+/// lower token id, in the largest logit as at the edge of every filter.
 struct SamplingParams {
-  double temperature = 1.0;         // 0 is greedy
-  std::int32_t top_k = 0;           // the k largest; 0 is off
-  double top_p = 1.0;               // the fewest that reach this share of what top_k left; 1 is off
-  double min_p = 0.0;               // those with at least this share of the likeliest's probability; 0 is off
-  double repetition_penalty = 1.0;  // divides positive logits, multiplies negative ones (CTRL, arXiv:1909.05858); 1 is off
+  double temperature = 1.0;  // 0 is greedy
+  std::int32_t top_k = 0;    // the k largest; 0 is off
+  double top_p = 1.0;        // the fewest that reach this share of what top_k left; 1 is off
+  double min_p = 0.0;        // those with at least this share of the likeliest's probability; 0 is off
+  double repetition_penalty =
+      1.0;  // divides positive logits, multiplies negative ones (CTRL, arXiv:1909.05858); 1 is off
   std::int32_t penalty_window = 64;  // tokens that the repetition penalty looks back at, prompt included; -1 is all
   double presence_penalty = 0.0;     // subtracted once from each token generated so far (OpenAI's meaning: no prompt)
   double frequency_penalty = 0.0;    // subtracted once per occurrence
@@ -91,8 +92,8 @@ class Sampler {
 
   std::int32_t vocab_size_;
   std::vector<float> adjusted_;
-  std::vector<std::uint32_t> counts_;   // by token; all zero between uses
-  std::vector<std::int32_t> counted_;   // tokens whose count is not zero
+  std::vector<std::uint32_t> counts_;  // by token; all zero between uses
+  std::vector<std::int32_t> counted_;  // tokens whose count is not zero
   std::vector<std::uint64_t> allowed_;
   std::vector<Candidate> candidates_;
 };

@@ -150,7 +150,8 @@ void Scheduler::pick_prefill() {
   for (Sequence* s : running_) {
     if (s->num_pending() > 1 && line.size() < static_cast<std::size_t>(tokens_left_)) line.push_back({s, 0});
   }
-  // Equal shares of the rows, and what the short ones do not need goes to the longer; then served in the order of the line.
+  // Equal shares of the rows, and what the short ones do not need goes to the longer; then served in the order of the
+  // line.
   std::vector<Share*> by_length;
   for (Share& share : line) by_length.push_back(&share);
   std::stable_sort(by_length.begin(), by_length.end(), [](const Share* a, const Share* b) {

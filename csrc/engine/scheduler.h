@@ -27,13 +27,14 @@ struct ScheduledRows {
 
 /// Sequences wait in order of arrival, run, and leave; an idle one may keep its pages (`park`).
 ///
-/// Each batch: first the running sequences with one token to compute (decode), then chunks of those with more (prefill), who
-/// divide the rest of the rows evenly. Prefill is sure of a quarter of the rows and of one logit row. What was served
-/// goes to the back of the line, so every running sequence moves on within a bounded number of batches.
+/// Each batch: first the running sequences with one token to compute (decode), then chunks of those with more
+/// (prefill), who divide the rest of the rows evenly. Prefill is sure of a quarter of the rows and of one logit row.
+/// What was served goes to the back of the line, so every running sequence moves on within a bounded number of batches.
 ///
-/// A sequence that needs a page when none is free takes those of idle sequences, least recently used first, then those of the
-/// running sequence that arrived last, if that was after its own arrival; the loser waits again, in its old place, and is computed
-/// again later. So the oldest can always move on, unless the limit is too small for it alone (`stuck`).
+/// A sequence that needs a page when none is free takes those of idle sequences, least recently used first, then those
+/// of the running sequence that arrived last, if that was after its own arrival; the loser waits again, in its old
+/// place, and is computed again later. So the oldest can always move on, unless the limit is too small for it alone
+/// (`stuck`).
 ///
 /// Sequences are the caller's and must outlive their stay. Not thread-safe.
 class Scheduler {

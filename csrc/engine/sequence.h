@@ -10,7 +10,8 @@
 
 namespace sterna {
 
-/// Invariant: a page with positions from num_computed on (one that will be written) has one reference; full pages may be shared.
+/// Invariant: a page with positions from num_computed on (one that will be written) has one reference; full pages may
+/// be shared.
 struct Sequence {
   enum class State { kIdle, kWaiting, kRunning };
 
@@ -31,8 +32,8 @@ constexpr std::int32_t pages_for(std::int64_t positions) {
   return static_cast<std::int32_t>((positions + kPageSlots - 1) / kPageSlots);
 }
 
-/// Forgets what is in the cache from position `length` on. Inside a page that others share it goes back to the page's begin:
-/// the page itself must not be written.
+/// Forgets what is in the cache from position `length` on. Inside a page that others share it goes back to the page's
+/// begin: the page itself must not be written.
 void truncate_cache(Sequence& sequence, std::int32_t length, KvPages& pages);
 
 /// Releases pages beyond those of the computed positions.

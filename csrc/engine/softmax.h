@@ -1,4 +1,5 @@
-/// Sums of exponentials over a row of logits, in one fixed order, with an exponential of our own: the same bits everywhere.
+/// Sums of exponentials over a row of logits, in one fixed order, with an exponential of our own: the same bits
+/// everywhere.
 #pragma once
 
 #include <bit>
@@ -15,8 +16,8 @@ inline float exp_nonpositive(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
   // Masks instead of branches let compilers vectorise without leave to ignore floating-point traps.
   const std::uint32_t keep = x < kLowest ? 0u : ~0u;
-  const float clamped = std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) & keep) |
-                                             (std::bit_cast<std::uint32_t>(kLowest) & ~keep));
+  const float clamped =
+      std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) & keep) | (std::bit_cast<std::uint32_t>(kLowest) & ~keep));
   const float shifted = clamped * 1.44269504088896341f + kRound;
   const float n = shifted - kRound;
   const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;

@@ -10,8 +10,8 @@
 
 namespace sterna {
 
-/// Decodes UTF-8 as it arrives; what is invalid becomes U+FFFD, one per maximal subpart (Unicode 16.0, 3.9), as in Python's
-/// decode("utf-8", "replace").
+/// Decodes UTF-8 as it arrives; what is invalid becomes U+FFFD, one per maximal subpart (Unicode 16.0, 3.9), as in
+/// Python's decode("utf-8", "replace").
 class Utf8Decoder {
  public:
   /// Appends the text that `bytes` completes.
@@ -22,14 +22,15 @@ class Utf8Decoder {
  private:
   void byte(std::uint8_t b, std::string& out);
 
-  std::string partial_;        // bytes of the character that is being read
-  int missing_ = 0;            // bytes that it still needs
+  std::string partial_;         // bytes of the character that is being read
+  int missing_ = 0;             // bytes that it still needs
   std::uint8_t lowest_ = 0x80;  // range of the next one
   std::uint8_t highest_ = 0xBF;
 };
 
-/// The text of one generation. How the bytes were split never changes the text: the concatenation of all pieces is the same.
-/// A stop string ends the text where it begins; the one that is complete first wins, of two complete at once the longer.
+/// The text of one generation. How the bytes were split never changes the text: the concatenation of all pieces is the
+/// same. A stop string ends the text where it begins; the one that is complete first wins, of two complete at once the
+/// longer.
 class TextStream {
  public:
   /// Throws ArgumentError for an empty stop string, or more than 1,024 of them.

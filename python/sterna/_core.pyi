@@ -326,16 +326,17 @@ def packed_bytes(format: str, n: int, k: int) -> int:
 
 # --- engine
 
-# Called before a token is chosen, on the engine's thread: generated tokens so far, and bits (token t is bit t % 64 of word t // 64)
-# that come all set; it clears those of forbidden tokens. Or a fixed set of words.
+# Called before a token is chosen, on the engine's thread: the generated tokens so far, and bits (token t is bit t % 64
+# of word t // 64) that come all set; it clears those of forbidden tokens. Or a fixed set of words.
 MaskLike: TypeAlias = Callable[[list[int], npt.NDArray[np.uint64]], None] | npt.NDArray[np.uint64]
 
 @final
 class SamplingParams:
     """How one token is chosen from the logits; every value is checked by `Engine.submit`.
 
-    Order: logit_bias, repetition, presence and frequency penalties, mask; temperature 0 takes the largest logit; otherwise
-    top_k, top_p, min_p cut the model's own distribution, and temperature reshapes what is left (llama.cpp's order).
+    Order: logit_bias, repetition, presence and frequency penalties, mask; temperature 0 takes the largest logit;
+    otherwise top_k, top_p, min_p cut the model's own distribution, and temperature reshapes what is left (llama.cpp's
+    order).
     """
 
     temperature: float  # 0 is greedy
@@ -386,7 +387,10 @@ class Sampler:
         top_logprobs: int | None = None,
         mask: MaskLike | None = None,
     ) -> Sampled:
-        """Chooses the token that follows `history` (its first `num_prompt` tokens are the prompt). NumericError on NaN or infinity."""
+        """Chooses the token that follows `history`, whose first `num_prompt` tokens are the prompt.
+
+        NumericError on NaN or infinity; ArgumentError when bans and mask leave no token.
+        """
     def probabilities(
         self,
         logits: npt.NDArray[np.float32],
@@ -487,8 +491,8 @@ class Scheduler:
 class KvSequence:
     """Tokens and their pages in an engine's cache, kept between requests: what a session holds.
 
-    Pass it to `Engine.submit` with the whole prompt: the longest common prefix is not computed again. Pages of idle sequences
-    are given up, least recently used first, when running ones need them; the tokens are then computed again.
+    Pass it to `Engine.submit` with the whole prompt: the longest common prefix is not computed again. Pages of idle
+    sequences are given up, least recently used first, when running ones need them; the tokens are then computed again.
     """
 
     @property
@@ -588,14 +592,16 @@ class Engine:
     ) -> RequestHandle:
         """Generates after `tokens`. max_tokens None: up to the context; 0: computes the prompt only (fills `sequence`).
 
-        top_logprobs: None for none, 0 for the chosen token's, n for the n most likely as well. ContextOverflowError when the
-        prompt leaves no room, MemoryBudgetError when it can never fit into the pool, ArgumentError.
+        top_logprobs: None for none, 0 for the chosen token's, n for the n most likely as well. ContextOverflowError
+        when the prompt leaves no room, MemoryBudgetError when it can never fit into the pool, ArgumentError.
         """
     def submit_score(
         self, tokens: IntsLike, *, positions_from: int = 0, logits: bool = False, sequence: KvSequence | None = None
     ) -> RequestHandle:
-        """Teacher-forced: `scores()` gives log p(tokens[i + 1] | tokens[: i + 1]) for i in [positions_from, n - 1), float32 [n - 1 -
-        positions_from]; with `logits` the rows of i in [positions_from, n), float32 [n - positions_from, vocab_size].
+        """Teacher-forced: `scores()` gives log p(tokens[i + 1] | tokens[: i + 1]) for i in [positions_from, n - 1).
+
+        float32 [n - 1 - positions_from]; with `logits` the rows of i in [positions_from, n), float32
+        [n - positions_from, vocab_size].
         """
     def close(self) -> None:
         """Ends all requests with an Error, joins the thread, frees cache and plan. Again is fine."""

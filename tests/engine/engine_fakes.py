@@ -1,5 +1,5 @@
-"""A model that is a hash: its logits depend on every visible token, read back through the page tables, so that a wrong page,
-slot or position changes the result."""
+"""A model that is a hash: its logits depend on every visible token, read back through the page tables, so that a wrong
+page, slot or position changes the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
 from sterna import _core
 from sterna.errors import MemoryBudgetError
 
@@ -43,7 +42,7 @@ def reference_logits(tokens: Sequence[int], vocab_size: int) -> npt.NDArray[np.f
 
 
 class FakePlan(_core.PyPlan):
-    """`max_pages` makes reserve_pages fail beyond it; `hook` runs before every batch and may raise or replace logits."""
+    """`max_pages` makes reserve_pages fail beyond it; `hook` runs before a batch and may raise; `change` sees logits."""
 
     def __init__(
         self, vocab_size: int = 61, max_tokens: int = 32, max_outputs: int = 8, max_pages: int = 1 << 20
@@ -131,5 +130,6 @@ def make_pieces(vocab_size: int = 61) -> _core.Pieces:
     """Token t is a letter, or a space and a letter."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     return _core.Pieces.from_tokens(
-        "llama", [("\u2581" if t >= 26 else "") + letters[t % 26] + (str(t) if t >= 52 else "") for t in range(vocab_size)]
+        "llama",
+        [("\u2581" if t >= 26 else "") + letters[t % 26] + (str(t) if t >= 52 else "") for t in range(vocab_size)],
     )

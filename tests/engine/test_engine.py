@@ -18,7 +18,6 @@ import pytest
 from engine_fakes import FakePlan, make_pieces, reference_generate, reference_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from sterna import _core
 from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, NumericError, SternaError
 
@@ -219,7 +218,7 @@ def test_session_computes_only_what_is_new() -> None:
     assert plan.batches[0][0] == len(second) - 94
 
     # Another continuation of the same beginning; then the very same prompt.
-    for again in (second[:70] + [1, 2, 3], second[:70] + [1, 2, 3]):
+    for again in ([*second[:70], 1, 2, 3], [*second[:70], 1, 2, 3]):
         handle = engine.submit(again, max_tokens=5, sampling=GREEDY, sequence=session)
         assert tokens_of(handle.events(TIMEOUT)) == reference_generate(again, 5, GREEDY)
     assert handle.timings.cached_tokens == 72
@@ -243,7 +242,7 @@ def test_forks_share_pages_and_go_their_own_ways() -> None:
     for i, handle in enumerate(handles):
         assert tokens_of(handle.events(TIMEOUT)) == reference_generate([*base, i], 10, GREEDY)
     # Back into the middle of a page that the forks share.
-    short = base[:100] + [3]
+    short = [*base[:100], 3]
     again = engine.submit(short, max_tokens=10, sampling=GREEDY, sequence=branches[0])
     assert tokens_of(again.events(TIMEOUT)) == reference_generate(short, 10, GREEDY)
     again = engine.submit([*base, 7], max_tokens=10, sampling=GREEDY, sequence=trunk)
@@ -287,7 +286,9 @@ def test_cancel_in_prefill_reaches_the_plan() -> None:
     assert plan.seen_cancel
     plan.wait_for = None
     assert settled(engine).pages_in_use == 0
-    assert tokens_of(engine.submit([4], max_tokens=3, sampling=GREEDY).events(TIMEOUT)) == reference_generate([4], 3, GREEDY)
+    assert tokens_of(engine.submit([4], max_tokens=3, sampling=GREEDY).events(TIMEOUT)) == reference_generate(
+        [4], 3, GREEDY
+    )
 
 
 def test_cancel_in_prefill_does_not_touch_the_others() -> None:
@@ -503,5 +504,7 @@ print("ready", flush=True)
 """
     folder = str(Path(__file__).parent)
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=60, check=False
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")

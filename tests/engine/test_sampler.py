@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from sterna import _core
 from sterna.errors import ArgumentError, NumericError
 
@@ -104,7 +103,11 @@ def test_bias_and_penalties() -> None:
     logits = rows(1, 50)
     history = [3, 3, 7, 9, 7, 3, 11]
     params = _core.SamplingParams(
-        repetition_penalty=1.3, penalty_window=4, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={0: 5.0, 7: -1.5}
+        repetition_penalty=1.3,
+        penalty_window=4,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias={0: 5.0, 7: -1.5},
     )
     want = logits.copy()
     want[0] += np.float32(5)
@@ -234,9 +237,7 @@ def test_philox() -> None:
     ones = [0xFFFFFFFF]
     assert philox_reference(ones * 4, ones * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
     for seed, choice, position in [(0, 0, 0), (2**64 - 1, 2**32 - 1, 2**64 - 1), (123456789012345, 7, 99)]:
-        words = philox_reference(
-            [position % 2**32, position >> 32, choice, 0], [seed % 2**32, seed >> 32]
-        )
+        words = philox_reference([position % 2**32, position >> 32, choice, 0], [seed % 2**32, seed >> 32])
         assert _core.random_uniform(seed, choice, position) == ((words[0] << 32 | words[1]) >> 11) * 2.0**-53
 
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
 from sterna import _core
 from sterna.errors import ArgumentError, UnsupportedModelError
 
-SAMPLES = ["a", "é", "\u2581", "€", "😀", "👩‍👩‍👧‍👦", "\u0301", "ü\u200d", "STOP", "ST", "\n\n", "</s>", "\U0010ffff", "中文"]
+SAMPLES = [
+    "a",
+    "é",
+    "\u2581",
+    "€",
+    "😀",
+    "👩‍👩‍👧‍👦",
+    "\u0301",
+    "ü\u200d",
+    "STOP",
+    "ST",
+    "\n\n",
+    "</s>",
+    "\U0010ffff",
+    "中文",
+]
 LONE = [b"\x80", b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90", b"\xe0\x80"]
 
 
 def feed(data: bytes, cuts: list[int], stops: list[str], drop: bool = False) -> tuple[list[str], str | None]:
     stream = _core.TextStream(stops, drop)
     bounds = [0, *sorted(cuts), len(data)]
-    pieces = [stream.push(data[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [stream.push(data[a:b]) for a, b in itertools.pairwise(bounds)]
     pieces.append(stream.finish())
     return pieces, stream.stopped
 
@@ -39,7 +54,9 @@ def test_ten_thousand_random_splits() -> None:
         for _ in range(rng.randint(0, 2)):
             parts.insert(rng.randint(0, len(parts)), rng.choice(LONE))
         data = b"".join(parts)
-        stops = rng.sample(["STOP", "OPS", "</s>", "\n\n", "aS", "😀a", "👩‍👩", "\ufffd\ufffd", "中文中"], rng.randint(0, 3))
+        stops = rng.sample(
+            ["STOP", "OPS", "</s>", "\n\n", "aS", "😀a", "👩‍👩", "\ufffd\ufffd", "中文中"], rng.randint(0, 3)
+        )
         cuts = [rng.randint(0, len(data)) for _ in range(rng.randint(0, 8))]
         pieces, stopped = feed(data, cuts, stops)
         expected, stop = cut_at_stop(data.decode("utf-8", "replace"), stops)
@@ -133,7 +150,19 @@ def test_byte_level_pieces() -> None:
 
 
 def test_sentence_piece_pieces() -> None:
-    tokens = ["<unk>", "<s>", "\u2581Hello", "\u2581\u2581", "<0x0A>", "<0xF0>", "<0x9f>", "<0x98>", "<0x80>", "x\u2581y", "<0x41>"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "\u2581Hello",
+        "\u2581\u2581",
+        "<0x0A>",
+        "<0xF0>",
+        "<0x9f>",
+        "<0x98>",
+        "<0x80>",
+        "x\u2581y",
+        "<0x41>",
+    ]
     pieces = _core.Pieces.from_tokens("llama", tokens, [2, 3, 1, 4, 6, 6, 6, 6, 6, 1, 1])
     assert pieces.decode([1, 2, 3, 4, 5, 6, 7, 8, 9]) == " Hello  \n😀x y"
     assert pieces.decode([1, 2], special=True) == "<s> Hello"
