@@ -50,8 +50,8 @@ class BpeEncoder:
         ids.pop("", None)
         for text in vocab.control_ids:
             del ids[text]
-        merges = _read_merges(fields)
-        self._library = LibraryTokenizer(_build(fields, vocab, self._pre, ids, merges))
+        merges, longest = _read_merges(fields)
+        self._library = LibraryTokenizer(_build(fields, vocab, self._pre, ids, merges, longest))
         splits: list[pre_tokenizers.PreTokenizer] = [
             pre_tokenizers.Split(Regex(linear_pattern(stage)), "isolated") for stage in self._pre.stages
         ]
@@ -117,11 +117,11 @@ def _texts(vocab: Vocabulary) -> list[str]:
     return texts if len(texts) == vocab.vocab_size else [token.decode() for token in vocab.tokens]
 
 
-def _read_merges(fields: Fields) -> list[tuple[str, str]]:
-    """The merges as pairs of token texts. ModelFormatError names the first that is malformed."""
+def _read_merges(fields: Fields) -> tuple[list[tuple[str, str]], int]:
+    """The merges as pairs of token texts, and the bytes of the longest result. ModelFormatError."""
     merges = fields.strings(_MERGES, limit=MAX_MERGES)
     if not merges:
-        return []
+        return [], 0
     joined = SEPARATOR.join(merges)
     data = np.frombuffer(joined, np.uint8)
     spaces, ends = np.flatnonzero(data == ord(" ")), np.append(np.flatnonzero(data == SEPARATOR[0]), len(data))
@@ -131,9 +131,10 @@ def _read_merges(fields: Fields) -> list[tuple[str, str]]:
         text = joined.decode()
         if regular:
             words = text.replace(" ", SEPARATOR.decode()).split(SEPARATOR.decode())
-            return list(zip(words[::2], words[1::2], strict=True))
+            return list(zip(words[::2], words[1::2], strict=True)), int((ends - begins).max()) - 1
         # Only where tokens hold spaces themselves: the first space after the first character is the separator.
-        return [_split_merge(fields, i, merge.decode()) for i, merge in enumerate(merges)]
+        pairs = [_split_merge(fields, i, merge.decode()) for i, merge in enumerate(merges)]
+        return pairs, max(map(len, merges)) - 1
     except UnicodeDecodeError as error:
         raise fields.fail(_MERGES, "a merge is not UTF-8") from error
 
@@ -146,26 +147,35 @@ def _split_merge(fields: Fields, index: int, merge: str) -> tuple[str, str]:
 
 
 def _build(
-    fields: Fields, vocab: Vocabulary, pre: PreTokenizer, ids: dict[str, int], merges: list[tuple[str, str]]
+    fields: Fields,
+    vocab: Vocabulary,
+    pre: PreTokenizer,
+    ids: dict[str, int],
+    merges: list[tuple[str, str]],
+    longest: int,
 ) -> models.BPE:
+    """The library's model; `longest` is the length of the longest text that a merge makes, in bytes."""
+
     def build(merges: list[tuple[str, str]]) -> models.BPE:
         return models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
 
-    try:
-        return build(merges)
-    except Exception:
-        # The library refuses merges of what is not in the vocabulary. Those that would make a control token are left
-        # out, so that data can never become one; any other is a fault of the file.
-        usable = []
-        for index, (left, right) in enumerate(merges):
-            unknown = [text for text in (left, right, left + right) if text not in ids]
-            if not unknown:
-                usable.append((left, right))
-            elif not any(text in vocab.control_ids for text in unknown):
-                raise fields.fail(
-                    _MERGES, f"merge {index} is about {unknown[0][:80]!r}, which is not a token"
-                ) from None
-        return guarded(lambda: build(usable), vocab.file, _MERGES)
+    usable_lengths = vocab.lengths.copy()
+    usable_lengths[list(vocab.control_ids.values())] = 0
+    # The library refuses merges of what is not in the vocabulary, or panics where the result is longer than any token.
+    if longest <= usable_lengths.max():
+        try:
+            return build(merges)
+        except Exception:
+            pass
+    # Merges that would make a control token are left out, so that data never becomes one; others are faults of the file.
+    usable = []
+    for index, (left, right) in enumerate(merges):
+        unknown = [text for text in (left, right, left + right) if text not in ids]
+        if not unknown:
+            usable.append((left, right))
+        elif not any(text in vocab.control_ids for text in unknown):
+            raise fields.fail(_MERGES, f"merge {index} is about {unknown[0][:80]!r}, which is not a token")
+    return guarded(lambda: build(usable), vocab.file, _MERGES)
 
 
 def _refuse_duplicates(fields: Fields, vocab: Vocabulary) -> None:

@@ -13,8 +13,8 @@ from sterna.errors import ModelFormatError
 
 # A prefix of an enormous vocabulary costs memory before anything is checked; the largest published ones have 262,144
 # tokens and 514,906 merges.
-MAX_TOKENS = 4_194_304
-MAX_MERGES = 4_194_304
+MAX_TOKENS = 1 << 21
+MAX_MERGES = 1 << 21
 # The longest token of a published vocabulary has under 1,000 bytes (runs of spaces, separators of ASCII art).
 MAX_TOKEN_BYTES = 65_536
 
@@ -35,7 +35,10 @@ class Metadata(Protocol):
         """A bool, int, float, str, list of str, or one-dimensional numpy array."""
 
     def get_bytes_list(self, key: str) -> list[bytes]:
-        """The strings of an array, undecoded."""
+        """The strings of an array, undecoded. ModelFormatError for any other value; so does `array_length`."""
+
+    def array_length(self, key: str) -> int:
+        """Number of elements of an array."""
 
     def offset_of(self, key: str) -> int:
         """Where a value stands in the file, in bytes."""
@@ -122,15 +125,10 @@ class Fields:
         """An array of strings, undecoded; raises where the key is missing."""
         if key not in self._keys:
             raise self.fail(key, "is missing")
-        try:
-            values = self._metadata.get_bytes_list(key)
-        except ModelFormatError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.fail(key, "an array of strings is needed") from error
-        if len(values) > limit:
-            raise self.fail(key, f"{len(values)} strings are more than the limit of {limit}")
-        return values
+        length = self._metadata.array_length(key)
+        if length > limit:
+            raise self.fail(key, f"{length} strings are more than the limit of {limit}")
+        return self._metadata.get_bytes_list(key)
 
     def _numbers(self, key: str, dtype: Any, length: int | None) -> npt.NDArray[Any]:
         if key not in self._keys:

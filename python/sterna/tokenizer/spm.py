@@ -39,8 +39,8 @@ class SentencePieceEncoder:
             raise fields.fail(_TOKENS, "there are neither byte tokens nor an unknown token")
         settings = _trainer_spec(unigram, byte_fallback, self._unknown_id) + _normalizer_spec(
             charsmap,
-            # What a unigram model does with spaces at the beginning is the library's business; in the others a text gets
-            # one more, whatever it begins with.
+            # What a unigram model does with spaces at the beginning is the library's business; in the others a text
+            # gets one more, whatever it begins with.
             add_prefix=add_space_prefix and unigram,
             remove_spaces=fields.flag("tokenizer.ggml.remove_extra_whitespaces", False),
         )
@@ -99,8 +99,9 @@ def _pieces(vocab: Vocabulary, scores: npt.NDArray[np.float32], unknown_id: int,
     types = np.maximum(vocab.types, TokenType.NORMAL).astype(np.uint8)
     # There may be only one unknown token; others are as good as control tokens: no text becomes one.
     types[types == TokenType.UNKNOWN] = TokenType.CONTROL
+    types[list(vocab.control_ids.values())] = TokenType.CONTROL
     for token_id in np.flatnonzero(vocab.lengths == 0).tolist():
-        tokens[token_id] = b"\0empty %d" % token_id
+        tokens[token_id] = b"\1empty %d" % token_id
         types[token_id] = TokenType.CONTROL
     for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
         if tokens[token_id] == b"[PAD%d]" % token_id:
@@ -109,7 +110,7 @@ def _pieces(vocab: Vocabulary, scores: npt.NDArray[np.float32], unknown_id: int,
             # The library looks for them in text whose spaces are marks already.
             tokens[token_id] = tokens[token_id].replace(b" ", _SPACE_MARK)
     if unknown_id == vocab.vocab_size:
-        tokens.append(b"\0unknown")
+        tokens.append(b"\1unknown")
         types = np.append(types, np.uint8(TokenType.UNKNOWN))
         scores = np.append(scores, np.float32(0))
     types[unknown_id] = TokenType.UNKNOWN

@@ -1,10 +1,10 @@
-"""`Tokenizer`: text to token ids and back, built from the metadata of a GGUF file; control tokens come from trusted text
-only."""
+"""`Tokenizer`: text to token ids and back, built from a GGUF file; control tokens come from trusted text only."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ class Tokenizer:
         if vocab.kind == "bpe" and vocab.pre in PRE_TOKENIZERS:
             pre = PRE_TOKENIZERS[vocab.pre]
             add_bos, self._byte_level = pre.add_bos, pre.byte_level
-        self._add_bos = fields.flag("tokenizer.ggml.add_bos_token", add_bos)
+        # Some files of Gemma 4 say that it needs no bos; it does.
+        self._add_bos = fields.flag("tokenizer.ggml.add_bos_token", add_bos) or vocab.pre == "gemma4"
         self._add_eos = fields.flag("tokenizer.ggml.add_eos_token", add_eos)
         self._add_sep = vocab.kind == "wordpiece" and fields.flag("tokenizer.ggml.add_sep_token", True)
         self._add_space_prefix = (
@@ -44,8 +45,8 @@ class Tokenizer:
     def from_gguf(cls, metadata: Metadata) -> Tokenizer:
         """The tokenizer of a file.
 
-        ModelFormatError (with file and key) for a malformed vocabulary, UnsupportedModelError for a kind or a pre-tokenizer
-        that is not known.
+        ModelFormatError (with file and key) for a malformed vocabulary, UnsupportedModelError for a kind or a
+        pre-tokenizer that is not known.
         """
         fields = Fields(metadata)
         return cls(fields, read_vocabulary(fields))
@@ -126,19 +127,20 @@ class Tokenizer:
     @property
     def add_eos(self) -> bool:
         """True when `add_special` puts eos (for BERT: the separator) behind a text."""
-        return (self._add_sep and "seperator" in self._vocab.roles) or (self._add_eos and self.eos_id is not None)
+        return (self._add_sep and "separator" in self._vocab.roles) or (self._add_eos and self.eos_id is not None)
 
     def is_control(self, token_id: int) -> bool:
-        """True for a token that request text never becomes and that is no part of a reply's text."""
+        """True for a token that is no part of a reply's text."""
         return int(self._vocab.types[self._checked(token_id)]) in (TokenType.CONTROL, TokenType.UNKNOWN)
 
     def token_text(self, token_id: int) -> str:
         """The token as the file writes it ("Ġthe", "▁the", "<|im_end|>")."""
         return self._vocab.tokens[self._checked(token_id)].decode()
 
-    def control_id(self, text: str) -> int | None:
-        """The control token of that text."""
-        return self._vocab.control_ids.get(text)
+    @property
+    def control_ids(self) -> Mapping[str, int]:
+        """What request text never becomes, by its text: control tokens, and others that look like them."""
+        return MappingProxyType(self._vocab.control_ids)
 
     # Text to tokens.
 
@@ -149,8 +151,8 @@ class Tokenizer:
     def encode_spans(self, spans: Iterable[tuple[str, bool]], *, add_special: bool = False) -> list[int]:
         """The tokens of a text that comes in spans (text, trusted).
 
-        Control tokens are recognised in trusted text only, across neighbouring trusted spans too. Everything between two
-        control tokens is encoded as one text, whatever spans it came from.
+        Control tokens are recognised in trusted text only, across neighbouring trusted spans too. Everything between
+        two control tokens is encoded as one text, whatever spans it came from.
         """
         ids: list[int] = []
         if add_special and self.add_bos:
@@ -181,7 +183,7 @@ class Tokenizer:
             pending.append(text[position:])
         flush()
         if add_special and self.add_eos:
-            ids.append(self._vocab.roles["seperator" if self._add_sep else "eos"])
+            ids.append(self._vocab.roles["separator" if self._add_sep else "eos"])
         return ids
 
     # Tokens to text.
@@ -229,6 +231,8 @@ def _joined(spans: Iterable[tuple[str, bool]]) -> Iterable[tuple[str, bool]]:
     texts: list[str] = []
     current = False
     for text, trusted in spans:
+        if not text:
+            continue
         if trusted != current and texts:
             yield _valid("".join(texts)), current
             texts.clear()
@@ -250,7 +254,7 @@ def _valid(text: str) -> str:
 def _stripping_ids(fields: Fields, vocab: Vocabulary) -> tuple[frozenset[int], frozenset[int]]:
     """Control tokens that swallow white space behind them, and before them.
 
-    tokenizer.json says so, GGUF does not: models are told by name, as in llama.cpp (the end of llama_vocab::impl::load).
+    tokenizer.json says so, GGUF does not: models are told by name, as llama.cpp does (llama_vocab::impl::load).
     """
     name = fields.string("general.name", "").lower()
     if "phi-3" in name or "phi3" in name:

@@ -4,6 +4,7 @@ role."""
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
@@ -11,7 +12,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from sterna.errors import UnsupportedModelError
+from sterna.errors import ModelFormatError, UnsupportedModelError
 from sterna.tokenizer.metadata import MAX_TOKEN_BYTES, MAX_TOKENS, Fields
 
 _log = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ _KINDS: dict[str, tuple[str, dict[str, int]]] = {
     "gpt2": ("bpe", {}),
     "gemma4": ("bpe", {}),
     "llama": ("spm", {"bos": 1, "eos": 2, "unknown": 0}),
-    "bert": ("wordpiece", {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103}),
-    "t5": ("unigram", {"eos": 1, "unknown": 2, "padding": 0}),
+    "bert": ("wordpiece", {"bos": 101, "unknown": 100, "separator": 102, "mask": 103}),
+    "t5": ("unigram", {"eos": 1, "unknown": 2}),
 }
 
 # Files often name no end-of-turn token, or call it an ordinary one, so it is recognised by its text: the lists are
@@ -74,6 +75,11 @@ _END_TEXTS = (
 # "</s>" is the strike-through tag of HTML in some vocabularies (Gemma): only a control token of that text ends
 # anything.
 _END_ONLY_IF_CONTROL = frozenset({"</s>"})
+
+# Older converters called the role markers of some models ("<｜User｜>") ordinary added tokens.
+_LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
+# All of them together; published vocabularies have a few thousand.
+_MAX_USER_DEFINED_CHARS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -131,22 +137,14 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     ends = _settle_roles(_known_texts(tokens, joined, lengths), types, roles)
     ends.update(int(i) for i in fields.token_ids("tokenizer.ggml.eog_token_ids", size))
 
-    control = {}
-    user_defined = {}
-    for token_id in np.flatnonzero((types == TokenType.CONTROL) | (types == TokenType.UNKNOWN)).tolist():
-        control[tokens[token_id].decode()] = token_id
-    for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
-        text = tokens[token_id].decode()
-        # Converters fill holes of a vocabulary with "[PAD17]": no text of that form belongs to them.
-        if text != f"[PAD{token_id}]":
-            user_defined[text] = token_id
-    control.pop("", None)
-    user_defined.pop("", None)
+    control, user_defined = _special_texts(tokens, types)
+    if sum(map(len, user_defined)) > _MAX_USER_DEFINED_CHARS:
+        raise fields.fail(_TOKENS, f"the {len(user_defined)} user-defined tokens are too many or too long")
     return Vocabulary(
         file=fields.file,
         model=model,
         kind=kind,
-        pre=fields.string("tokenizer.ggml.pre", "default") if model != "gemma4" else "gemma4",
+        pre="gemma4" if model == "gemma4" else fields.string("tokenizer.ggml.pre", "") or "default",
         tokens=tokens,
         joined=joined,
         lengths=lengths,
@@ -157,6 +155,23 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
         end_ids=frozenset(ends),
         suppress_ids=tuple(fields.token_ids("tokenizer.ggml.suppress_tokens", size).tolist()),
     )
+
+
+def _special_texts(tokens: list[bytes], types: npt.NDArray[np.int32]) -> tuple[dict[str, int], dict[str, int]]:
+    """The tokens that only trusted text becomes, and those that are cut out of any text."""
+    control, user_defined = {}, {}
+    for token_id in np.flatnonzero((types == TokenType.CONTROL) | (types == TokenType.UNKNOWN)).tolist():
+        control[tokens[token_id].decode()] = token_id
+    for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
+        text = tokens[token_id].decode()
+        if _LOOKS_LIKE_CONTROL.fullmatch(text):
+            control[text] = token_id
+        # Converters fill holes of a vocabulary with "[PAD17]": no text of that form belongs to them.
+        elif text != f"[PAD{token_id}]":
+            user_defined[text] = token_id
+    control.pop("", None)
+    user_defined.pop("", None)
+    return control, user_defined
 
 
 def _check_utf8(fields: Fields, joined: bytes) -> None:
@@ -176,11 +191,12 @@ def _read_types(fields: Fields, kind: str, size: int) -> npt.NDArray[np.int32]:
 
 
 def _read_roles(fields: Fields, size: int, defaults: dict[str, int]) -> dict[str, int]:
-    names = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask", *_FIM_TEXTS)
-    old_names = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+    names = ("bos", "eos", "eot", "eom", "unknown", "separator", "cls", "mask", *_FIM_TEXTS)
+    # "seperator" is how GGUF spells it; the others are names that were in use before.
+    spellings = {"separator": "seperator", "fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
     roles = {}
     for name in names:
-        for spelling in (name, old_names.get(name, name)):
+        for spelling in (name, spellings.get(name, name)):
             token_id = fields.token_id(f"tokenizer.ggml.{spelling}_token_id", size)
             if token_id is not None:
                 roles[name] = token_id
@@ -188,6 +204,14 @@ def _read_roles(fields: Fields, size: int, defaults: dict[str, int]) -> dict[str
         else:
             if name in defaults and defaults[name] < size:
                 roles[name] = defaults[name]
+    # Nothing depends on padding here, and files with a padding token behind the end of the vocabulary are about.
+    try:
+        padding = fields.token_id("tokenizer.ggml.padding_token_id", size)
+    except ModelFormatError as error:
+        _log.warning("%s (ignored)", error)
+    else:
+        if padding is not None:
+            roles["padding"] = padding
     if "cls" in roles and not fields.has("tokenizer.ggml.bos_token_id"):
         roles["bos"] = roles["cls"]
     return roles
