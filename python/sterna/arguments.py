@@ -1,4 +1,4 @@
-"""Keyword arguments as people write them: spellings of other libraries are accepted, misspelt ones get a did-you-mean."""
+"""Keyword arguments as people write them: aliases are accepted, and a misspelt name gets a did-you-mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests under way: waiting for the engine's events, gathering them into results, cancelling what nobody waits for."""
+"""Requests under way: waiting for events, gathering them into results, cancelling what nobody waits for."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class ModelInfo:
             "template": self.template_source or "none",
             "device": f"{self.device}, {self.isa}, {self.threads} threads",
             "memory": f"{readable(memory.total)}: weights {readable(memory.weights)}, KV cache {readable(memory.kv)} "
-            f"({self.kv_dtype}), scratch {readable(memory.scratch)}",
+            f"({self.kv_dtype}, {memory.kv_tokens} tokens), scratch {readable(memory.scratch)}",
             "sequences": f"up to {self.max_sequences} at a time",
         }
         return "\n".join(f"{name:<11}{value}" for name, value in rows.items())

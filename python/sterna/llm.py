@@ -34,6 +34,8 @@ Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
 # A token of text stands for 4 bytes or so: what has more than this per token of the context is not worth tokenising.
 _MAX_BYTES_PER_TOKEN = 16
+# What the engine itself tells a template.
+_TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "now"})
 _generate_arguments = keyword_arguments(GENERATE_ALIASES, OPTION_NAMES)
 
 
@@ -125,7 +127,7 @@ class LLM:
         """Continues a prompt; for a list of prompts a list of results, computed together.
 
         A str is tokenised with the special tokens that the vocabulary adds (bos); texts of control tokens in it are
-        plain text. A list of ints is taken as tokens. `max_tokens` None: until an end token, or until the context is full.
+        plain text. A list of ints is taken as tokens. `max_tokens` None: up to an end token, or a full context.
         ContextOverflowError when a prompt leaves no room; ArgumentError.
         """
         prompts = self._batch_of(prompt)
@@ -144,7 +146,7 @@ class LLM:
         sampling: Sampling | None = None,
         **options: Unpack[SamplingOptions],
     ) -> TextStream:
-        """As `generate` for one prompt, piece by piece: str with `tokens`, `logprobs`; the last has a `finish_reason`."""
+        """As `generate` for one prompt, in pieces: str with `tokens`, `logprobs`; the last has a `finish_reason`."""
         merged = self._merged(sampling, options)
         request = self._submit(self._prompt_tokens(prompt), max_tokens, merged, {})
         return TextStream(request, logprobs=merged.top_logprobs is not None)
@@ -239,10 +241,10 @@ class LLM:
 
         A str is tokenised as a prompt of `generate` is.
         """
-        tokens = self._prompt_tokens(text)
+        engine, tokens = self.engine, self._prompt_tokens(text)
         if len(tokens) == 1:
             return np.zeros(0, np.float32)
-        return _scores(self.engine.submit_score(tokens))
+        return _scores(engine.submit_score(tokens))
 
     def logits(self, tokens: Tokens) -> npt.NDArray[np.float32]:
         """What the model says after each token: float32 [len(tokens), vocab_size]. MemoryBudgetError."""
@@ -284,7 +286,10 @@ class LLM:
         sequence: KvSequence | None = None,
         on_end: OnEnd | None = None,
     ) -> ChatStream:
-        rendered = self._chat_template().render(messages, tools=tools, **dict(template_kwargs or {}))
+        more = dict(template_kwargs or {})
+        for name in _TEMPLATE_ARGUMENTS & more.keys():
+            raise ArgumentError(f"template_kwargs: {name!r} is the engine's own")
+        rendered = self._chat_template().render(messages, tools=tools, **more)
         self._check_length(rendered.text)
         tokens = self.tokenizer.encode_spans(rendered.spans)
         # Most templates write bos themselves.

@@ -40,6 +40,7 @@ def load(
     memory_budget: int | str | None = None,
     kv_dtype: str = "f16",
     max_sequences: int = 16,
+    kv_tokens: int | None = None,
     seed: int | None = None,
     chat_template: str | Path | None = None,
     progress: Progress | None = None,
@@ -47,13 +48,14 @@ def load(
     """Loads a model: a path, a name of the catalogue, `org/repo`, `org/repo:Q4_K_M` or `org/repo/file.gguf`.
 
     context: tokens of one sequence; None is what the model was trained for, or as much of it as the memory budget
-        allows (`llm.info` says). The KV cache holds one full context, for all sequences, and is allocated as they grow.
+        allows (`llm.info` says).
     device: "auto" or "cpu".
     threads: that compute; None is one per CPU that this process may use. The results do not depend on it.
     memory_budget: bytes, or a text such as "4GiB"; None is 80 % of the memory that is available, limits of control
         groups included. MemoryBudgetError when the model does not fit, before anything is allocated.
     kv_dtype: "f16" or "f32", of the KV cache.
     max_sequences: how many run at the same time; more wait.
+    kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
     seed: of requests that name none; None is a random one for each.
     chat_template: jinja2 text to use instead of the file's, or a Path to it.
     progress: called with (stage, bytes done, bytes in all or None) while a model is fetched.
@@ -61,8 +63,6 @@ def load(
     Names of other libraries (`n_ctx`, `n_threads`, ...) are accepted. Raises SternaError: FileError, DownloadError,
     ModelFormatError, UnsupportedModelError, DeviceError, MemoryBudgetError, ArgumentError.
     """
-    if not isinstance(max_sequences, int) or not 1 <= max_sequences <= MAX_SEQUENCES:
-        raise ArgumentError(f"max_sequences is {max_sequences!r}, must be from 1 to {MAX_SEQUENCES}")
     template_text = _template_text(chat_template)
     prepared = prepare(
         model,
@@ -72,6 +72,7 @@ def load(
         memory_budget=memory_budget,
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
+        kv_tokens=kv_tokens,
         progress=progress,
     )
     prepared.memory.check()
@@ -88,6 +89,7 @@ def plan(
     memory_budget: int | str | None = None,
     kv_dtype: str = "f16",
     max_sequences: int = 16,
+    kv_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> MemoryPlan:
     """The memory that `load` with the same arguments would take; reads metadata and tensor table, allocates nothing.
@@ -102,6 +104,7 @@ def plan(
         memory_budget=memory_budget,
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
+        kv_tokens=kv_tokens,
         progress=progress,
     ).memory
 
@@ -129,6 +132,7 @@ def prepare(
     memory_budget: int | str | None,
     kv_dtype: str,
     max_sequences: int,
+    kv_tokens: int | None,
     progress: Progress | None,
 ) -> Prepared:
     """Checks the arguments, finds and reads the file, traces and fuses its program, and plans its memory."""
@@ -137,8 +141,12 @@ def prepare(
         raise ArgumentError(f"context is {context!r:.60}, must be from 2 to {MAX_CONTEXT}")
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
         raise ArgumentError(f"threads is {threads!r:.60}, must be from 1 to {MAX_THREADS}")
+    if kv_tokens is not None and (not isinstance(kv_tokens, int) or not 2 <= kv_tokens <= MAX_CONTEXT):
+        raise ArgumentError(f"kv_tokens is {kv_tokens!r:.60}, must be from 2 to {MAX_CONTEXT}")
     if kv_dtype not in KV_DTYPES:
         raise ArgumentError(f"kv_dtype is {kv_dtype!r:.60}, must be one of {', '.join(KV_DTYPES)}")
+    if not isinstance(max_sequences, int) or not 1 <= max_sequences <= MAX_SEQUENCES:
+        raise ArgumentError(f"max_sequences is {max_sequences!r:.60}, must be from 1 to {MAX_SEQUENCES}")
     budget = parse_budget(memory_budget)
 
     from sterna._core import Gguf
@@ -153,8 +161,10 @@ def prepare(
         vocab_size=traced.config.vocab_size, threads=threads or 0, kv_dtype=kv_dtype, max_sequences=max_sequences
     )
     trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
-    memory = plan_memory(program, settings, context=context, trained_context=trained, budget=budget)
-    capped = context is None and memory.context < trained
+    memory = plan_memory(
+        program, settings, context=context, kv_tokens=kv_tokens, trained_context=trained, budget=budget
+    )
+    capped = context is None and kv_tokens is None and memory.context < trained
     return Prepared(resolved, file, traced.architecture, trained, program, settings, memory, capped)
 
 
@@ -187,7 +197,7 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
             prepared.trained_context,
         )
     tokenizer = Tokenizer.from_gguf(file)
-    template = _template(file, template_text, tokenizer.control_id)
+    template = _template(file, template_text, tokenizer.control_ids.get)
     compiled = compile_cpu(
         prepared.program,
         file,
@@ -196,7 +206,13 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
         max_tokens=settings.max_tokens,
         max_outputs=settings.max_outputs,
     )
-    engine = Engine(compiled, Pieces.from_gguf(file), context=memory.context, max_sequences=max_sequences)
+    engine = Engine(
+        compiled,
+        Pieces.from_gguf(file),
+        context=memory.context,
+        max_sequences=max_sequences,
+        kv_tokens=memory.kv_tokens,
+    )
     info = ModelInfo(
         name=str(file.get("general.name", prepared.resolved.name)),
         path=file.path,

@@ -26,7 +26,7 @@ MAX_LOGITS_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a loaded model takes. `kv` is one full `context`; it is allocated in slabs as sequences grow.
+    """Bytes that a loaded model takes. `kv` is for `kv_tokens`; it is allocated in slabs as sequences grow.
 
     `budget` is what it was planned for (None: unknown), `max_context` the longest context within it.
     """
@@ -35,6 +35,7 @@ class MemoryPlan:
     kv: int
     scratch: int
     context: int
+    kv_tokens: int
     page_bytes: int
     budget: int | None = None
     max_context: int | None = None
@@ -57,7 +58,7 @@ class MemoryPlan:
         fitting = f"a context of {self.max_context} tokens" if self.max_context else "no context"
         raise MemoryBudgetError(
             f"the model needs {readable(self.total)}, the memory budget is {readable(self.budget)}: weights "
-            f"{readable(self.weights)}, KV cache {readable(self.kv)} for {self.context} tokens, scratch "
+            f"{readable(self.weights)}, KV cache {readable(self.kv)} for {self.kv_tokens} tokens, scratch "
             f"{readable(self.scratch)}; {fitting} would fit"
         )
 
@@ -80,9 +81,15 @@ class PlanSettings:
 
 
 def plan_memory(
-    program: Program, settings: PlanSettings, *, context: int | None, trained_context: int, budget: int | None
+    program: Program,
+    settings: PlanSettings,
+    *,
+    context: int | None,
+    kv_tokens: int | None,
+    trained_context: int,
+    budget: int | None,
 ) -> MemoryPlan:
-    """The plan for `context` tokens; for None the trained length, or as much of it as the budget allows."""
+    """The plan for a context (None: the trained length, or what of it fits) and a cache of `kv_tokens` (None: that)."""
     from sterna._core import plan_memory as bytes_of
 
     weights, scratch, page = bytes_of(
@@ -95,11 +102,12 @@ def plan_memory(
     fitting = None
     if budget is not None:
         pages = max(0, budget - weights - scratch) // max(page, 1)
-        fitting = min(pages * PAGE_TOKENS, trained_context if context is None else max(context, trained_context))
+        fitting = min(pages * PAGE_TOKENS, max(trained_context, context or 0))
     if context is None:
-        context = trained_context if not fitting else min(trained_context, fitting)
-    pages = -(-context // PAGE_TOKENS)
-    return MemoryPlan(weights, pages * page, scratch, context, page, budget, fitting)
+        context = min(trained_context, kv_tokens or fitting or trained_context)
+    kv_tokens = kv_tokens or context
+    pages = -(-kv_tokens // PAGE_TOKENS)
+    return MemoryPlan(weights, pages * page, scratch, context, kv_tokens, page, budget, fitting)
 
 
 def parse_budget(budget: int | str | None) -> int | None:

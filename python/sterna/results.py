@@ -99,8 +99,8 @@ class TextPiece(str):
         piece.finish_reason = finish_reason
         return piece
 
-    def __getnewargs__(self) -> tuple[str, tuple[int, ...], tuple[TokenLogprob, ...], str | None]:  # type: ignore[override]
-        return str(self), self.tokens, self.logprobs, self.finish_reason
+    def __reduce__(self) -> tuple[type[TextPiece], tuple[object, ...]]:
+        return TextPiece, (str(self), self.tokens, self.logprobs, self.finish_reason)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ChatEvent:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-probability of `count` tokens in `windows` windows; `error` is its standard error."""
+    """exp of the mean negative log-probability of `count` tokens in `windows` windows; `error` is a standard error."""
 
     value: float
     error: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -74,9 +75,9 @@ class Sampling:
             value = getattr(self, name)
             if value is None:
                 continue
-            kind = int if name in _INTEGERS else int | float
-            # numpy's numbers are fine; bool is an int by accident.
-            if isinstance(value, bool) or not (isinstance(value, kind) or hasattr(value, "item")):
+            # numpy's numbers are among these; bool is an int by accident.
+            kind = numbers.Integral if name in _INTEGERS else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, kind):
                 expected = "an integer" if name in _INTEGERS else "a number"
                 raise ArgumentError(f"{name} is {value!r:.60}, must be {expected}")
             if not math.isfinite(value):

@@ -91,7 +91,7 @@ class Session:
         template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Message | ChatStream:
-        """The answer to a str, a message, or several (results of tools); with `stream` as events like those of `LLM.chat`.
+        """The answer to a str, a message, or several (tool results); with `stream` as events like those of `LLM.chat`.
 
         ContextOverflowError when the conversation has become too long; TemplateError, ArgumentError.
         """
