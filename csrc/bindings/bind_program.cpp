@@ -1,3 +1,4 @@
+/// Programs in Python: the builder that the tracer drives, inspection for the interpreter, text and passes.
 #include <pybind11/stl.h>
 
 #include <memory>

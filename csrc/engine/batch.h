@@ -10,8 +10,8 @@ namespace sterna {
 constexpr std::int32_t kPageSlots = 64;
 
 /// Row t is token tokens[t] of sequence sequences[t] at positions[t]; its K and V go to slot positions[t] % 64 of page
-/// page_tables[sequences[t]][positions[t] / 64]. Rows of one sequence are contiguous and ascending in position; a row sees
-/// the keys 0..positions[t] of its own sequence, those written by earlier rows of this same batch included.
+/// page_tables[sequences[t]][positions[t] / 64]. Rows of one sequence are contiguous and ascending in position; a row
+/// sees the keys 0..positions[t] of its own sequence, those written by earlier rows of this same batch included.
 struct Batch {
   std::span<const std::int32_t> tokens;     // [T]
   std::span<const std::int32_t> positions;  // [T]

@@ -1,4 +1,5 @@
-/// Storage formats of tensors in GGUF files: one table, one decoder each. Kernels never see them; layouts are packed from them.
+/// Storage formats of tensors in GGUF files: one table, one decoder each. Kernels never see them; layouts are packed
+/// from them.
 #pragma once
 
 #include <cstdint>
@@ -61,8 +62,8 @@ struct DecodedBlock {
 
 struct Format {
   FormatId id;
-  std::string_view name;  // upper case, as gguf spells it: "Q4_K"
-  std::uint32_t block_size;   // elements
+  std::string_view name;     // upper case, as gguf spells it: "Q4_K"
+  std::uint32_t block_size;  // elements
   std::uint32_t block_bytes;
   ScaleKind scales;
   std::uint32_t group_size;  // elements that share a scale (kBlock) or an integer scale (kSuper)

@@ -1,4 +1,4 @@
-"""Holds a plan against the numpy interpreter, node by node: each node gets the plan's own inputs, so that it is judged alone."""
+"""Holds a plan against the numpy interpreter: each node gets the plan's own inputs, so that it is judged alone."""
 
 from __future__ import annotations
 

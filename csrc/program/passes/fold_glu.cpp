@@ -1,3 +1,4 @@
+/// fold_glu: a gated activation moves into the linear that computes gate and up together.
 #include "program/passes/passes.h"
 #include "program/passes/rewrite.h"
 

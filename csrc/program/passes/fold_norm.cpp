@@ -1,3 +1,4 @@
+/// fold_norm: an RMS norm moves into the linear that is its only reader.
 #include "program/passes/passes.h"
 #include "program/passes/rewrite.h"
 

@@ -1,3 +1,4 @@
+/// fold_residual: an addition moves into the linear whose result it adds.
 #include "program/passes/passes.h"
 #include "program/passes/rewrite.h"
 

@@ -1,3 +1,4 @@
+/// fold_rope: head norms and rotary positions of q and k move into the attention that reads them.
 #include "program/passes/passes.h"
 #include "program/passes/rewrite.h"
 

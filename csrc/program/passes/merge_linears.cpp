@@ -1,3 +1,4 @@
+/// merge_linears: linears that read the same rows become one node, so that the rows are prepared once.
 #include <map>
 #include <tuple>
 

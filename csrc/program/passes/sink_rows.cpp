@@ -1,3 +1,4 @@
+/// sink_rows: rows whose logits nobody wants are dropped behind the last attention.
 #include <algorithm>
 #include <array>
 #include <map>
