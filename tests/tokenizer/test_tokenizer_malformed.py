@@ -229,7 +229,6 @@ ACCEPTED: list[tuple[str, Callable[[], FakeMetadata]]] = [
     ("no merges", bpe),
     ("several unknown tokens", lambda: spm(extra={"[PAD286]": UNKNOWN, "<u>": UNKNOWN})),
     ("no unknown token, but bytes", lambda: spm(unknown_token_id=20)),
-    ("byte tokens in small letters", lambda: spm_with_byte_token("<0x41>")),
 ]
 
 

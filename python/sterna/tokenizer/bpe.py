@@ -167,7 +167,7 @@ def _build(
             return build(merges)
         except Exception:
             pass
-    # Merges that would make a control token are left out, so that data never becomes one; others are faults of the file.
+    # Merges that would make a control token are left out, so that data never becomes one; others are faults of a file.
     usable = []
     for index, (left, right) in enumerate(merges):
         unknown = [text for text in (left, right, left + right) if text not in ids]

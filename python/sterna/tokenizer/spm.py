@@ -100,7 +100,8 @@ def _pieces(vocab: Vocabulary, scores: npt.NDArray[np.float32], unknown_id: int,
     # There may be only one unknown token; others are as good as control tokens: no text becomes one.
     types[types == TokenType.UNKNOWN] = TokenType.CONTROL
     types[list(vocab.control_ids.values())] = TokenType.CONTROL
-    for token_id in np.flatnonzero(vocab.lengths == 0).tolist():
+    rewritten: list[int] = np.flatnonzero(vocab.lengths == 0).tolist()
+    for token_id in rewritten:
         tokens[token_id] = b"\1empty %d" % token_id
         types[token_id] = TokenType.CONTROL
     for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
@@ -109,13 +110,17 @@ def _pieces(vocab: Vocabulary, scores: npt.NDArray[np.float32], unknown_id: int,
         elif not plain_spaces:
             # The library looks for them in text whose spaces are marks already.
             tokens[token_id] = tokens[token_id].replace(b" ", _SPACE_MARK)
+            rewritten.append(token_id)
     if unknown_id == vocab.vocab_size:
         tokens.append(b"\1unknown")
+        rewritten.append(unknown_id)
         types = np.append(types, np.uint8(TokenType.UNKNOWN))
         scores = np.append(scores, np.float32(0))
     types[unknown_id] = TokenType.UNKNOWN
 
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    lengths = np.append(vocab.lengths, np.zeros(len(tokens) - vocab.vocab_size, np.int64))
+    for token_id in rewritten:
+        lengths[token_id] = len(tokens[token_id])
     heads = np.empty((len(tokens), 15), np.uint8)
     heads[:, 0] = heads[:, 11] = 0x0A
     for column, length in ((1, lengths + 11), (12, lengths)):
