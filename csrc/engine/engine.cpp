@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/float_mode.h"
 #include "engine/engine_core.h"
 
 namespace sterna {
@@ -135,7 +136,10 @@ Engine::Engine(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces,
   check_options(options);
   core_ = std::make_shared<EngineCore>(std::move(plan), std::move(pieces), options);
   try {
-    thread_ = std::make_unique<std::thread>([core = core_] { core->loop(); });
+    thread_ = std::make_unique<std::thread>([core = core_] {
+      const FloatMode mode;  // a new thread inherits that of the caller
+      core->loop();
+    });
   } catch (const std::system_error& e) {
     throw Error(std::string("no thread for the engine: ") + e.what());
   }
