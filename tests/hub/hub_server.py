@@ -13,10 +13,10 @@ from typing import Any
 class HubServer:
     """Serves `repositories` ({"org/repo": {"file": bytes}}) as the hub's API does; `faults` change its behaviour.
 
-    Faults: `announce` {file: sha256 in the metadata}, `cut` bytes sent of a body before the connection closes, `cuts`
-    how often, `no_range` ignores Range, `bad_range` answers 206 for another offset, `redirect` the base URL to send
-    downloads to, `html` answers downloads with a page, `git` files without LFS, `status` a code for every download,
-    `etag` the ETag of downloads, `api_html` answers the API with a page.
+    Of the metadata: `announce` {file: sha256}, `git` (files without LFS), `api_html` (a page instead). Of downloads: `cut`
+    (bytes of a body before the connection closes) and `cuts` (how often), `no_range` (ignores Range), `bad_range` (206
+    for another offset), `etag`, `extra` (bytes after the body), `html` (a page instead), `status` (a code for each),
+    `redirect` (the base URL to go to).
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]], **faults: Any) -> None:
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 return self._reply(416, b"")
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body, cut = content[start:], None
+        body, cut = content[start:] + faults.get("extra", b""), None
         if faults.get("cuts", 0) > 0:
             faults["cuts"] -= 1
             cut = faults["cut"]

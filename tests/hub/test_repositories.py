@@ -179,7 +179,7 @@ def test_overlong_part_starts_again(client: Client) -> None:
         ({"announce": {"m-Q4_K_M.gguf": "../../x"}}, None),
         ({"status": 403}, "the server answers 403"),
         ({"status": 500}, "the server answers 500"),
-        ({"cut": 0, "cuts": 1_000}, "ends after 0 of 700000|Remote end closed|IncompleteRead|cannot fetch"),
+        ({"cut": 0, "cuts": 1_000}, "ends after 0 of 700000"),
         ({"api_html": True}, "what answers there is no hub|cannot reach the hub"),
         ({"redirect": "file:///etc"}, "refusing the redirect|not allowed"),
         ({"redirect": "ftp://127.0.0.1"}, "refusing the redirect|not allowed"),

@@ -105,7 +105,7 @@ def _shown(file: Gguf, key: str) -> Any:
         first = [file.string_array_at(key, i).decode("utf-8", "replace") for i in range(min(count, _SHOWN_ITEMS))]
     else:
         values = file.get(key)
-        first = [] if values is None else [getattr(v, "item", lambda v=v: v)() for v in values[:_SHOWN_ITEMS]]  # type: ignore[index]
+        first = [] if values is None else [getattr(v, "item", lambda v=v: v)() for v in values[:_SHOWN_ITEMS]]
     return {"type": kind, "length": count, "first": first}
 
 

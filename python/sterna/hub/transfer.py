@@ -111,14 +111,13 @@ def _hash(source: Source, part: Path, progress: Progress | None) -> str:
 
 def _transfer(source: Source, part: Path, progress: Progress | None, timeout: float) -> bool:
     """Brings `part` to its full length; whether any of it is from an earlier call."""
-    failures = 0
+    furthest = failures = 0
     with open_part(part, keep=True) as file:
         earlier = file.tell()
         while True:
-            before = file.tell()
+            problem: object = None
             try:
-                resumed_at = _receive(source, file, _etag_file(part), progress, timeout)
-                earlier = min(earlier, resumed_at)
+                earlier = min(earlier, _receive(source, file, _etag_file(part), progress, timeout))
             except urllib.error.HTTPError as error:
                 raise DownloadError(
                     f"cannot fetch {source.name}: the server answers {error.code} {_first_line(error.msg)}"
@@ -130,18 +129,18 @@ def _transfer(source: Source, part: Path, progress: Progress | None, timeout: fl
                 TimeoutError,
                 ssl.SSLError,
             ) as error:
-                failures = 1 if file.tell() > before else failures + 1
-                if failures >= _ATTEMPTS_WITHOUT_PROGRESS:
-                    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-                    raise DownloadError(f"cannot fetch {source.name}: {reason or type(error).__name__}") from None
-                time.sleep(0.2 * 2**failures)
-                continue
+                problem = error.reason if isinstance(error, urllib.error.URLError) else error
+                problem = _first_line(problem) or type(error).__name__
             if file.tell() == source.size:
                 sync(file)
                 return earlier > 0
-            failures = 1 if file.tell() > before else failures + 1
+            # Only what goes beyond every earlier attempt is progress: a server may send the same piece for ever.
+            failures = 1 if file.tell() > furthest else failures + 1
+            furthest = max(furthest, file.tell())
             if failures >= _ATTEMPTS_WITHOUT_PROGRESS:
-                raise DownloadError(f"{source.name} ends after {file.tell()} of {source.size} bytes")
+                reason = problem or f"it ends after {furthest} of {source.size} bytes"
+                raise DownloadError(f"cannot fetch {source.name}: {reason}")
+            time.sleep(0.1 * 2**failures)
 
 
 def _receive(source: Source, file: BinaryIO, etag_file: Path, progress: Progress | None, timeout: float) -> int:
