@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cfenv>
 #include <string>
 #include <utility>
 
@@ -129,8 +128,6 @@ void EngineCore::free_plan() {
 }
 
 void EngineCore::loop() {
-  // A thread inherits its maker's floating-point mode, which may round otherwise or flush subnormals.
-  std::fesetenv(FE_DFL_ENV);
   while (true) {
     try {
       if (!turn()) break;

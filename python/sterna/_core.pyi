@@ -1,7 +1,7 @@
 """Types of the compiled core; one section per area, as in csrc/bindings."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, TypeAlias, final
 
 import numpy as np
@@ -462,9 +462,7 @@ class ScheduledRows:
 class Scheduler:
     """Picks batches over sequences that it knows by number: the engine's own scheduler, bound for tests."""
 
-    def __init__(
-        self, *, max_tokens: int, max_outputs: int, max_sequences: int, page_limit: int
-    ) -> None: ...
+    def __init__(self, *, max_tokens: int, max_outputs: int, max_sequences: int, page_limit: int) -> None: ...
     @property
     def pages(self) -> KvPages: ...
     @property

@@ -42,7 +42,7 @@ def reference_logits(tokens: Sequence[int], vocab_size: int) -> npt.NDArray[np.f
 
 
 class FakePlan(_core.PyPlan):
-    """`max_pages` makes reserve_pages fail beyond it; `hook` runs before a batch and may raise; `change` sees logits."""
+    """`max_pages` makes reserve_pages fail beyond it; `hook` runs before a batch; `change` may change its logits."""
 
     def __init__(
         self, vocab_size: int = 61, max_tokens: int = 32, max_outputs: int = 8, max_pages: int = 1 << 20
