@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_cases import DENSE, FORMATS, QUANTISED, WEIGHT_FORMATS, Array, Bytes, as_bytes, assert_same_bits, dequantized
+from kernel_cases import (
+    DENSE,
+    FORMATS,
+    QUANTISED,
+    WEIGHT_FORMATS,
+    Array,
+    Bytes,
+    as_bytes,
+    assert_same_bits,
+    dequantized,
+)
 from sterna import _core
 from sterna.errors import ArgumentError, UnsupportedModelError
 

@@ -136,6 +136,7 @@ void put_scale(const LayoutSpec& spec, std::uint8_t* p, int index, float scale) 
     case ScaleStore::kUE4M3:
       p[index] = scale_to_ue4m3(scale);
       break;
+    case ScaleStore::kFloat:  // kUnpacked only, which is not packed here
     case ScaleStore::kNone:
       break;
   }

@@ -1,0 +1,310 @@
+/// Every kernel of every level that this CPU has, on buffers of exactly the size that the contracts name, tails
+/// included: the sanitizers see what is read or written beyond them, and all levels must give the bits of the first.
+#include <bit>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "cpu/isa.h"
+#include "cpu/kernel_table.h"
+#include "cpu/rope_table.h"
+#include "engine/batch.h"
+#include "quant/layout.h"
+
+namespace {
+
+using namespace sterna;
+using namespace sterna::cpu;
+
+int failures = 0;
+std::mt19937 generator(20241110);
+
+/// `count` elements on the heap with nothing behind them, where vectors do not happen to be aligned.
+template <class T>
+class Exact {
+ public:
+  explicit Exact(std::int64_t count)
+      : count_(count), bytes_(std::make_unique<std::byte[]>(kFront + sizeof(T) * static_cast<std::size_t>(count))) {
+    std::memset(bytes_.get(), 0x5A, kFront + sizeof(T) * static_cast<std::size_t>(count));
+  }
+  T* get() { return reinterpret_cast<T*>(bytes_.get() + kFront); }
+  T& operator[](std::int64_t i) { return get()[i]; }
+  std::int64_t size() const { return count_; }
+
+ private:
+  static constexpr std::size_t kFront = 4;  // the bytes of a panel hold floats
+
+  std::int64_t count_;
+  std::unique_ptr<std::byte[]> bytes_;
+};
+
+float random_float() { return std::normal_distribution<float>()(generator); }
+
+Exact<float> random_floats(std::int64_t count) {
+  Exact<float> values(count);
+  for (std::int64_t i = 0; i < count; ++i) values[i] = random_float();
+  return values;
+}
+
+/// What a kernel wrote, level after level.
+class Outcome {
+ public:
+  explicit Outcome(std::string what) : what_(std::move(what)) {}
+
+  template <class T>
+  void add(const T* values, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      if constexpr (std::is_same_v<T, float>) {
+        now_.push_back(std::isnan(values[i]) ? 0x7FC00000u : std::bit_cast<std::uint32_t>(values[i]));
+      } else {
+        now_.push_back(static_cast<std::uint32_t>(values[i]));
+      }
+    }
+  }
+  /// The level is done.
+  void compare(const KernelTable& kernels) {
+    if (first_.empty()) first_ = now_;
+    if (now_ != first_) {
+      std::printf("%s: %s differs from the first level\n", what_.c_str(), kernels.isa);
+      ++failures;
+    }
+    now_.clear();
+  }
+
+ private:
+  std::string what_;
+  std::vector<std::uint32_t> first_, now_;
+};
+
+std::vector<const KernelTable*> levels() {
+  std::vector<const KernelTable*> tables;
+  for (const std::string_view name : compiled_levels()) {
+    if (is_supported(name)) tables.push_back(&kernel_table(name));
+  }
+  return tables;
+}
+
+/// Buffers of one tile, each of its own.
+struct Tile {
+  Tile(std::int64_t k, int rows, std::int64_t scale_every)
+      : codes(k * rows), scales(k / scale_every * rows), sums16(k / 16 * rows), sums32(k / 32 * rows) {
+    tile.codes = codes.get();
+    tile.scales = scales.get();
+    tile.sums16 = sums16.get();
+    tile.sums32 = sums32.get();
+    tile.rows = rows;
+  }
+  Exact<std::int8_t> codes;
+  Exact<float> scales;
+  Exact<std::int32_t> sums16, sums32;
+  ActivationTile tile;
+};
+
+void check_panels(const Format& format) {
+  const std::int64_t k = format.block_size == 1 ? 21 : 2 * std::max<std::int64_t>(format.block_size, 32);
+  const std::int64_t row_bytes = k / format.block_size * format.block_bytes;
+  PackedMatrix matrix = make_matrix(format, kPanelRows, k);
+  std::vector<std::uint8_t> rows(static_cast<std::size_t>(kPanelRows * row_bytes));
+  for (std::uint8_t& byte : rows) byte = static_cast<std::uint8_t>(generator());
+  pack_panel(matrix, 0, rows);
+
+  LayoutId layout = matrix.layout;
+  std::int64_t size = matrix.panel_bytes;
+  if (layout == LayoutId::kNative) {
+    layout = LayoutId::kUnpacked;
+    size = k / 256 * layout_spec(layout).block_bytes();
+  }
+  Exact<std::uint8_t> panel(size);
+  if (matrix.layout == LayoutId::kNative)
+    unpack_native_panel(matrix, 0, panel.get());
+  else
+    std::memcpy(panel.get(), matrix.panel(0), static_cast<std::size_t>(size));
+
+  Exact<float> x = random_floats(k * kMaxTileRows);
+  const bool dense = format.scales == ScaleKind::kNone;
+  const std::int64_t scale_every = format.scales == ScaleKind::kSuper ? 256 : 32;
+  for (const std::int64_t block : {scale_every, k}) {
+    Outcome outcome(std::string(format.name) + ", a scale every " + std::to_string(block));
+    for (const KernelTable* kernels : levels()) {
+      // Row by row: levels differ in how many rows a tile has, and no row may depend on that.
+      std::vector<float> by_row(kMaxTileRows * kPanelRows);
+      for (int count = 1; count <= kernels->tile_rows; ++count) {
+        Tile tile(dense ? 0 : k, count, scale_every);
+        Exact<float> values(dense ? k * count : 0);
+        for (int row = 0; row < count; ++row) {
+          Exact<float> one(k);
+          std::memcpy(one.get(), x.get() + row * k, sizeof(float) * static_cast<std::size_t>(k));
+          if (dense) {
+            for (std::int64_t i = 0; i < k; ++i) values[i * count + row] = one[i];
+          } else {
+            kernels->quantize(one.get(), k, block, scale_every, tile.tile, row);
+          }
+        }
+        tile.tile.values = values.get();
+        Exact<float> out(count * kPanelRows);
+        kernels->panel[static_cast<int>(layout)][count - 1](panel.get(), k, tile.tile, out.get());
+        for (int i = 0; i < count * kPanelRows; ++i) {
+          const float before = by_row[static_cast<std::size_t>(i)];
+          const bool known = i < (count - 1) * kPanelRows;
+          if (known && std::bit_cast<std::uint32_t>(out[i]) != std::bit_cast<std::uint32_t>(before) &&
+              !(std::isnan(out[i]) && std::isnan(before))) {
+            std::printf("%s, %s: a row depends on how many there are\n", kernels->isa,
+                        std::string(format.name).c_str());
+            ++failures;
+          }
+          by_row[static_cast<std::size_t>(i)] = out[i];
+        }
+        if (layout == LayoutId::kTernary2 || layout == LayoutId::kTernary1_6) {
+          const int which = layout == LayoutId::kTernary1_6 ? 1 : 0;
+          kernels->panel_sum[which][count - 1](panel.get(), k, tile.tile, out.get());
+          if (count <= 2) outcome.add(out.get(), count * kPanelRows);
+        }
+      }
+      outcome.add(by_row.data(), 2 * kPanelRows);  // as many rows as every level has
+      outcome.compare(*kernels);
+    }
+  }
+}
+
+void check_rows(std::int64_t n) {
+  Exact<float> a = random_floats(n), b = random_floats(n);
+  if (n > 3) {
+    a[1] = std::numeric_limits<float>::quiet_NaN();
+    a[2] = std::numeric_limits<float>::infinity();
+    b[3] = 1e-41f;
+  }
+  Outcome outcome("row kernels of " + std::to_string(n));
+  for (const KernelTable* kernels : levels()) {
+    const auto result = [&](auto call) {
+      Exact<float> y(n);
+      call(y.get());
+      outcome.add(y.get(), n);
+    };
+    result([&](float* y) { kernels->rms_norm(b.get(), a.get(), y, n, 1e-5f); });
+    result([&](float* y) { kernels->rms_norm(a.get(), nullptr, y, n, 1e-5f); });
+    result([&](float* y) { kernels->add(a.get(), b.get(), y, n); });
+    result([&](float* y) { kernels->mul(a.get(), b.get(), y, n); });
+    result([&](float* y) { kernels->scale(a.get(), -0.3f, y, n); });
+    for (int kind = 0; kind < static_cast<int>(ActivationKind::kCount); ++kind) {
+      result([&](float* y) { kernels->activation[kind](a.get(), y, n); });
+      result([&](float* y) { kernels->glu[kind](a.get(), b.get(), y, n); });
+    }
+    Exact<std::uint16_t> halves(n);
+    kernels->to_half(b.get(), halves.get(), n);
+    outcome.add(halves.get(), n);
+    outcome.compare(*kernels);
+  }
+}
+
+void check_rope(int heads, int head_dim, int rotary_dim, bool interleaved) {
+  Exact<float> cosines(rotary_dim / 2), sines(rotary_dim / 2), frequencies = random_floats(rotary_dim / 2);
+  rope_angles(12345, {frequencies.get(), static_cast<std::size_t>(rotary_dim / 2)}, 1.5f, cosines.get(), sines.get());
+  Exact<float> x = random_floats(heads * head_dim);
+  Outcome outcome("rope of " + std::to_string(rotary_dim) + " in " + std::to_string(head_dim));
+  for (const KernelTable* kernels : levels()) {
+    Exact<float> y(heads * head_dim);
+    std::memcpy(y.get(), x.get(), sizeof(float) * static_cast<std::size_t>(heads * head_dim));
+    kernels->rope(y.get(), heads, head_dim, rotary_dim, interleaved, cosines.get(), sines.get());
+    outcome.add(y.get(), y.size());
+    outcome.compare(*kernels);
+  }
+}
+
+template <class T>
+void check_attention(int head_dim, int value_dim, std::int64_t first_key, std::int64_t last_key, float softcap) {
+  const int stride = (value_dim + 15) / 16 * 16;
+  const std::int64_t tiles = last_key / kPageSlots + 1;
+  std::vector<Exact<T>> keys, values;
+  std::vector<const std::uint8_t*> key_tiles, value_tiles;
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    keys.emplace_back(head_dim * kPageSlots);
+    values.emplace_back(kPageSlots * stride);
+    for (Exact<T>* tile : {&keys.back(), &values.back()}) {
+      for (std::int64_t j = 0; j < tile->size(); ++j) {
+        if constexpr (sizeof(T) == 4) {
+          (*tile)[j] = random_float();
+        } else {
+          (*tile)[j] = static_cast<T>(0x3000 + (generator() & 0x8FFF));  // 0.125 to 2, of both signs
+        }
+      }
+    }
+    key_tiles.push_back(reinterpret_cast<const std::uint8_t*>(keys.back().get()));
+    value_tiles.push_back(reinterpret_cast<const std::uint8_t*>(values.back().get()));
+  }
+  constexpr int kQueries = 4;
+  std::vector<Exact<float>> queries;
+  for (int q = 0; q < kQueries; ++q) queries.push_back(random_floats(head_dim));
+  Outcome outcome("attention " + std::to_string(head_dim) + ", " + std::to_string(value_dim) + ", keys " +
+                  std::to_string(first_key) + " to " + std::to_string(last_key));
+  for (const KernelTable* kernels : levels()) {
+    for (int together = 1; together <= kernels->attention_queries; ++together) {
+      std::vector<Exact<float>> outputs;
+      for (int q = 0; q < kQueries; ++q) outputs.emplace_back(value_dim);
+      for (int q = 0; q < kQueries; q += together) {
+        AttendArgs args;
+        const float* from[kQueries];
+        float* to[kQueries];
+        args.count = std::min(together, kQueries - q);
+        for (int i = 0; i < args.count; ++i) {
+          from[i] = queries[static_cast<std::size_t>(q + i)].get();
+          to[i] = outputs[static_cast<std::size_t>(q + i)].get();
+        }
+        args.queries = from;
+        args.outputs = to;
+        args.head_dim = head_dim;
+        args.value_dim = value_dim;
+        args.scale = 0.25f;
+        args.softcap = softcap;
+        args.first_key = first_key;
+        args.last_key = last_key;
+        args.key_tiles = key_tiles.data();
+        args.value_tiles = value_tiles.data();
+        args.value_stride = stride;
+        Exact<float> scratch(attend_scratch(value_dim));
+        args.scratch = scratch.get();
+        (sizeof(T) == 4 ? kernels->attend_f32 : kernels->attend_f16)(args);
+      }
+      for (Exact<float>& output : outputs) outcome.add(output.get(), value_dim);
+      outcome.compare(*kernels);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::printf("levels:");
+  for (const KernelTable* kernels : levels()) std::printf(" %s", kernels->isa);
+  std::printf("\n");
+  int panels = 0;
+  for (const Format& format : formats()) {
+    try {
+      layout_for(format);
+    } catch (const UnsupportedModelError&) {
+      continue;
+    }
+    check_panels(format);
+    ++panels;
+  }
+  for (const std::int64_t n : {1, 7, 15, 16, 17, 31, 33, 64}) check_rows(n);
+  for (const bool interleaved : {false, true}) {
+    for (const int rotary : {2, 6, 32, 34}) check_rope(3, rotary, rotary, interleaved);
+    check_rope(2, 40, 20, interleaved);
+  }
+  for (const auto& [head_dim, value_dim] : {std::pair{16, 16}, {7, 1}, {20, 33}, {80, 80}, {64, 128}}) {
+    for (const auto& [first, last] : {std::pair{0, 0}, {0, 62}, {0, 63}, {0, 64}, {63, 64}, {10, 130}, {127, 127}}) {
+      check_attention<float>(head_dim, value_dim, first, last, 0.0f);
+      check_attention<std::uint16_t>(head_dim, value_dim, first, last, 3.0f);
+    }
+  }
+  check_attention<float>(16, 16, 0, 1100, 0.0f);
+  check_attention<std::uint16_t>(16, 16, 1000, 1030, 0.0f);
+  std::printf("%d formats, %d failures\n", panels, failures);
+  return failures == 0 && panels == 27 ? 0 : 1;
+}
