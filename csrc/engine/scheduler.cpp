@@ -148,7 +148,7 @@ void Scheduler::pick_prefill() {
   };
   std::vector<Share> line;
   for (Sequence* s : running_) {
-    if (s->num_pending() > 1 && line.size() < static_cast<std::size_t>(tokens_left_)) line.push_back({s, 0});
+    if (s->num_pending() > 1) line.push_back({s, 0});
   }
   // Equal shares of the rows, and what the short ones do not need goes to the longer; then served in the order of the
   // line.
@@ -166,7 +166,8 @@ void Scheduler::pick_prefill() {
   for (std::size_t i = 0; i < line.size(); ++i) {
     if (line[i].sequence->state != Sequence::State::kRunning) continue;
     const std::int32_t outputs = std::max(1, outputs_left_ / static_cast<std::int32_t>(line.size() - i));
-    take_rows(*line[i].sequence, line[i].rows, outputs);
+    // At least one row while there are any: a sequence that cannot get its page must not hide those behind it.
+    take_rows(*line[i].sequence, std::max(1, line[i].rows), outputs);
   }
 }
 

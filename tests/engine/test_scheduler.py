@@ -106,7 +106,7 @@ class Model:
         return [n for n, k in self.known.items() if not k.parked]
 
 
-limits = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(5, 14))
+limits = st.tuples(st.one_of(st.integers(1, 3), st.integers(1, 40)), st.integers(1, 6), st.integers(1, 5), st.integers(5, 14))
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(1, 200), st.integers(0, 100), st.booleans()),
@@ -118,7 +118,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(limits, actions)
 def test_random_schedules(limits: tuple[int, int, int, int], actions: list[tuple[str, int, int, int]]) -> None:
     """No page is leaked or shared wrongly, limits hold, and everybody finishes (each fits into the pool alone)."""
@@ -222,6 +222,17 @@ def test_too_few_pages_preempt_the_youngest() -> None:
         model.finish_step(rows, park=False)
     assert order[-1] == [1]
     assert model.scheduler.pages.num_in_use == 0
+
+
+def test_one_that_waits_for_a_page_does_not_hide_the_others() -> None:
+    """One row per batch; the younger, first in line, can get no page: the older moves on."""
+    model = Model(1, 4, 4, 3)
+    model.add(100, 0, False, None)
+    model.add(100, 0, False, None)
+    while model.active():
+        rows = model.step()
+        assert rows
+        model.finish_step(rows, park=False)
 
 
 def test_idle_pages_go_first() -> None:
