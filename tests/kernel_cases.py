@@ -28,7 +28,9 @@ def assert_same_bits(got: Array, want: Array, what: str = "") -> None:
     same = (got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))
     if not same.all():
         at = tuple(int(i[0]) for i in np.nonzero(~same))
-        raise AssertionError(f"{what}: {(~same).sum()} of {same.size} differ, first at {at}: {got[at]!r}, not {want[at]!r}")
+        raise AssertionError(
+            f"{what}: {(~same).sum()} of {same.size} differ, first at {at}: {got[at]!r}, not {want[at]!r}"
+        )
 
 
 def as_bytes(array: Array) -> Bytes:
@@ -45,7 +47,9 @@ def random_weights(
         values = rng.standard_normal((n, k)).astype(np.float32)
         if format == "F32":
             return as_bytes(values)
-        return as_bytes(values.astype(np.float16) if format == "F16" else (values.view(np.uint32) >> 16).astype(np.uint16))
+        return as_bytes(
+            values.astype(np.float16) if format == "F16" else (values.view(np.uint32) >> 16).astype(np.uint16)
+        )
     count = n * k // info.block_size
     good: list[Bytes] = []
     found = 0
@@ -79,7 +83,9 @@ class Net:
         self.num_rows = 0
         self._count = 0
 
-    def weight(self, data: Array, format: str = "F32", shape: Sequence[int] | None = None, name: str | None = None) -> int:
+    def weight(
+        self, data: Array, format: str = "F32", shape: Sequence[int] | None = None, name: str | None = None
+    ) -> int:
         """A tensor; `data` is an array of floats, or the bytes of a tensor of the shape."""
         name = name or f"w{len(self.source)}"
         self.source[name] = data if data.dtype == np.uint8 else as_bytes(data.astype(np.float32))
@@ -103,7 +109,9 @@ class Net:
 
     def node(self, op: str, name: str, inputs: Sequence[tuple[str, int]], **attributes: Any) -> list[int]:
         """Results of a new node; "_" in the name of an attribute of a folded rope stands for its dot."""
-        named = {key.replace("rope_", "rope.", 1) if key.startswith("rope_") else key: v for key, v in attributes.items()}
+        named = {
+            key.replace("rope_", "rope.", 1) if key.startswith("rope_") else key: v for key, v in attributes.items()
+        }
         return self.builder.emit(op, name, inputs, named, "")
 
     def finish(self, last: int) -> _core.Program:

@@ -128,7 +128,9 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
   num_outputs_ = batch.num_outputs();
 
   const std::vector<Step>& steps = batch.num_tokens() <= kernels_.tile_rows ? few_rows_ : many_rows_;
-  std::atomic<bool> stopped{false};
+  // The step after which the run stops. A number and not a flag: worker 0 may already be in the next step, and set it
+  // there, while another has yet to look at it behind the barrier of this one.
+  std::atomic<std::size_t> last_step{steps.size()};
   pool_.run([&](int worker) {
     StepContext context;
     context.batch = &batch;
@@ -141,13 +143,13 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
       steps[i].run(steps[i].arguments, context);
       // One worker decides before the barrier, so that all agree behind it.
       if (worker == 0 && cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
-        stopped.store(true, std::memory_order_relaxed);
+        last_step.store(i, std::memory_order_relaxed);
       }
       pool_.barrier().wait();
-      if (stopped.load(std::memory_order_relaxed)) return;
+      if (last_step.load(std::memory_order_relaxed) <= i) return;
     }
   });
-  return !stopped.load(std::memory_order_relaxed);
+  return last_step.load(std::memory_order_relaxed) == steps.size();
 }
 
 std::span<const float> CpuPlan::logits() const {
