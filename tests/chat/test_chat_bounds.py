@@ -1,6 +1,6 @@
 """Hostile templates and messages (J-1 to J-30): a typed error within 250 ms and 64 MiB, and the host lives on."""
 
-# ruff: noqa: E501 (one case a line)
+
 from __future__ import annotations
 
 import contextlib

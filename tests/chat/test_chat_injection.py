@@ -1,6 +1,6 @@
 """Request text never becomes a control token (INJ-1): none of its characters is ever in a trusted span."""
 
-# ruff: noqa: E501 (one case a line)
+
 from __future__ import annotations
 
 import itertools

@@ -1,6 +1,6 @@
 """Every filter, method, operator and tag that templates may use gives jinja2's own result, text or error."""
 
-# ruff: noqa: E501 (one case a line)
+
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """What a model answers, taken apart: the same result however the text is cut while it streams."""
 
-# ruff: noqa: E501 (one case a line)
+
 from __future__ import annotations
 
 import random
