@@ -187,6 +187,29 @@ def test_ctrl_c_interrupts_any_wait(tiny_path: Path, call: str) -> None:
     assert waited < 1.0
 
 
+CANCELLED = """
+import random, time, sterna
+llm = sterna.load({path!r}, context=512, threads=2)
+random = random.Random(1)
+for i in range(1000):
+    request = llm.engine.submit([5] * random.choice([1, 3, 400]), max_tokens=100)
+    time.sleep(random.random() * 0.004)
+    request.cancel()
+    request.events(timeout=20)
+out = llm.generate([5], max_tokens=3, temperature=0, ignore_eos=True)
+llm.close()
+print(out.tokens)
+"""
+
+
+def test_a_thousand_cancels_at_any_moment(llm: sterna.LLM) -> None:
+    # In a process of its own: threads that wait for each other forever could not be ended here.
+    script = CANCELLED.format(path=llm.info.path)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    expected = llm.generate([5], max_tokens=3, temperature=0, ignore_eos=True).tokens
+    assert done.stdout == f"{expected}\n"
+
+
 def test_importing_sterna_is_cheap() -> None:
     script = "import sterna, sys; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
