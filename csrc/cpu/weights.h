@@ -16,8 +16,8 @@ namespace sterna::cpu {
 /// Matrices packed to panels, vectors as floats; each tensor is held once, however many nodes use it.
 class Weights {
  public:
-  /// Reads and packs every weight that the program's values name, panels in parallel. Throws ModelFormatError when a
-  /// scale or a number is NaN or infinite, naming the tensor.
+  /// Reads and packs every weight that the program's values name, panels in parallel. Throws UnsupportedModelError when
+  /// a scale or a number is NaN or infinite, naming the tensor.
   Weights(const Program& program, const TensorSource& source, ThreadPool& pool);
   /// Shapes and layouts only: enough to lower a program and to plan its memory.
   explicit Weights(const Program& program);

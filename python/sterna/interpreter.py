@@ -23,13 +23,16 @@ EXACT_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
 # Formats whose activations are rounded in groups of 32. The others have super-blocks of 256, and groups as large.
 GROUP_32_FORMATS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0"})
 
+# Codes reach 127, and a norm summed in another order moves x by a few units of float32's last place: 127 * 2^-23 * 8.
+TIE_DISTANCE = 127 * 2.0**-20
+
 
 def activation_group(format: str, rule: str, k: int) -> int:
     """How many elements of a row of k share a scale under an activation rule; 0: the row is not rounded."""
-    if rule == "int8_per_token":
-        return k
     if format in EXACT_FORMATS:
         return 0
+    if rule == "int8_per_token":
+        return k
     return 32 if format in GROUP_32_FORMATS else 256
 
 
@@ -49,6 +52,16 @@ def quantize_activations(x: F32, group: int) -> tuple[npt.NDArray[np.int8], F32]
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(scales), where=scales != 0)
     codes = np.clip(np.rint(groups * inverse[..., None]), -127, 127).astype(np.int8)
     return codes.reshape(rows, k), scales
+
+
+def rounding_ties(x: F32, group: int) -> npt.NDArray[np.bool_]:
+    """Which rows of x have an element so close to the middle of two codes that its last bits choose one: [rows]."""
+    groups = x.astype(np.float64).reshape(x.shape[0], x.shape[1] // group, group)
+    largest = np.abs(groups).max(axis=-1, keepdims=True)
+    exact = np.divide(groups * 127, largest, out=np.zeros_like(groups), where=largest != 0)
+    distance = np.abs(np.abs(exact - np.trunc(exact)) - 0.5)
+    ties: npt.NDArray[np.bool_] = (distance < TIE_DISTANCE).any(axis=(1, 2))
+    return ties
 
 
 def matmul(x: F32, w: F32, group: int = 0) -> Array:
@@ -148,6 +161,7 @@ class Interpreter:
         self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
         self._length = 0
         self._rows: Array = np.zeros(0, np.int64)
+        self.ties: npt.NDArray[np.bool_] | None = None  # of the last node: see `rounding_ties`; None: no row has one
 
     def begin(
         self, tokens: Sequence[int], positions: Sequence[int] | None = None, output_rows: Sequence[int] | None = None
@@ -182,6 +196,7 @@ class Interpreter:
         for i, (role, id) in enumerate(node.inputs):
             given = inputs[i] if inputs is not None else None
             operands.setdefault(role, []).append(self._load(id) if given is None else given)
+        self.ties = None
         op = getattr(self, f"_{node.op}")
         results = op(node, operands, node.attributes)
         return results if isinstance(results, list) else [results]
@@ -201,6 +216,9 @@ class Interpreter:
         for i, (id, w) in enumerate(zip(self._ids(node, "w"), operands["w"], strict=True)):
             format = self._table[id].format or "F32"
             group = activation_group(format, rule, x.shape[1]) if self._quantize else 0
+            if group and "norm" in operands:
+                ties = rounding_ties(x, group)
+                self.ties = ties if self.ties is None else self.ties | ties
             y = matmul(x, w, group)
             if "bias" in operands:
                 y = y + operands["bias"][i]

@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,6 @@ def test_renders_like_jinja2(path: Path, conversation: str, add_generation_promp
             wanted = plain_jinja.render(source, copy.deepcopy(seen_by_jinja2), **arguments)
         except Exception as raised:
             error = str(getattr(raised, "message", None) or raised)
-        start = time.thread_time()
         if error is None:
             rendered = template.render(given, now=plain_jinja.NOW, **arguments)
             assert rendered.text == wanted
@@ -117,7 +115,6 @@ def test_renders_like_jinja2(path: Path, conversation: str, add_generation_promp
             with pytest.raises(TemplateError) as found:
                 template.render(given, now=plain_jinja.NOW, **arguments)
             assert error in str(found.value)
-        assert time.thread_time() - start < 0.05
 
     # However a request writes the arguments of a call, the template sees them as it needs them.
     compare(messages, _json_arguments(messages) if wants_json else messages)

@@ -19,6 +19,7 @@ from sterna.interpreter import (
     quantize_activations,
     rms_norm,
     rope,
+    rounding_ties,
 )
 from sterna.trace import trace
 
@@ -54,6 +55,13 @@ def test_each_group_has_its_own_scale() -> None:
     assert np.abs(codes * np.repeat(scales, 32, axis=1) - x).max() <= scales.max() * 0.5001
 
 
+def test_rows_are_ties_where_the_last_bits_choose_a_code() -> None:
+    x = np.full((4, 64), 0.25, np.float32)
+    x[:, 0] = x[:, 32] = 127
+    x[1, 40], x[2, 5], x[3, 6] = 63.5, np.nextafter(np.float32(-0.5), np.float32(0)), 2.4
+    assert rounding_ties(x, 32).tolist() == [False, True, True, False]
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-40, 127 * 2.0**-127])
 def test_tiny_rows_become_zeros(value: float) -> None:
     codes, scales = quantize_activations(np.full((1, 32), value, np.float32), 32)
@@ -84,7 +92,7 @@ def test_rows_that_have_no_whole_groups_are_refused() -> None:
         ("IQ4_XS", "auto", 256),
         ("TQ2_0", "auto", 256),
         ("TQ2_0", "int8_per_token", 512),
-        ("F32", "int8_per_token", 512),
+        ("F32", "int8_per_token", 0),
     ],
 )
 def test_the_activation_rule(format: str, rule: str, group: int) -> None:

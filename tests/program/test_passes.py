@@ -25,6 +25,10 @@ weight @v8 [8, 8] F32
 weight @w4 [4, 8] F32
 weight @b8 [8] F32
 weight @b4 [4] F32
+weight @w32 [32, 8] F32
+weight @f32 [32, 32] F32
+weight @q32 [32, 32] Q8_0
+weight @d32 [8, 32] F32
 """
 
 
@@ -208,6 +212,13 @@ UNCHANGED = {
            %d [T, 8], %e [T, 8] = linear(x=%c, w=@w8, w=@v8)
            %f [T, 8] = glu(gate=%d, up=%e)
            %y [T, 8] = add(a=%f, b=%e)""",
+    ),
+    "fold_glu: activations rounded in two ways": (
+        "fold_glu",
+        """%a [T, 32] = linear(x=%x, w=@w32)
+           %b [T, 32], %c [T, 32] = linear(x=%a, w=@f32, w=@q32)
+           %d [T, 32] = glu(gate=%b, up=%c)
+           %y [T, 8] = linear(x=%d, w=@d32)""",
     ),
     "sink_rows: nothing but the logits": (
         "sink_rows",
