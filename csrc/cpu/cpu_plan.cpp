@@ -47,10 +47,9 @@ PlanMemory plan_memory(const Program& program, const CpuPlanOptions& wanted) {
   const CpuPlanOptions options = checked(wanted);
   const KernelTable& kernels = kernel_table(options.isa.empty() ? chosen_level() : std::string_view(options.isa));
   const Weights weights(program);
-  Lowering lowering(program, weights,
-                    {options.max_tokens, options.max_outputs, kernels.tile_rows, options.keep_values});
+  Lowering lowering(program, weights, {options.max_tokens, options.max_outputs, &kernels, options.keep_values});
   lowering.lower(program.function("logits"));
-  const std::int64_t per_worker = lowering.scratch_floats() * 4 + lowering.unpacked_bytes();
+  const std::int64_t per_worker = lowering.scratch_floats() * 4 + lowering.unpacked_bytes() + lowering.tiles_bytes();
   PlanMemory memory;
   memory.weights = weights.bytes();
   memory.scratch =
@@ -67,8 +66,7 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
       kv_(program.kv_slots, options.kv_type) {
   const FloatMode mode;
   const Function& function = program.function("logits");
-  Lowering lowering(program, weights_,
-                    {options_.max_tokens, options_.max_outputs, kernels_.tile_rows, options_.keep_values});
+  Lowering lowering(program, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values});
   lowering.lower(function);
   const Placement placement = lowering.plan_memory();
   arena_ = Buffer(static_cast<std::size_t>(placement.arena_bytes));
@@ -76,7 +74,7 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   few_rows_ = lowering.few_rows();
   many_rows_ = lowering.many_rows();
   arguments_ = lowering.take_arguments();
-  counters_ = std::vector<Counter>(few_rows_.size());
+  counters_ = std::vector<Counter>(many_rows_.size());
 
   const auto rows_of = [&](ValueId value) {
     const Place& place = lowering.place_of(value);
@@ -110,6 +108,7 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   for (WorkerScratch& scratch : scratch_) {
     scratch.floats = Buffer(static_cast<std::size_t>(lowering.scratch_floats()) * sizeof(float));
     scratch.unpacked = Buffer(static_cast<std::size_t>(lowering.unpacked_bytes()));
+    scratch.tiles = Buffer(static_cast<std::size_t>(lowering.tiles_bytes()));
   }
 }
 
@@ -127,7 +126,7 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
 
-  const std::vector<Step>& steps = batch.num_tokens() <= kernels_.tile_rows ? few_rows_ : many_rows_;
+  const std::vector<Step>& steps = batch.num_tokens() <= kMaxFusedRows ? few_rows_ : many_rows_;
   // The step after which the run stops. A number and not a flag: worker 0 may already be in the next step, and set it
   // there, while another has yet to look at it behind the barrier of this one.
   std::atomic<std::size_t> last_step{steps.size()};
@@ -160,7 +159,9 @@ PlanMemory CpuPlan::memory() const {
   PlanMemory memory;
   memory.weights = weights_.bytes();
   memory.scratch = arena_.size();
-  for (const WorkerScratch& scratch : scratch_) memory.scratch += scratch.floats.size() + scratch.unpacked.size();
+  for (const WorkerScratch& scratch : scratch_) {
+    memory.scratch += scratch.floats.size() + scratch.unpacked.size() + scratch.tiles.size();
+  }
   memory.kv_page = static_cast<std::uint64_t>(kv_.page_bytes());
   return memory;
 }

@@ -13,6 +13,7 @@
   void fill_attention(KernelTable& table);    \
   void fill_matmul_block(KernelTable& table); \
   void fill_matmul_super(KernelTable& table); \
+  void fill_gemm(KernelTable& table);         \
   }
 STERNA_DECLARE_LEVEL(scalar)
 #if defined(STERNA_X86)
@@ -26,7 +27,7 @@ namespace {
 
 using Fill = void (*)(KernelTable&);
 
-KernelTable make_table(std::array<Fill, 4> fills) {
+KernelTable make_table(std::array<Fill, 5> fills) {
   KernelTable table{};
   for (const Fill fill : fills) fill(table);
   return table;
@@ -42,8 +43,9 @@ struct LevelEntry {
 constexpr LevelEntry kLevels[] = {
     {"scalar", [] { return true; },
      []() -> const KernelTable& {
-       static const KernelTable table = make_table(
-           {scalar::fill_rows, scalar::fill_attention, scalar::fill_matmul_block, scalar::fill_matmul_super});
+       static const KernelTable table =
+           make_table({scalar::fill_rows, scalar::fill_attention, scalar::fill_matmul_block, scalar::fill_matmul_super,
+                       scalar::fill_gemm});
        return table;
      }},
 #if defined(STERNA_X86)
@@ -53,8 +55,8 @@ constexpr LevelEntry kLevels[] = {
               __builtin_cpu_supports("bmi2");
      },
      []() -> const KernelTable& {
-       static const KernelTable table =
-           make_table({avx2::fill_rows, avx2::fill_attention, avx2::fill_matmul_block, avx2::fill_matmul_super});
+       static const KernelTable table = make_table(
+           {avx2::fill_rows, avx2::fill_attention, avx2::fill_matmul_block, avx2::fill_matmul_super, avx2::fill_gemm});
        return table;
      }},
     {"avx512",
@@ -65,8 +67,9 @@ constexpr LevelEntry kLevels[] = {
               __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
      },
      []() -> const KernelTable& {
-       static const KernelTable table = make_table(
-           {avx512::fill_rows, avx512::fill_attention, avx512::fill_matmul_block, avx512::fill_matmul_super});
+       static const KernelTable table =
+           make_table({avx512::fill_rows, avx512::fill_attention, avx512::fill_matmul_block, avx512::fill_matmul_super,
+                       avx512::fill_gemm});
        return table;
      }},
 #endif

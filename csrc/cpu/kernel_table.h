@@ -4,27 +4,34 @@
 
 #include <cstdint>
 
+#include "cpu/wide_tile.h"
 #include "quant/layout.h"
 
 namespace sterna::cpu {
 
 constexpr int kMaxTileRows = 8;
+constexpr int kMaxGemmWidth = 32;
 
 enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu2, kCount };
 
-/// Up to kMaxTileRows token rows, prepared for the panel kernels: rows interleaved so that one displacement reaches
-/// each.
+/// Up to kMaxTileRows token rows, prepared for matmuls: rows interleaved so that one displacement reaches each.
 struct ActivationTile {
-  std::int8_t* codes = nullptr;    // [k / 4][rows][4]
-  float* scales = nullptr;         // [k / block][rows], block as the activation rule says
-  std::int32_t* sums16 = nullptr;  // [k / 16][rows], sums of codes
-  std::int32_t* sums32 = nullptr;  // [k / 32][rows]
-  float* values = nullptr;         // [k][rows], for dense weights, where nothing is quantised
+  std::int8_t* codes = nullptr;     // [k / 4][rows][4]; for gemm kernels code + 128, unsigned
+  float* scales = nullptr;          // [k / block][rows], block as the activation rule says
+  std::int32_t* sums16 = nullptr;   // [k / 16][rows], sums of codes; for gemm kernels [k / 32][rows], two int16 each
+  std::int32_t* sums32 = nullptr;   // [k / 32][rows]
+  std::int32_t* pairs32 = nullptr;  // [k / 64][rows], two int16 each: sums32 once more, for gemm kernels
+  float* values = nullptr;          // [k][rows], for dense weights, where nothing is quantised
   int rows = 0;
 };
 
 /// out[row][r] = the dot products of 16 weight rows with each row of the tile. The arithmetic is in kernels/matmul.h.
 using PanelKernel = void (*)(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out);
+
+/// Fills rows at .. at + 15 of a wide tile from a panel.
+using UnpackKernel = void (*)(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at);
+/// out[row][r] = the dot products of the wide tile's rows with each row of the activations, `width` floats a row.
+using GemmKernel = void (*)(const WideTile& w, std::int64_t k, const ActivationTile& tile, float* out);
 
 /// What one call of `attend` computes: the attention of up to kAttentionQueries heads that share keys, over one range
 /// of keys.
@@ -61,11 +68,21 @@ struct KernelTable {
   /// Integer sums over all of k, as floats, for ternary matrices with one scale: [kTernary2, kTernary1_6][rows - 1].
   PanelKernel panel_sum[2][kMaxTileRows];
 
+  /// Matmuls of many rows: rows and panels of a tile; zero where the level has none of its own.
+  int gemm_rows;
+  int gemm_panels;
+  UnpackKernel unpack[static_cast<int>(LayoutId::kCount)];
+  /// [kind][rows - 1]; null where rows > gemm_rows.
+  GemmKernel gemm[static_cast<int>(GemmKind::kCount)][kMaxTileRows];
+
   void (*rms_norm)(const float* x, const float* weight, float* y, std::int64_t n, float eps);
   /// Row `row` of the tile from k floats; block is 32, 256 or k. The scale of a block is written once per scale_every
   /// k.
   void (*quantize)(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every,
                    const ActivationTile& tile, int row);
+  /// The same for gemm kernels: codes + 128, sums in pairs.
+  void (*quantize_gemm)(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every,
+                        const ActivationTile& tile, int row);
   void (*add)(const float* a, const float* b, float* y, std::int64_t n);
   void (*mul)(const float* a, const float* b, float* y, std::int64_t n);
   void (*scale)(const float* x, float factor, float* y, std::int64_t n);

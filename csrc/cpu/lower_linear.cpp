@@ -1,4 +1,4 @@
-/// Lowers linear and unembed: one step that prepares the rows, one that multiplies.
+/// Lowers linear and unembed: one step that prepares the rows, one that multiplies; few rows have both in one.
 #include <algorithm>
 
 #include "base/error.h"
@@ -22,26 +22,17 @@ ActivationRule activation_rule(const Node& node, const PackedMatrix& w) {
   return {per_token ? w.k : block, block};
 }
 
-/// The rows of x, ready for weights of one rule. The step is added here.
-struct Prepared {
-  TileSpace tiles;
-  int buffer;
-};
-
-Prepared prepare(Lowering& lowering, const Node& node, const Place& x, const ActivationRule& rule) {
-  auto& step = lowering.make<PrepareStep>();
+/// The step that prepares the rows of x for weights of one rule.
+void fill_prepare(Lowering& lowering, const Node& node, const Place& x, const ActivationRule& rule, PrepareStep& step) {
   const std::vector<float>* norm = lowering.optional_vector(node, "norm");
   step.norm = norm == nullptr ? nullptr : norm->data();
   step.eps = norm == nullptr ? 0.0f : static_cast<float>(node.number("eps"));
   step.tiles.k = lowering.row_size(node.input("x"));
   step.tiles.block = rule.block;
   step.tiles.scale_every = rule.scale_every;
-  const int buffer = lowering.temporary(lowering.tile_space_bytes(step.tiles, x.outputs));
   lowering.need_scratch(step.tiles.k);
+  lowering.need_tiles(step.tiles);
   lowering.bind(step.x, x);
-  lowering.bind(step.tiles.base, buffer);
-  lowering.add(run_prepare, &step);
-  return {step.tiles, buffer};
 }
 
 const float* vector_data(const Lowering& lowering, ValueId weight) {
@@ -64,9 +55,14 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
                                 ")");
   }
   for (const ActivationRule& rule : rules) {
-    const Prepared prepared = prepare(lowering, node, x, rule);
-    auto& step = lowering.make<MatmulStep>();
-    step.tiles = prepared.tiles;
+    auto& fused = lowering.make<FusedMatmulStep>();
+    fill_prepare(lowering, node, x, rule, fused.prepare);
+    const int buffer = lowering.temporary(lowering.tile_space_bytes(fused.prepare.tiles, x.outputs));
+    lowering.bind(fused.prepare.tiles.base, buffer);
+    lowering.add_many(run_prepare, &fused.prepare);
+
+    MatmulStep& step = fused.matmul;
+    step.tiles = fused.prepare.tiles;
     step.glu = glu ? activation_kind(node, "glu") : ActivationKind::kSilu;
     step.parts.reserve(node.outputs.size());  // addresses are bound
     for (std::size_t i = 0; i < node.outputs.size(); ++i) {
@@ -79,15 +75,15 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
         part.up = &lowering.matrix(weights[1]);
         if (!biases.empty()) part.up_bias = vector_data(lowering, biases[1]);
       }
-      if (w.layout == LayoutId::kNative || (part.up != nullptr && part.up->layout == LayoutId::kNative)) {
-        lowering.need_unpacked(2 * w.k / 256 * layout_spec(LayoutId::kUnpacked).block_bytes());
-      }
+      lowering.need_unpacked(w);
+      if (part.up != nullptr) lowering.need_unpacked(*part.up);
       step.parts.push_back(part);
       lowering.bind(step.parts.back().y, lowering.define(node.outputs[i]));
     }
-    lowering.bind(step.tiles.base, prepared.buffer);
+    lowering.bind(step.tiles.base, buffer);
+    lowering.touch(x);  // the fused step reads it while results are written
     if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(step.residual, residual);
-    lowering.add(run_matmul_few, run_matmul_many, &step);
+    lowering.add(run_fused_matmul, &fused, run_matmul, &step);
   }
 }
 

@@ -32,9 +32,28 @@ const std::vector<float>* Lowering::optional_vector(const Node& node, std::strin
   return id == kNoValue ? nullptr : &weights_.vector(program_.value(id).name);
 }
 
-void Lowering::add(StepFunction few, StepFunction many, const void* arguments) {
-  few_rows_.push_back({few, arguments});
-  many_rows_.push_back({many, arguments});
+void Lowering::add(StepFunction few, const void* few_arguments, StepFunction many, const void* many_arguments) {
+  few_rows_.push_back({few, few_arguments});
+  many_rows_.push_back({many, many_arguments});
+  ++position_;
+}
+
+void Lowering::add_many(StepFunction run, const void* arguments) {
+  many_rows_.push_back({run, arguments});
+  ++position_;
+}
+
+void Lowering::need_tiles(const TileSpace& tiles) {
+  tiles_bytes_ = std::max(tiles_bytes_, tiles.bytes(*limits_.kernels, kMaxFusedRows));
+}
+
+void Lowering::need_unpacked(const PackedMatrix& w) {
+  const std::int64_t native =
+      w.layout == LayoutId::kNative ? w.k / 256 * layout_spec(LayoutId::kUnpacked).block_bytes() : 0;
+  const int width = limits_.kernels->gemm_panels * kPanelRows;
+  std::int64_t wide = wide_tile_bytes(gemm_kind(w.layout, false), w.k, width);
+  // Two of them: gate and up.
+  unpacked_bytes_ = std::max(unpacked_bytes_, 2 * ((wide + 63) / 64 * 64 + native));
 }
 
 Place Lowering::define(ValueId value) {
@@ -51,19 +70,17 @@ Place Lowering::temporary_rows(std::int64_t row_floats, bool outputs) {
 }
 
 int Lowering::temporary(std::int64_t bytes) {
-  const int now = static_cast<int>(few_rows_.size());
+  const int now = position_;
   buffers_.push_back({bytes, now, now});
   return static_cast<int>(buffers_.size()) - 1;
 }
 
 std::int64_t Lowering::tile_space_bytes(const TileSpace& tiles, bool outputs) const {
   const std::int64_t rows = outputs ? limits_.max_outputs : limits_.max_tokens;
-  return (rows + limits_.tile_rows - 1) / limits_.tile_rows * tiles.tile_bytes(limits_.tile_rows);
+  return tiles.bytes(*limits_.kernels, rows);
 }
 
-void Lowering::touch(int buffer) {
-  buffers_[static_cast<std::size_t>(buffer)].last = static_cast<int>(few_rows_.size());
-}
+void Lowering::touch(int buffer) { buffers_[static_cast<std::size_t>(buffer)].last = position_; }
 
 void Lowering::bind(Rows& rows, const Place& place) {
   touch(place.buffer);
@@ -100,7 +117,7 @@ void Lowering::bind_rope(HeadTransform& transform, const Node& node, std::string
 
 Placement Lowering::plan_memory() const {
   std::vector<Lifetime> lifetimes;
-  const int last = static_cast<int>(few_rows_.size());
+  const int last = position_;
   for (const BufferUse& use : buffers_) {
     lifetimes.push_back({use.bytes, limits_.keep_values ? 0 : use.first, limits_.keep_values ? last : use.last});
   }

@@ -32,7 +32,7 @@ class Lowering {
   struct Limits {
     std::int64_t max_tokens;
     std::int64_t max_outputs;
-    int tile_rows;
+    const KernelTable* kernels;
     bool keep_values;  // no buffer is used twice, so that every value can be looked at after a run
   };
 
@@ -49,9 +49,10 @@ class Lowering {
   const std::vector<Step>& many_rows() const { return many_rows_; }
   /// Keeps the steps' arguments alive; the plan takes them over.
   std::deque<std::shared_ptr<void>> take_arguments() { return std::move(arguments_); }
-  /// Bytes of scratch per worker, and of one unpacked panel pair.
+  /// What one worker needs.
   std::int64_t scratch_floats() const { return scratch_floats_; }
   std::int64_t unpacked_bytes() const { return unpacked_bytes_; }
+  std::int64_t tiles_bytes() const { return tiles_bytes_; }
   /// Where a value is after a run (with keep_values, any value; otherwise only outputs are sure to be there).
   const Place& place_of(ValueId value) const { return places_.at(value); }
 
@@ -70,8 +71,10 @@ class Lowering {
     arguments_.push_back(std::move(argument));
     return reference;
   }
-  void add(StepFunction run, const void* arguments) { add(run, run, arguments); }
-  void add(StepFunction few, StepFunction many, const void* arguments);
+  void add(StepFunction run, const void* arguments) { add(run, arguments, run, arguments); }
+  void add(StepFunction few, const void* few_arguments, StepFunction many, const void* many_arguments);
+  /// A step that lists for few rows do without.
+  void add_many(StepFunction run, const void* arguments);
 
   /// A new buffer for a result, or for a temporary; used from the step that is added next on.
   Place define(ValueId value);
@@ -86,7 +89,10 @@ class Lowering {
   void bind(Rows& rows, ValueId value) { bind(rows, places_.at(value)); }
   void bind(std::uint8_t*& pointer, int buffer);
   void need_scratch(std::int64_t floats) { scratch_floats_ = std::max(scratch_floats_, floats); }
-  void need_unpacked(std::int64_t bytes) { unpacked_bytes_ = std::max(unpacked_bytes_, bytes); }
+  void need_tiles(const TileSpace& tiles);
+  void need_unpacked(const PackedMatrix& w);
+  /// Notes that the step added next uses the place.
+  void touch(const Place& place) { touch(place.buffer); }
 
   /// Cosines and sines for a rope, computed once per run for all nodes that share them.
   void bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix);
@@ -118,6 +124,8 @@ class Lowering {
   std::vector<std::pair<std::uint8_t**, int>> pointer_bindings_;
   std::int64_t scratch_floats_ = 16;
   std::int64_t unpacked_bytes_ = 0;
+  std::int64_t tiles_bytes_ = 0;
+  int position_ = 0;  // how many steps were added, in either list
 };
 
 }  // namespace sterna::cpu

@@ -16,7 +16,8 @@ namespace sterna::cpu {
 /// Buffers of one worker.
 struct WorkerScratch {
   Buffer floats;
-  Buffer unpacked;  // one panel of a kNative matrix, decoded
+  Buffer unpacked;  // panels of a matrix, decoded: kNative ones, and wide tiles
+  Buffer tiles;     // the rows of a fused matmul, prepared
   std::vector<const std::uint8_t*> key_tiles;
   std::vector<const std::uint8_t*> value_tiles;
 };
@@ -61,7 +62,16 @@ struct Rows {
   float* row(std::int64_t i) const { return data + i * stride; }
 };
 
-/// Token rows prepared for matmuls: tiles of kernels->tile_rows rows, the last one shorter.
+/// How many token rows lie interleaved in a tile, and whether for the gemm kernels.
+struct TileForm {
+  int rows;
+  bool gemm;
+};
+/// Rows above which weights are unpacked first and meet many tiles.
+constexpr std::int64_t kMaxFewRows = 16;
+TileForm tile_form(const KernelTable& kernels, std::int64_t rows);
+
+/// Token rows prepared for matmuls: tiles of TileForm::rows rows, the last one shorter.
 struct TileSpace {
   std::uint8_t* base = nullptr;
   std::int64_t k = 0;
@@ -69,7 +79,9 @@ struct TileSpace {
   std::int64_t scale_every = 0;  // k per scale as the kernels read them: 32 or 256 (block = k repeats the one scale)
 
   std::int64_t tile_bytes(int tile_rows) const;
-  ActivationTile tile(std::int64_t index, std::int64_t rows, int tile_rows) const;
+  /// Enough for any number of rows up to `rows`, in either form.
+  std::int64_t bytes(const KernelTable& kernels, std::int64_t rows) const;
+  ActivationTile tile(std::int64_t index, std::int64_t rows, const TileForm& form) const;
 };
 
 struct EmbedStep {
@@ -194,9 +206,15 @@ struct MatmulStep {
   Rows residual;  // of the single part; data null: none
   ActivationKind glu;
 };
-/// Few rows: one tile; panels are shared out.
-void run_matmul_few(const void* arguments, const StepContext& context);
-/// Many rows: each panel meets all tiles while it is in the cache.
-void run_matmul_many(const void* arguments, const StepContext& context);
+/// Panels are shared out; each meets all tiles while it is in the cache.
+void run_matmul(const void* arguments, const StepContext& context);
+
+/// Both in one step, for so few rows that every worker may as well prepare them for itself.
+struct FusedMatmulStep {
+  PrepareStep prepare;
+  MatmulStep matmul;
+};
+constexpr std::int64_t kMaxFusedRows = 4;
+void run_fused_matmul(const void* arguments, const StepContext& context);
 
 }  // namespace sterna::cpu

@@ -26,5 +26,6 @@ void fill_rows(KernelTable& table);
 void fill_attention(KernelTable& table);
 void fill_matmul_block(KernelTable& table);
 void fill_matmul_super(KernelTable& table);
+void fill_gemm(KernelTable& table);
 
 }  // namespace sterna::cpu::STERNA_LEVEL

@@ -18,7 +18,8 @@ void fill_rows(KernelTable& table) {
   table.tile_rows = Level::kTileRows;
   table.attention_queries = Level::kAttentionQueries;
   table.rms_norm = cpu::rms_norm;
-  table.quantize = cpu::quantize;
+  table.quantize = cpu::quantize<false>;
+  table.quantize_gemm = cpu::quantize<true>;
   table.add = cpu::add;
   table.mul = cpu::mul;
   table.scale = cpu::scale;

@@ -47,9 +47,16 @@ void rms_norm(const float* x, const float* weight, float* y, std::int64_t n, flo
   });
 }
 
+/// Two int16 in one word.
+inline std::int32_t pair(std::int32_t low, std::int32_t high) {
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xFFFFu) |
+                                   (static_cast<std::uint32_t>(high) << 16));
+}
+
 /// Scale = largest |x| of the block / 127, code = x * (127 / largest), to the nearest, ties to even, within +-127. A
 /// block whose scale is below 2^-126 becomes zeros with scale 0. The largest is taken over bit patterns, so that a NaN
 /// wins everywhere alike and ends up in the scale.
+template <bool for_gemm>
 void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every, const ActivationTile& tile,
               int row) {
   using V = Level;
@@ -68,16 +75,32 @@ void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t s
       inverse = 127.0f / magnitude;
     }
     for (std::int64_t i = begin; i < begin + block; i += scale_every) tile.scales[i / scale_every * rows + row] = scale;
-    for (std::int64_t i = begin; i < begin + block; i += 16) {
-      V::I codes = V::round(V::mul(V::load(x + i), V::set(inverse)));
-      codes = V::imin(V::imax(codes, V::iset(-127)), V::iset(127));
-      alignas(16) std::int8_t bytes[16];
-      V::store_s8(bytes, codes);
-      for (int c = 0; c < 4; ++c) std::memcpy(tile.codes + ((i / 4 + c) * rows + row) * 4, bytes + 4 * c, 4);
-      const std::int32_t sum = V::isum(codes);
-      tile.sums16[i / 16 * rows + row] = sum;
-      std::int32_t& sum32 = tile.sums32[i / 32 * rows + row];
-      sum32 = (i % 32 == 0 ? 0 : sum32) + sum;
+    for (std::int64_t i = begin; i < begin + block; i += 32) {
+      std::int32_t sums[2];
+      for (int half = 0; half < 2; ++half) {
+        const std::int64_t at = i + 16 * half;
+        V::I codes = V::round(V::mul(V::load(x + at), V::set(inverse)));
+        codes = V::imin(V::imax(codes, V::iset(-127)), V::iset(127));
+        sums[half] = V::isum(codes);
+        alignas(16) std::int8_t bytes[16];
+        V::store_s8(bytes, codes);
+        for (int c = 0; c < 4; ++c) {
+          std::uint32_t four;
+          std::memcpy(&four, bytes + 4 * c, 4);
+          if constexpr (for_gemm) four ^= 0x80808080u;  // + 128
+          std::memcpy(tile.codes + ((at / 4 + c) * rows + row) * 4, &four, 4);
+        }
+      }
+      const std::int32_t sum32 = sums[0] + sums[1];
+      tile.sums32[i / 32 * rows + row] = sum32;
+      if constexpr (for_gemm) {
+        tile.sums16[i / 32 * rows + row] = pair(sums[0], sums[1]);
+        std::int32_t& both = tile.pairs32[i / 64 * rows + row];
+        both = i % 64 == 0 ? sum32 & 0xFFFF : pair(both, sum32);
+      } else {
+        tile.sums16[i / 16 * rows + row] = sums[0];
+        tile.sums16[(i / 16 + 1) * rows + row] = sums[1];
+      }
     }
   }
 }

@@ -14,6 +14,8 @@ struct Level {
   static constexpr int kTileRows = 8;
   static constexpr int kAttentionQueries = 4;
   static constexpr int kWideBias = 128;
+  static constexpr int kGemmPanels = 2;
+  static constexpr int kGemmRows = 6;
 
   using F = __m512;
   using I = __m512i;
@@ -126,6 +128,7 @@ struct Level {
     return _mm512_set1_epi32(four);
   }
   static I dot(I acc, B w, I y) { return _mm512_dpbusd_epi32(acc, w, y); }
+  static I dot_pairs(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
   static I dot_wide(I acc, B w, I y) { return _mm512_dpbusd_epi32(acc, w, y); }
 };
 

@@ -1,0 +1,169 @@
+/// Unpacks panels into wide tiles, once per matmul of many rows.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa/level.h"
+#include "cpu/kernels/codes.h"
+#include "cpu/wide_tile.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// Stores the signed codes of chunks first..first + count - 1 of a unit; returns sum + 128 * (sum of codes) per row.
+template <LayoutId id, int first, int count>
+inline __attribute__((always_inline)) Level::I unpack_chunks(const std::uint8_t* unit, Level::B table, std::int8_t* out,
+                                                             std::int64_t stride, Level::I sum) {
+  if constexpr (count > 0) {
+    const Level::B code = Codes<id>::template chunk_codes<first>(unit, table);
+    const Level::B value = Level::badd(code, Level::bset(static_cast<std::uint8_t>(-Codes<id>::kBias)));
+    Level::bstore(reinterpret_cast<std::uint8_t*>(out), value);
+    sum = Level::dot(sum, Level::bset(128), value);
+    return unpack_chunks<id, first + 1, count - 1>(unit, table, out + stride, stride, sum);
+  } else {
+    return sum;
+  }
+}
+
+/// Codes of a block of 256 at 1.6 bits; returns 128 * (sum of codes) per row.
+inline Level::I unpack_quintets(const std::uint8_t* block, std::int8_t* out, std::int64_t stride) {
+  using V = Level;
+  const V::B one = V::bset(1);
+  V::I sum = V::izero();
+  for (int q = 0; q < 13; ++q) {
+    V::B t = V::bload(block + 64 * q);
+    const int digits = q == 12 ? 4 : 5;
+    for (int i = 0; i < digits; ++i, out += stride) {
+      // 3 t / 256 is 0 up to 85, 1 up to 170, else 2; the value is one less.
+      const V::B digit = V::badd(V::bmin(V::subtract_saturated(t, V::bset(85)), one),
+                                 V::bmin(V::subtract_saturated(t, V::bset(170)), one));
+      const V::B value = V::badd(digit, V::bset(0xFF));
+      V::bstore(reinterpret_cast<std::uint8_t*>(out), value);
+      sum = V::dot(sum, V::bset(128), value);
+      t = V::badd(V::badd(t, t), t);
+    }
+  }
+  return sum;
+}
+
+template <LayoutId id>
+inline void unpack_block_layout(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at) {
+  using V = Level;
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  constexpr int groups_per_unit = spec.group < kUnit ? 2 : 1;
+  constexpr int chunks = 8 / groups_per_unit;
+  const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
+  const std::int64_t stride = std::int64_t{tile.width} * 4;
+  std::int8_t* codes = tile.codes + 4 * at;
+  std::int64_t step = at;  // in scales and corrections
+  std::int64_t unit_step = at;
+  for (const std::uint8_t* end = panel + k / spec.block * spec.block_bytes(); panel != end;
+       panel += spec.block_bytes()) {
+    for (int u = 0; u < spec.units(); ++u) {
+      const std::uint8_t* unit = panel + u * spec.unit_bytes();
+      const auto group = [&]<int g>() __attribute__((always_inline)) {
+        const V::I sum = unpack_chunks<id, g * chunks, chunks>(unit, table, codes, stride, V::izero());
+        codes += chunks * stride;
+        V::istore(tile.corrections + step, V::isub(V::izero(), sum));
+        const int scale_index = spec.group >= kUnit ? u * kUnit / spec.group : u * groups_per_unit + g;
+        V::store(
+            tile.scales + step,
+            load_scales(panel + spec.scale_offset() + scale_index * kPanelRows * spec.scale_bytes(), spec.scale_store));
+        step += tile.width;
+      };
+      group.template operator()<0>();
+      if constexpr (groups_per_unit == 2) group.template operator()<1>();
+      if constexpr (spec.has_min) {
+        V::store(tile.mins + unit_step,
+                 V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset())));
+      }
+      unit_step += tile.width;
+    }
+  }
+}
+
+template <LayoutId id>
+inline void unpack_super_layout(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at) {
+  using V = Level;
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  constexpr int groups_per_unit = spec.group < kUnit ? 2 : 1;
+  constexpr int chunks = 8 / groups_per_unit;
+  const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
+  const std::int64_t stride = std::int64_t{tile.width} * 4;
+  std::int8_t* codes = tile.codes + 4 * at;
+  std::int64_t block_step = at;
+  std::int64_t group_step = at;
+  std::int64_t pair_step = at;
+  V::I uniform = V::izero();
+  for (std::int64_t b = 0; b < k / spec.block; ++b, panel += spec.block_bytes()) {
+    V::I correction = V::izero();
+    if constexpr (id == LayoutId::kTernary1_6) {
+      correction = unpack_quintets(panel, codes, stride);
+      codes += 64 * stride;
+    } else {
+      V::I even_min = V::izero();
+      for (int u = 0; u < spec.units(); ++u) {
+        const std::uint8_t* unit = panel + u * spec.unit_bytes();
+        if constexpr (spec.group_store == GroupStore::kNone) {
+          correction = unpack_chunks<id, 0, 8>(unit, table, codes, stride, correction);
+          codes += 8 * stride;
+        } else {
+          const auto group = [&]<int g>() __attribute__((always_inline)) {
+            const V::I sum = unpack_chunks<id, g * chunks, chunks>(unit, table, codes, stride, V::izero());
+            codes += chunks * stride;
+            const int index = u * groups_per_unit + g;
+            const V::I factor = load_group<spec.group_store>(panel + spec.group_scale_offset() + index * kPanelRows);
+            correction = V::iadd(correction, V::imul(sum, factor));
+            V::istore(tile.factors + group_step, factor);
+            group_step += tile.width;
+            if constexpr (spec.has_min) {
+              const V::I m = load_group_min<id>(panel, index);
+              if (index % 2 == 0) {
+                even_min = m;
+              } else {
+                V::istore(tile.min_pairs + pair_step, V::iadd(even_min, V::shift_left<16>(m)));
+                pair_step += tile.width;
+              }
+            }
+          };
+          group.template operator()<0>();
+          if constexpr (groups_per_unit == 2) group.template operator()<1>();
+        }
+      }
+    }
+    if (tile.scales == nullptr) {
+      uniform = V::iadd(uniform, correction);
+      continue;
+    }
+    V::istore(tile.corrections + block_step, V::isub(V::izero(), correction));
+    V::store(tile.scales + block_step, load_scales(panel + spec.scale_offset(), spec.scale_store));
+    if constexpr (spec.has_min) {
+      const V::F dmin = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
+      V::store(tile.mins + block_step, V::sub(V::zero(), dmin));
+    }
+    block_step += tile.width;
+  }
+  if (tile.scales == nullptr) V::istore(tile.corrections + at, V::isub(V::izero(), uniform));
+}
+
+template <LayoutId id>
+inline void unpack_dense_layout(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at) {
+  for (std::int64_t i = 0; i < k; ++i) {
+    Level::store(tile.values + i * tile.width + at, load_dense<id>(panel, i));
+  }
+}
+
+/// Fills rows at .. at + 15 of a tile from a panel.
+template <LayoutId id>
+void unpack_panel(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at) {
+  if constexpr (is_dense(id)) {
+    unpack_dense_layout<id>(panel, k, tile, at);
+  } else if constexpr (layout_spec(id).scales == ScaleKind::kBlock) {
+    unpack_block_layout<id>(panel, k, tile, at);
+  } else {
+    unpack_super_layout<id>(panel, k, tile, at);
+  }
+}
+
+}  // namespace
+}  // namespace sterna::cpu
