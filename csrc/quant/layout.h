@@ -188,6 +188,8 @@ PackedMatrix make_matrix(const Format& format, std::int64_t n, std::int64_t k);
 /// Returns false when a scale is NaN, infinite, or too large for its codes. Different panels may be packed by different
 /// threads.
 bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
+/// The same for every format through decoded codes: the definition of what pack_panel writes.
+bool pack_panel_by_codes(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
 /// Decodes a panel of a kNative matrix to the kUnpacked layout, k / 256 blocks of layout_spec(kUnpacked).block_bytes().
 void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out);
 /// After all panels: finds out whether a ternary matrix has one scale everywhere.

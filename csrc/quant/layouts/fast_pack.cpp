@@ -2,11 +2,12 @@
 ///
 /// In a file a byte holds fields of weights that are far apart (Q4_K: 32 apart); in a plane of a layout it holds fields
 /// of chunks side by side. Read as 32-bit words of 4 weights, one is the transpose of the other: 8 / bits words of 8 /
-/// bits fields, field i of word j becoming field j of word i. That takes a few shifts and masks for words of four rows at
-/// once, after their 16-byte pieces have been transposed so that a register holds the same word of all four.
+/// bits fields, field i of word j becoming field j of word i. That takes a few shifts and masks for words of four rows
+/// at once, after their 16-byte pieces have been transposed so that a register holds the same word of all four.
 #include "quant/layouts/fast_pack.h"
 
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "quant/layout.h"
@@ -178,6 +179,24 @@ struct Nibbles32 {  // Q4_0, Q4_1, IQ4_NL, Q5_0, Q5_1
     if constexpr (kSpec.high_bits != 0) move_fifth_bits(rows.at(codes_at - 4), to + 4 * 64);
     finite.move_halves(rows, to + kSpec.scale_offset());
     if constexpr (kSpec.has_min) finite.move_halves(rows.at(2), to + kSpec.min_offset());
+  }
+};
+
+struct MXFP4 {
+  static constexpr LayoutSpec kSpec = layout_spec(LayoutId::kTable4E8M0);
+
+  static void pack(Rows rows, std::uint8_t* to, Finite& finite) {
+    move_half_units(rows.at(1), 1, kSpec.unit_bytes(), to);
+    for (int i = 0; i < kSpec.unit_bytes(); i += 16) {
+      // Of the two codes for zero, a layout has the first only: 8 becomes 0.
+      const Words words = load(to + i);
+      store(to + i, words & ((words << 1 | words << 2 | words << 3) | 0x77777777u));
+    }
+    for (int r = 0; r < kPanelRows; ++r) {
+      const std::uint32_t exponent = *rows.row(r).first;
+      to[kSpec.scale_offset() + r] = static_cast<std::uint8_t>(exponent);
+      finite.overflow |= (exponent + 7) << 7;  // from 249 on, 128 times the scale is no float
+    }
   }
 };
 
@@ -388,6 +407,7 @@ bool pack_halves(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t 
 }  // namespace
 
 FastPack fast_pack(const Format& format, std::int64_t k) {
+  if constexpr (std::endian::native != std::endian::little) return nullptr;
   switch (format.id) {
     case FormatId::kF32:
       return k % 4 == 0 ? &pack_f32 : nullptr;
@@ -405,6 +425,8 @@ FastPack fast_pack(const Format& format, std::int64_t k) {
       return &pack_blocks<Nibbles32<LayoutId::kInt5Min, 8>, 24>;
     case FormatId::kIQ4_NL:
       return &pack_blocks<Nibbles32<LayoutId::kTable4, 2>, 18>;
+    case FormatId::kMXFP4:
+      return &pack_blocks<MXFP4, 17>;
     case FormatId::kQ8_0:
       return &pack_blocks<Q8_0, 34>;
     case FormatId::kQ2_K:

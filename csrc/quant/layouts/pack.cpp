@@ -1,5 +1,5 @@
 /// Packs decoded blocks into panels, and reads rows back. Written once for all layouts from their LayoutSpec; the byte
-/// maps are in quant/layout.h.
+/// maps are in quant/layout.h. The common formats take a shorter way to the same bytes (quant/layouts/fast_pack.h).
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -8,6 +8,7 @@
 
 #include "base/half.h"
 #include "quant/layout.h"
+#include "quant/layouts/fast_pack.h"
 
 namespace sterna {
 namespace {
@@ -268,12 +269,19 @@ bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std
 
 }  // namespace
 
-bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows) {
+bool pack_panel_by_codes(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows) {
   std::uint8_t* out = matrix.bytes.data() + panel * matrix.panel_bytes;
   const int count = static_cast<int>(std::min<std::int64_t>(kPanelRows, matrix.n - panel * kPanelRows));
   if (matrix.format->scales == ScaleKind::kNone) return pack_dense(matrix, out, rows, count);
   if (matrix.layout == LayoutId::kNative) return pack_native(matrix, out, rows, count);
   return pack_quantised(matrix, out, rows, count);
+}
+
+bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows) {
+  const quant::FastPack fast = quant::fast_pack(*matrix.format, matrix.k);
+  if (fast == nullptr || matrix.n - panel * kPanelRows < kPanelRows) return pack_panel_by_codes(matrix, panel, rows);
+  const std::int64_t row_bytes = matrix.k / matrix.format->block_size * matrix.format->block_bytes;
+  return fast(rows.data(), row_bytes, matrix.k, matrix.bytes.data() + panel * matrix.panel_bytes);
 }
 
 void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out) {
