@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, m) {
   bind_quant(m);
   bind_program(m);
   bind_plan(m);
+  bind_machine(m);
   bind_engine(m);
 }

@@ -324,6 +324,24 @@ def pack_and_dequantize(
 def packed_bytes(format: str, n: int, k: int) -> int:
     """Bytes of a packed [n, k] matrix. ArgumentError."""
 
+# --- machine
+
+@final
+class Machine:
+    """What this machine can do at most with some threads and the instructions of one level."""
+
+    def __init__(self, *, threads: int = 0, isa: str = "", buffer_bytes: int = 1 << 30) -> None:
+        """threads 0: one per CPU; isa "": the best, or $STERNA_ISA. ArgumentError, DeviceError, MemoryBudgetError."""
+    @property
+    def threads(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int:
+        """What the reads cover."""
+    def read_speeds(self, repetitions: int = 5) -> list[tuple[int, bool, float]]:
+        """(streams per thread, software prefetch, bytes per second) of each read pattern, the best of its repetitions."""
+    def macs_per_second(self, repetitions: int = 5) -> float:
+        """Multiply-accumulates of bytes per second of the level's dot product, operands in registers, all threads."""
+
 # --- engine
 
 # Called before a token is chosen, on the engine's thread: the generated tokens so far, and bits (token t is bit t % 64
