@@ -1,4 +1,5 @@
-/// Owned memory, aligned for the widest vector registers; large buffers ask for huge pages.
+/// Owned memory, aligned for the widest vector registers. All but small buffers are mappings of their own, so that
+/// freeing one gives its memory back to the system at once; large ones ask for huge pages.
 #pragma once
 
 #include <cstddef>
@@ -8,13 +9,17 @@
 
 namespace sterna {
 
-/// Zero-initialised bytes, aligned to 64 (to 2 MiB from 4 MiB up). Move-only.
+/// Bytes of memory that this machine has.
+std::size_t physical_memory();
+
+/// Zero-initialised bytes, aligned to 64, from 64 KiB up to a page, from 4 MiB up to 2 MiB. Pages of a mapping come
+/// into being where they are first written, near the thread that does so. Move-only.
 class Buffer {
  public:
   static constexpr std::size_t kAlignment = 64;
 
   Buffer() = default;
-  /// Throws MemoryBudgetError when the system has no such memory.
+  /// Throws MemoryBudgetError when the system gives none, or has less in all.
   explicit Buffer(std::size_t size);
   ~Buffer() { release(); }
   Buffer(Buffer&& other) noexcept

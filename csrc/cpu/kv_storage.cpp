@@ -34,6 +34,12 @@ KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
 }
 
 void KvStorage::reserve(std::int32_t num_pages) {
+  // Before anything is mapped: slabs one by one would be granted long after they no longer fit.
+  if (const auto most = static_cast<std::int64_t>(physical_memory() / std::max<std::uint64_t>(1, page_bytes_));
+      num_pages > most) {
+    throw MemoryBudgetError("a KV cache of " + std::to_string(num_pages) + " pages of " + std::to_string(page_bytes_) +
+                            " bytes is more than the memory of this machine");
+  }
   while (this->num_pages() < num_pages) {
     const std::int64_t wanted = num_pages - this->num_pages();
     const std::int64_t count =

@@ -12,8 +12,8 @@
 namespace sterna::cpu {
 namespace {
 
-/// Bytes that a worker reads from the file at once.
-constexpr std::int64_t kReadBytes = std::int64_t{1} << 20;
+/// Bytes that a worker reads from the file at once: packing finds them in the second-level cache.
+constexpr std::int64_t kReadBytes = std::int64_t{256} << 10;
 
 /// A run of panels of one matrix: what a worker takes at a time.
 struct PackJob {
@@ -23,22 +23,54 @@ struct PackJob {
   std::int64_t last_panel;  // excluded
 };
 
+std::int64_t row_bytes(const PackedMatrix& matrix) {
+  return matrix.k / matrix.format->block_size * matrix.format->block_bytes;
+}
+
+std::size_t aligned_bytes(const PackedMatrix& matrix) {
+  const auto bytes = static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes);
+  return (bytes + Buffer::kAlignment - 1) / Buffer::kAlignment * Buffer::kAlignment;
+}
+
 [[noreturn]] void not_finite(std::string_view name) {
   throw UnsupportedModelError("tensor " + std::string(name) + " holds a NaN or infinite number");
 }
 
-void pack(const PackJob& job, const TensorSource& source, std::vector<std::uint8_t>& bytes) {
+/// `bytes` holds the rows of one job or more.
+void pack(const PackJob& job, const TensorSource& source, std::span<std::uint8_t> bytes) {
   PackedMatrix& matrix = *job.matrix;
-  const std::int64_t row_bytes = matrix.k / matrix.format->block_size * matrix.format->block_bytes;
   const std::int64_t first_row = job.first_panel * kPanelRows;
   const std::int64_t last_row = std::min(job.last_panel * kPanelRows, matrix.n);
-  bytes.resize(static_cast<std::size_t>((last_row - first_row) * row_bytes));
-  source.read(job.name, static_cast<std::uint64_t>(first_row * row_bytes), bytes);
+  const auto panel_size = static_cast<std::size_t>(kPanelRows * row_bytes(matrix));
+  bytes = bytes.first(static_cast<std::size_t>((last_row - first_row) * row_bytes(matrix)));
+  source.read(job.name, static_cast<std::uint64_t>(first_row * row_bytes(matrix)), bytes);
   for (std::int64_t panel = job.first_panel; panel < job.last_panel; ++panel) {
-    const auto begin = static_cast<std::size_t>((panel * kPanelRows - first_row) * row_bytes);
-    const auto end = std::min(bytes.size(), begin + static_cast<std::size_t>(kPanelRows * row_bytes));
-    if (!pack_panel(matrix, panel, std::span(bytes).subspan(begin, end - begin))) not_finite(job.name);
+    const std::span<std::uint8_t> rows = bytes.first(std::min(bytes.size(), panel_size));
+    bytes = bytes.subspan(rows.size());
+    if (!pack_panel(matrix, panel, rows)) not_finite(job.name);
   }
+}
+
+/// All panels of all matrices, in parallel: the worker that packs a panel is the first to touch its memory.
+void pack_all(std::span<const PackJob> jobs, const TensorSource& source, ThreadPool& pool) {
+  std::int64_t most = 0;
+  for (const PackJob& job : jobs)
+    most = std::max(most, (job.last_panel - job.first_panel) * kPanelRows * row_bytes(*job.matrix));
+  std::atomic<std::size_t> next{0};
+  std::mutex failure_mutex;
+  std::exception_ptr failure;
+  pool.run([&](int) {
+    try {
+      Buffer bytes(static_cast<std::size_t>(most));
+      for (std::size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1))
+        pack(jobs[i], source, bytes.span());
+    } catch (...) {
+      next.store(jobs.size());
+      const std::lock_guard lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 std::size_t element_count(const Value& value) {
@@ -66,39 +98,28 @@ std::vector<float> read_vector(const Value& value, const TensorSource& source) {
 
 }  // namespace
 
-Weights::Weights(const Program& program, const TensorSource& source, ThreadPool& pool) {
+Weights::Weights(const Program& program, const TensorSource& source, ThreadPool& pool) : Weights(program) {
   const FloatMode mode;
+  slab_ = Buffer(slab_bytes());
+  std::span<std::uint8_t> left = slab_.span();
   std::vector<PackJob> jobs;
+  // In the order of the program, which is about that of the file and of a run.
   for (const Value& value : program.values) {
     if (value.kind != ValueKind::kWeight) continue;
     if (value.shape.size() != 2) {
-      vectors_.emplace(value.name, read_vector(value, source));
+      vectors_[value.name] = read_vector(value, source);
       continue;
     }
-    const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
-    auto [entry, added] = matrices_.emplace(value.name, make_matrix(format, value.shape[0].size, value.shape[1].size));
-    PackedMatrix& matrix = entry->second;
-    const std::int64_t source_panel = matrix.k / format.block_size * format.block_bytes * kPanelRows;
-    const std::int64_t step = std::max<std::int64_t>(1, kReadBytes / source_panel);
+    auto& [name, matrix] = *matrices_.find(value.name);
+    if (!matrix.bytes.empty()) continue;
+    matrix.bytes = left.first(static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes));
+    left = left.subspan(aligned_bytes(matrix));
+    const std::int64_t step = std::max<std::int64_t>(1, kReadBytes / (kPanelRows * row_bytes(matrix)));
     for (std::int64_t panel = 0; panel < matrix.panels(); panel += step) {
-      jobs.push_back({entry->first, &matrix, panel, std::min(panel + step, matrix.panels())});
+      jobs.push_back({name, &matrix, panel, std::min(panel + step, matrix.panels())});
     }
   }
-
-  std::atomic<std::size_t> next{0};
-  std::mutex failure_mutex;
-  std::exception_ptr failure;
-  pool.run([&](int) {
-    try {
-      std::vector<std::uint8_t> bytes;
-      for (std::size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1)) pack(jobs[i], source, bytes);
-    } catch (...) {
-      next.store(jobs.size());
-      const std::lock_guard lock(failure_mutex);
-      if (!failure) failure = std::current_exception();
-    }
-  });
-  if (failure) std::rethrow_exception(failure);
+  pack_all(jobs, source, pool);
   for (auto& [name, matrix] : matrices_) finish_matrix(matrix);
 }
 
@@ -114,10 +135,14 @@ Weights::Weights(const Program& program) {
   }
 }
 
+std::size_t Weights::slab_bytes() const {
+  std::size_t total = 0;
+  for (const auto& [name, matrix] : matrices_) total += aligned_bytes(matrix);
+  return total;
+}
+
 std::uint64_t Weights::bytes() const {
-  std::uint64_t total = 0;
-  for (const auto& [name, matrix] : matrices_)
-    total += static_cast<std::uint64_t>(matrix.panels() * matrix.panel_bytes);
+  std::uint64_t total = slab_bytes();
   for (const auto& [name, vector] : vectors_) total += vector.size() * sizeof(float);
   return total;
 }

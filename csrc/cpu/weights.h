@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/buffer.h"
 #include "cpu/thread_pool.h"
 #include "plan/tensor_source.h"
 #include "program/program.h"
@@ -13,11 +14,11 @@
 
 namespace sterna::cpu {
 
-/// Matrices packed to panels, vectors as floats; each tensor is held once, however many nodes use it.
+/// Matrices packed to panels in one allocation, vectors as floats; each tensor is held once, however many nodes use it.
 class Weights {
  public:
   /// Reads and packs every weight that the program's values name, panels in parallel. Throws UnsupportedModelError when
-  /// a scale or a number is NaN or infinite, naming the tensor.
+  /// a scale or a number is NaN or infinite, naming the tensor; MemoryBudgetError; what the source throws.
   Weights(const Program& program, const TensorSource& source, ThreadPool& pool);
   /// Shapes and layouts only: enough to lower a program and to plan its memory.
   explicit Weights(const Program& program);
@@ -29,6 +30,10 @@ class Weights {
   std::map<std::string, int> layouts() const;
 
  private:
+  /// Bytes of all matrices, one behind the other.
+  std::size_t slab_bytes() const;
+
+  Buffer slab_;
   std::map<std::string, PackedMatrix> matrices_;
   std::map<std::string, std::vector<float>> vectors_;
 };

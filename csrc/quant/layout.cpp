@@ -100,7 +100,8 @@ PackedMatrix describe_matrix(const Format& format, std::int64_t n, std::int64_t 
 
 PackedMatrix make_matrix(const Format& format, std::int64_t n, std::int64_t k) {
   PackedMatrix matrix = describe_matrix(format, n, k);
-  matrix.bytes = Buffer(static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes));
+  matrix.storage = Buffer(static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes));
+  matrix.bytes = matrix.storage.span();
   return matrix;
 }
 

@@ -166,7 +166,8 @@ struct PackedMatrix {
   std::int64_t n = 0;
   std::int64_t k = 0;
   std::int64_t panel_bytes = 0;
-  Buffer bytes;                // panels() * panel_bytes
+  std::span<std::uint8_t> bytes;  // panels() * panel_bytes, in `storage` or in memory that holds many matrices
+  Buffer storage;
   bool uniform_scale = false;  // ternary layouts: every block of the matrix has the scale `scale`
   float scale = 0.0f;
 
@@ -182,7 +183,7 @@ std::int64_t panel_bytes(LayoutId layout, const Format& format, std::int64_t k);
 
 /// A matrix without its bytes: what is needed to plan with it.
 PackedMatrix describe_matrix(const Format& format, std::int64_t n, std::int64_t k);
-/// An empty matrix of the right size, to be filled panel by panel.
+/// An empty matrix of the right size with memory of its own, to be filled panel by panel.
 PackedMatrix make_matrix(const Format& format, std::int64_t n, std::int64_t k);
 /// Packs rows 16 * panel .. of the matrix from their bytes in the file, [rows, row bytes]; rows beyond n are padding.
 /// Returns false when a scale is NaN, infinite, or too large for its codes. Different panels may be packed by different
