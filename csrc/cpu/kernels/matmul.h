@@ -37,6 +37,20 @@ inline __attribute__((always_inline)) void dot_chunks(const std::uint8_t* unit, 
   }
 }
 
+/// Bytes ahead of the codes being multiplied that are asked for. The scales behind a block's codes break the stream that
+/// the hardware would follow: without asking, K-quants come from memory at half its speed.
+constexpr int kPrefetchAhead = 4096;
+
+/// Asks for unit u's share of a block's bytes, `kPrefetchAhead` further on, in the next panels where it must be.
+template <LayoutId id>
+inline __attribute__((always_inline)) void prefetch_ahead(const std::uint8_t* block, int u) {
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  constexpr int share = (spec.block_bytes() + spec.units() - 1) / spec.units();
+  const std::uint8_t* from = block + kPrefetchAhead + u * share;
+#pragma GCC unroll 16
+  for (int i = 0; i < share; i += 64) __builtin_prefetch(from + i);
+}
+
 /// -bias * sum, the start of an integer sum.
 template <LayoutId id>
 inline Level::I bias_start(std::int32_t sum) {
@@ -61,6 +75,7 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
        panel += spec.block_bytes()) {
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
+      prefetch_ahead<id>(panel, u);
       const auto group = [&]<int g>() __attribute__((always_inline)) {
         const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
         V::I sum[N];
@@ -100,6 +115,7 @@ inline __attribute__((always_inline)) void super_block(const std::uint8_t* block
   constexpr int chunks = 8 / groups_per_unit;
   for (int u = 0; u < spec.units(); ++u, block += spec.unit_bytes(), y += kUnit * N, sums32 += N, sums16 += 2 * N) {
     const std::uint8_t* start = block - u * spec.unit_bytes();
+    prefetch_ahead<id>(start, u);
     if constexpr (spec.group_store == GroupStore::kNone) {
       for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], bias_start<id>(sums32[n]));
       dot_chunks<id, N, 0, 8>(block, table, y, total);
@@ -129,6 +145,7 @@ inline __attribute__((always_inline)) void quintet_block(const std::uint8_t* blo
                                                          const std::int32_t* sums32, Level::I (&total)[N]) {
   using V = Level;
   for (int u = 0; u < 8; ++u) {
+    prefetch_ahead<id>(block, u);
     for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], bias_start<id>(sums32[u * N + n]));
   }
   const V::B one = V::bset(1);
