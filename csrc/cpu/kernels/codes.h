@@ -9,6 +9,10 @@
 namespace sterna::cpu {
 namespace {
 
+/// Bytes ahead of the codes being multiplied that are asked for. The scales behind a block's codes break the stream
+/// that the hardware would follow: without asking, K-quants come from memory at half its speed.
+constexpr int kPrefetchAhead = 4096;
+
 /// A layout's codes: as unsigned bytes with a bias.
 template <LayoutId id>
 struct Codes {

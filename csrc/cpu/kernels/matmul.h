@@ -21,6 +21,7 @@
 #include "cpu/isa/level.h"
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/codes.h"
+#include "cpu/kernels/ternary.h"
 
 namespace sterna::cpu {
 namespace {
@@ -36,10 +37,6 @@ inline __attribute__((always_inline)) void dot_chunks(const std::uint8_t* unit, 
     dot_chunks<id, N, first + 1, count - 1>(unit, table, y, sum);
   }
 }
-
-/// Bytes ahead of the codes being multiplied that are asked for. The scales behind a block's codes break the stream that
-/// the hardware would follow: without asking, K-quants come from memory at half its speed.
-constexpr int kPrefetchAhead = 4096;
 
 /// Asks for unit u's share of a block's bytes, `kPrefetchAhead` further on, in the next panels where it must be.
 template <LayoutId id>
@@ -116,49 +113,21 @@ inline __attribute__((always_inline)) void super_block(const std::uint8_t* block
   for (int u = 0; u < spec.units(); ++u, block += spec.unit_bytes(), y += kUnit * N, sums32 += N, sums16 += 2 * N) {
     const std::uint8_t* start = block - u * spec.unit_bytes();
     prefetch_ahead<id>(start, u);
-    if constexpr (spec.group_store == GroupStore::kNone) {
-      for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], bias_start<id>(sums32[n]));
-      dot_chunks<id, N, 0, 8>(block, table, y, total);
-    } else {
-      const auto group = [&]<int g>() __attribute__((always_inline)) {
-        const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
-        V::I sum[N];
-        for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
-        dot_chunks<id, N, g * chunks, chunks>(block, table, y, sum);
-        const int at = (u * groups_per_unit + g) * kPanelRows;
-        const V::I factor = load_group<spec.group_store>(start + spec.group_scale_offset() + at);
-        for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], V::imul(sum[n], factor));
-        if constexpr (spec.has_min) {
-          const V::I m = load_group_min<id>(start, u * groups_per_unit + g);
-          for (int n = 0; n < N; ++n) minimum[n] = V::iadd(minimum[n], V::imul(m, V::iset(sums[n])));
-        }
-      };
-      group.template operator()<0>();
-      if constexpr (groups_per_unit == 2) group.template operator()<1>();
-    }
-  }
-}
-
-/// The same for ternary at 1.6 bits: digit i of a byte is the carry of tripling it i + 1 times.
-template <LayoutId id, int N>
-inline __attribute__((always_inline)) void quintet_block(const std::uint8_t* block, const std::int8_t* y,
-                                                         const std::int32_t* sums32, Level::I (&total)[N]) {
-  using V = Level;
-  for (int u = 0; u < 8; ++u) {
-    prefetch_ahead<id>(block, u);
-    for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], bias_start<id>(sums32[u * N + n]));
-  }
-  const V::B one = V::bset(1);
-  for (int q = 0; q < 13; ++q) {
-    V::B t = V::bload(block + 64 * q);
-    const int digits = q == 12 ? 4 : 5;
-    for (int i = 0; i < digits; ++i, y += 4 * N) {
-      // 3 t / 256 is 0 up to 85, 1 up to 170, else 2.
-      const V::B digit = V::badd(V::bmin(V::subtract_saturated(t, V::bset(85)), one),
-                                 V::bmin(V::subtract_saturated(t, V::bset(170)), one));
-      for (int n = 0; n < N; ++n) total[n] = V::dot(total[n], digit, V::broadcast4(y + 4 * n));
-      t = V::badd(V::badd(t, t), t);
-    }
+    const auto group = [&]<int g>() __attribute__((always_inline)) {
+      const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
+      V::I sum[N];
+      for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
+      dot_chunks<id, N, g * chunks, chunks>(block, table, y, sum);
+      const int at = (u * groups_per_unit + g) * kPanelRows;
+      const V::I factor = load_group<spec.group_store>(start + spec.group_scale_offset() + at);
+      for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], V::imul(sum[n], factor));
+      if constexpr (spec.has_min) {
+        const V::I m = load_group_min<id>(start, u * groups_per_unit + g);
+        for (int n = 0; n < N; ++n) minimum[n] = V::iadd(minimum[n], V::imul(m, V::iset(sums[n])));
+      }
+    };
+    group.template operator()<0>();
+    if constexpr (groups_per_unit == 2) group.template operator()<1>();
   }
 }
 
@@ -167,8 +136,8 @@ inline __attribute__((always_inline)) void any_super_block(const std::uint8_t* b
                                                            const ActivationTile& tile, std::int64_t b,
                                                            Level::I (&total)[N], Level::I (&minimum)[N]) {
   const std::int8_t* y = tile.codes + b * 256 * N;
-  if constexpr (id == LayoutId::kTernary1_6) {
-    quintet_block<id, N>(block, y, tile.sums32 + b * 8 * N, total);
+  if constexpr (Codes<id>::kSpec.group_store == GroupStore::kNone) {
+    ternary_block<id, N>(block, y, tile.sums32 + b * 8 * N, total);
   } else {
     super_block<id, N>(block, table, y, tile.sums16 + b * 16 * N, tile.sums32 + b * 8 * N, total, minimum);
   }

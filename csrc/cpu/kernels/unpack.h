@@ -5,6 +5,7 @@
 
 #include "cpu/isa/level.h"
 #include "cpu/kernels/codes.h"
+#include "cpu/kernels/ternary.h"
 #include "cpu/wide_tile.h"
 
 namespace sterna::cpu {
@@ -28,15 +29,13 @@ inline __attribute__((always_inline)) Level::I unpack_chunks(const std::uint8_t*
 /// Codes of a block of 256 at 1.6 bits; returns 128 * (sum of codes) per row.
 inline Level::I unpack_quintets(const std::uint8_t* block, std::int8_t* out, std::int64_t stride) {
   using V = Level;
-  const V::B one = V::bset(1);
   V::I sum = V::izero();
   for (int q = 0; q < 13; ++q) {
     V::B t = V::bload(block + 64 * q);
     const int digits = q == 12 ? 4 : 5;
     for (int i = 0; i < digits; ++i, out += stride) {
-      // 3 t / 256 is 0 up to 85, 1 up to 170, else 2; the value is one less.
-      const V::B digit = V::badd(V::bmin(V::subtract_saturated(t, V::bset(85)), one),
-                                 V::bmin(V::subtract_saturated(t, V::bset(170)), one));
+      // A digit is the value + 1.
+      const V::B digit = quintet_digit(t);
       const V::B value = V::badd(digit, V::bset(0xFF));
       V::bstore(reinterpret_cast<std::uint8_t*>(out), value);
       sum = V::dot(sum, V::bset(128), value);

@@ -15,6 +15,7 @@ struct Level {
   static constexpr int kTileRows = 4;
   static constexpr int kAttentionQueries = 1;
   static constexpr int kWideBias = 0;
+  static constexpr bool kDotTakesAnyByte = false;
 
   struct F {
     __m256 lo, hi;
@@ -111,6 +112,10 @@ struct Level {
   template <int n>
   static I shift_right(I a) {
     return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)};
+  }
+  template <int n>
+  static I shift_right_signed(I a) {
+    return {_mm256_srai_epi32(a.lo, n), _mm256_srai_epi32(a.hi, n)};
   }
   static std::int32_t isum(I v) {
     const __m256i a = _mm256_add_epi32(v.lo, v.hi);

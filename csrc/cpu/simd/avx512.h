@@ -14,6 +14,7 @@ struct Level {
   static constexpr int kTileRows = 8;
   static constexpr int kAttentionQueries = 4;
   static constexpr int kWideBias = 128;
+  static constexpr bool kDotTakesAnyByte = true;
   static constexpr int kGemmPanels = 2;
   static constexpr int kGemmRows = 6;
 
@@ -91,6 +92,10 @@ struct Level {
   template <int n>
   static I shift_right(I a) {
     return _mm512_srli_epi32(a, n);
+  }
+  template <int n>
+  static I shift_right_signed(I a) {
+    return _mm512_srai_epi32(a, n);
   }
   static std::int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }
   static std::int32_t ilargest(I v) { return _mm512_reduce_max_epi32(v); }

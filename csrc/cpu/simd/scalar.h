@@ -16,9 +16,10 @@ namespace {
 
 struct Level {
   static constexpr const char* kName = "scalar";
-  static constexpr int kTileRows = 2;          // token rows that one pass over a weight panel serves
-  static constexpr int kAttentionQueries = 1;  // queries that one pass over a key tile serves
-  static constexpr int kWideBias = 128;        // bias that dot_wide leaves in the sum
+  static constexpr int kTileRows = 2;              // token rows that one pass over a weight panel serves
+  static constexpr int kAttentionQueries = 1;      // queries that one pass over a key tile serves
+  static constexpr int kWideBias = 128;            // bias that dot_wide leaves in the sum
+  static constexpr bool kDotTakesAnyByte = false;  // whether dot sums codes up to 255 exactly, beyond its promise
 
   struct F {
     float v[16];
@@ -151,6 +152,10 @@ struct Level {
   template <int n>
   static I shift_right(I a) {  // zeros come in
     return lanes<I>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.v[i]) >> n); });
+  }
+  template <int n>
+  static I shift_right_signed(I a) {
+    return lanes<I>([&](int i) { return a.v[i] >> n; });
   }
   static std::int32_t isum(I a) {
     std::int64_t s = 0;
