@@ -77,16 +77,77 @@ def measure(engine: _core.Engine, test: BenchTest, repetitions: int = 5) -> Benc
     return BenchResult(test, runs[1:])
 
 
+@dataclass(frozen=True)
+class Work:
+    """What each token of a test costs at least, all sequences of its batch together.
+
+    Bytes are packed weights, read once per run of the plan, and cached keys and values; multiply-accumulates are those
+    of the matrices. Attention's own arithmetic is in floats and not counted.
+    """
+
+    bytes_per_token: float
+    macs_per_token: float
+
+    def shares(self, tokens_per_second: float, bytes_per_second: float, macs_per_second: float) -> tuple[float, float]:
+        """The parts of the memory bandwidth and of the integer peak that such a speed uses."""
+        return (
+            tokens_per_second * self.bytes_per_token / bytes_per_second,
+            tokens_per_second * self.macs_per_token / macs_per_second,
+        )
+
+
+def work_of(program: _core.Program, test: BenchTest, *, run_tokens: int = 512, kv_element_bytes: int = 2) -> Work:
+    """The work of a test, with plans that run up to `run_tokens` rows at once."""
+    layers, output = _matrices(program)
+    if test.generate:
+        # The first of them sees the tokens before, the prompt's one, and itself.
+        mean_length = test.depth + 1 + (test.generate + 1) / 2
+        bytes_per_token = (layers.bytes + output.bytes) / test.batch
+        bytes_per_token += _kv_elements(program, mean_length) * kv_element_bytes
+        return Work(bytes_per_token, layers.macs + output.macs)
+    tokens = test.prompt * test.batch
+    runs = -(-tokens // run_tokens)
+    return Work((layers.bytes * runs + output.bytes) / tokens, layers.macs + output.macs * test.batch / tokens)
+
+
 def weight_bytes_per_token(program: _core.Program) -> int:
     """Packed bytes of the matrices that a decoded token reads."""
+    layers, output = _matrices(program)
+    return layers.bytes + output.bytes
+
+
+@dataclass
+class _Matrices:
+    bytes: int = 0
+    macs: int = 0
+
+
+def _matrices(program: _core.Program) -> tuple[_Matrices, _Matrices]:
+    """Those that every token passes through, and those that only rows with logits do."""
     values = program.values
-    used = {id for node in program.nodes() if node.op != "embed" for role, id in node.inputs if role == "w"}
-    matrices = (values[id] for id in used)
-    return sum(
-        _core.packed_bytes(matrix.format or "F32", *(int(extent) for extent in matrix.shape))
-        for matrix in matrices
-        if len(matrix.shape) == 2
-    )
+    used = {id: node.op for node in program.nodes() if node.op != "embed" for role, id in node.inputs if role == "w"}
+    layers, output = _Matrices(), _Matrices()
+    for id, op in used.items():
+        if len(values[id].shape) != 2:
+            continue
+        rows, columns = (int(extent) for extent in values[id].shape)
+        of = output if op == "unembed" else layers
+        of.bytes += _core.packed_bytes(values[id].format or "F32", rows, columns)
+        of.macs += rows * columns
+    return layers, output
+
+
+def _kv_elements(program: _core.Program, length: float) -> float:
+    """Elements of the cache that attention reads for one token after `length` tokens, itself included."""
+    slots = {slot.layer: slot for slot in program.kv_slots}
+    elements = 0.0
+    for node in program.nodes():
+        if node.op == "attention":
+            slot = slots[int(node.attributes["layer"])]
+            window = int(node.attributes.get("window", 0))
+            seen = min(length, window) if window else length
+            elements += seen * slot.num_kv_heads * (slot.head_dim + slot.value_head_dim)
+    return elements
 
 
 def _tokens(engine: _core.Engine, count: int, seed: int) -> npt.NDArray[np.int32]:

@@ -11,6 +11,8 @@ from sterna import _core
 # More than the caches of most machines. `sterna bench` measures in a second what `--machine` takes its time for.
 SHORT_BUFFER_BYTES = 1 << 29
 SHORT_REPETITIONS = 2
+# Of a hundredth of a second each: more than other processes are likely to disturb.
+_PEAK_REPETITIONS = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class MachineLimits:
 def measure_limits(
     threads: int = 0, isa: str = "", *, buffer_bytes: int = 1 << 30, repetitions: int = 5
 ) -> MachineLimits:
-    """Measures memory reads over `buffer_bytes` and the integer peak, each the best of `repetitions`.
+    """Measures memory reads over `buffer_bytes`, the best of `repetitions`, and the integer peak.
 
     threads 0: one per CPU; isa "": the one in use. ArgumentError, DeviceError, MemoryBudgetError.
     """
@@ -49,7 +51,7 @@ def measure_limits(
         machine.threads,
         isa or _core.chosen_isa(),
         max(speed for _, _, speed in reads),
-        machine.macs_per_second(repetitions),
+        machine.macs_per_second(_PEAK_REPETITIONS),
         reads,
         machine.buffer_bytes,
     )

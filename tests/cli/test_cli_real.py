@@ -85,6 +85,8 @@ def test_bench_json() -> None:
         assert len(row["runs"]) == 2
         names = {"threads", "device", "isa", "model", "weights_bytes", "bytes_per_token", "peak_rss_bytes"}
         assert names <= set(row)
+        assert row["share"] > 0
+        assert row["limit"] in ("memory", "integer")
 
 
 def test_plan_fits_and_does_not() -> None:

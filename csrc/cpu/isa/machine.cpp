@@ -1,3 +1,4 @@
+/// The measuring loops of machine_kernels.h in the instructions of one level.
 #include "cpu/machine_kernels.h"
 
 #if defined(__AVX2__)

@@ -44,6 +44,14 @@ class Numbers(click.ParamType[list[int]]):
 @click.option(
     "-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True, help="Form of the result."
 )
+@click.option("--machine", is_flag=True, help="Measure what the machine can do at most; no model.")
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    metavar="SAVED.json",
+    help="Put the rows beside those that `-o json` printed before.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw the rows below the limits.")
 def command(
     model: str | None,
     prompts: list[int],
@@ -53,30 +61,58 @@ def command(
     threads: list[int],
     repetitions: int,
     output: str,
+    machine: bool,
+    compare: Path | None,
+    plot: Path | None,
 ) -> None:
     """Measure MODEL: prompt processing (pp512) and generation (tg128) in tokens per second, the median of the runs.
 
-    Numbers may be lists: -p 128,512 -t 1,2. A warm-up run of each test is not counted.
+    Numbers may be lists: -p 128,512 -t 1,2. A warm-up run of each test is not counted. The limit column says which part
+    of the machine's memory bandwidth or integer peak, whichever is nearer, a test uses. A MODEL that is a .json file is
+    taken as saved results; nothing is measured then.
     """
     from sterna.bench import BenchTest
 
+    if machine:
+        if model is not None or compare is not None or plot is not None:
+            raise click.UsageError("--machine measures no model: it goes with -t and -o only")
+        _print_machine(threads, output)
+        return
     shapes = [{"prompt": n} for n in prompts if n] + [{"generate": n} for n in generates if n]
     tests = [BenchTest(**shape, depth=depth, batch=batch) for shape in shapes for depth in depths for batch in batches]
     if not tests:
         raise click.UsageError("nothing to measure: both -p and -n are 0")
-    path = find_model(model).path
-    rows: list[dict[str, Any]] = []
-    for count in threads:
-        rows += _measure(path, tests, count, repetitions)
+
+    from sterna.bench_rows import compare as beside
+    from sterna.bench_rows import load_rows
+
+    # Before minutes of measuring: what was saved must be readable.
+    saved = load_rows(compare) if compare is not None else None
+    if model is not None and model.endswith(".json") and Path(model).is_file():
+        rows = load_rows(Path(model))
+    else:
+        path = find_model(model).path
+        rows = []
+        for count in threads:
+            rows += _measure(path, tests, count, repetitions)
+    pairs = beside(rows, saved) if saved is not None else None
+    for pair in pairs or ():
+        pair.now.update(pair.as_json())
     if output == "json":
         console.print_json(rows)
-    else:
+    elif pairs is None:
         _print(rows)
+    else:
+        _print_compared(pairs)
+    if plot is not None:
+        _plot(rows, plot)
 
 
 def _measure(path: Path, tests: list[Any], threads: int, repetitions: int) -> list[dict[str, Any]]:
     from sterna._core import Engine, Gguf, Pieces, compile_cpu
-    from sterna.bench import measure, weight_bytes_per_token
+    from sterna.bench import measure, weight_bytes_per_token, work_of
+    from sterna.bench_rows import limit_fields
+    from sterna.machine import measure_limits_shortly
     from sterna.trace import trace
 
     file = Gguf(path)
@@ -96,6 +132,7 @@ def _measure(path: Path, tests: list[Any], threads: int, repetitions: int) -> li
         "weights_bytes": plan.weight_bytes,
         "bytes_per_token": weight_bytes_per_token(program),
     }
+    used_threads, run_tokens = plan.threads, plan.max_tokens
     rows = []
     try:
         for test in tests:
@@ -105,7 +142,41 @@ def _measure(path: Path, tests: list[Any], threads: int, repetitions: int) -> li
             rows.append({**found, **common, "peak_rss_bytes": _peak_rss_bytes()})
     finally:
         engine.close()
+    # With the model's memory given back, and after peak_rss_bytes has been read.
+    del engine, plan
+    limits = measure_limits_shortly(used_threads, str(common["isa"]))
+    for row, test in zip(rows, tests, strict=True):
+        row.update(limit_fields(work_of(program, test, run_tokens=run_tokens), row["tokens_per_second"], limits))
     return rows
+
+
+def _print_machine(threads: list[int], output: str) -> None:
+    from sterna._core import available_cpus
+    from sterna.machine import measure_limits
+
+    if threads == [0]:
+        threads = [1 << power for power in range(available_cpus().bit_length()) if 1 << power < available_cpus()]
+        threads.append(available_cpus())
+    found = [measure_limits(count) for count in threads]
+    if output == "json":
+        console.print_json([limits.as_json() for limits in found])
+        return
+    print("| threads | isa | memory reads, GB/s | best pattern | integer peak, GMAC/s |")
+    print("| ---: | --- | ---: | --- | ---: |")
+    for limits in found:
+        memory, peak = limits.bytes_per_second / 1e9, limits.macs_per_second / 1e9
+        print(f"| {limits.threads} | {limits.isa} | {memory:.1f} | {limits.pattern} | {peak:.0f} |")
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from sterna.bench_plot import roofline
+    from sterna.errors import FileError
+
+    picture = roofline(rows)
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}", str(path), error.errno or 0) from error
 
 
 def _peak_rss_bytes() -> int | None:
@@ -120,10 +191,30 @@ def _peak_rss_bytes() -> int | None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    print("| model | size | backend | threads | test | t/s |")
-    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    from sterna.bench_rows import share_text
+
+    print("| model | size | backend | threads | test | t/s | limit |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     for row in rows:
         spread = statistics.stdev(row["runs"]) if len(row["runs"]) > 1 else 0.0
         speed = f"{row['tokens_per_second']:.2f} ± {spread:.2f}"
-        cells = (row["model"], f"{row['file_bytes'] / 2**20:.2f} MiB", f"{row['device']} {row['isa']}", row["threads"])
-        print("| " + " | ".join(console.printable(str(cell)) for cell in (*cells, row["test"], speed)) + " |")
+        size = f"{row['file_bytes'] / 2**20:.2f} MiB" if "file_bytes" in row else ""
+        backend = f"{row.get('device', 'cpu')} {row['isa']}"
+        _print_row(row["model"], size, backend, row["threads"], row["test"], speed, share_text(row))
+
+
+def _print_compared(pairs: list[Any]) -> None:
+    from sterna.bench_rows import share_text
+
+    print("| model | threads | test | saved t/s | t/s | ratio | saved limit | limit |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for pair in pairs:
+        row, (low, high) = pair.now, pair.spread
+        speeds = f"{pair.saved['tokens_per_second']:.2f}", f"{row['tokens_per_second']:.2f}"
+        ratio = f"{pair.ratio:.3f} ({low:.3f} to {high:.3f})"
+        shares = share_text(pair.saved), share_text(row)
+        _print_row(row["model"], row["threads"], row["test"], *speeds, ratio, *shares)
+
+
+def _print_row(*cells: object) -> None:
+    print("| " + " | ".join(console.printable(str(cell)) for cell in cells) + " |")
