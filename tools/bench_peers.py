@@ -1,32 +1,44 @@
-"""sterna beside llama.cpp on the same files: prefill and decode, measured in turn in one run.
+"""sterna beside llama.cpp on the same files, measured in turn in one run.
 
-    python tools/bench_peers.py MODEL... [--prompt 512] [--generate 128] [--pairs 7] [--threads 2] [--out FILE.md]
+    python tools/bench_peers.py MODEL... [--tests pp512,tg128,tg128@d4096,"tg128 b4"] [--pairs 7] [--threads 2]
+                                [--out FILE.md]
 
-MODEL is a path or a name that `sterna.load` takes. The peer (`pip install 'sterna[peers]'`, built for the machine) runs
-with its best settings: each of repacking and flash attention, on and off, is tried first, and the fastest counts, for
-prefill and decode separately. Then the two take turns, one run each; a row is the median of the pairs' ratios, with
-their range. Neither samples: sterna's greedy choice is the only thing in its time that the peer's has not. The same
-token ids, the same context, warm caches, no speculation.
+MODEL is a path or a name that `sterna.load` takes; tests are named as `sterna bench` names them. The peer (`pip install
+'sterna[peers]'`, built for the machine) runs with its best settings: each of repacking and flash attention, on and off
+(and for several sequences a cache of their own or a common one), is tried first, and the fastest counts, for each test
+by itself. Then the two take turns, and before each pair the machine's limits are measured, because they drift; a row is
+the median of the pairs' ratios, with their range. Neither samples: sterna's greedy choice is the only thing in its time
+that the peer's has not. Prompts of the same token ids, the same context, warm caches, no speculation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import sterna
-from peer import ALL_SETTINGS, Peer, PeerSettings
-from sterna.bench import BenchTest, measure
+from peer import Peer, PeerSettings, all_settings
+from sterna._core import Gguf, Machine
+from sterna.bench import BenchTest, Measurement, Work, work_of
+from sterna.machine import SHORT_BUFFER_BYTES
+from sterna.trace import trace
+
+# A setting is tried up to three times, but not for longer.
+TRIAL_SECONDS = 4.0
+# Until the idle threads of the other one no longer spin.
+PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One test of one model, in tokens per second."""
+    """One test of one model; speeds in tokens per second, medians over the pairs."""
 
     model: str
     test: str
@@ -36,97 +48,197 @@ class Row:
     ratio: float  # median over the pairs
     ratio_range: tuple[float, float]
     pairs: int
+    share: float  # of the machine's limit, measured before each pair
+    peer_share: float
+    limit: str
+    machine_bytes_per_second: float
+    machine_macs_per_second: float
+    work: Work
+    sterna_runs: list[float]
+    peer_runs: list[float]
 
 
-def best_settings(path: str, threads: int, run: Callable[[Peer], float]) -> tuple[PeerSettings, Peer]:
-    """The peer's fastest settings for a test, and a peer that has them."""
+class PeerMeasurement:
+    """A test in llama.cpp, made ready to run again and again: the tokens before it stay in the cache."""
+
+    def __init__(self, path: str, test: BenchTest, threads: int, settings: PeerSettings) -> None:
+        self.test = test
+        self.peer = Peer(path, context=test.context, threads=threads, sequences=test.batch, settings=settings)
+        rng = np.random.default_rng(0)
+        shape = test.batch, test.depth + 1 + test.prompt + test.generate
+        tokens = rng.integers(0, self.peer.vocab_size, shape).tolist()
+        if test.depth:
+            self.peer.prefill([sequence[: test.depth] for sequence in tokens], 0)
+        fresh = [sequence[test.depth :] for sequence in tokens]
+        self._prompts = [sequence[: test.prompt or 1] for sequence in fresh]
+        self._steps = [
+            list(step) for step in zip(*(sequence[1 : test.generate + 1] for sequence in fresh), strict=True)
+        ]
+
+    def run(self) -> float:
+        """Tokens per second of one run, all sequences together."""
+        test, peer = self.test, self.peer
+        peer.rewind(test.depth)
+        seconds = peer.prefill_seconds(self._prompts, test.depth)
+        if test.generate:
+            seconds = peer.decode_seconds(self._steps, test.depth + 1)
+        return test.batch * (test.prompt or test.generate) / seconds
+
+    def close(self) -> None:
+        self.peer.close()
+
+
+def best_settings(path: str, test: BenchTest, threads: int) -> PeerSettings:
+    """The peer's fastest settings for a test."""
     speeds: dict[PeerSettings, float] = {}
-    for settings in ALL_SETTINGS:
-        peer = Peer(path, context=1024, threads=threads, settings=settings)
-        run(peer)
-        speeds[settings] = max(run(peer) for _ in range(3))
-        peer.close()
-    best = max(speeds, key=lambda settings: speeds[settings])
-    return best, Peer(path, context=1024, threads=threads, settings=best)
+    for settings in all_settings(test.batch):
+        measurement = PeerMeasurement(path, test, threads, settings)
+        begin, runs = time.perf_counter(), 0
+        while runs < 3 and time.perf_counter() - begin < TRIAL_SECONDS:
+            speeds[settings] = max(speeds.get(settings, 0.0), measurement.run())
+            runs += 1
+        measurement.close()
+    return max(speeds, key=lambda settings: speeds[settings])
+
+
+def run_pairs(
+    ours: Callable[[], float], theirs: Callable[[], float], machine: Machine, pairs: int
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Runs of both, taking turns at going first, and the machine's bytes and multiply-accumulates per second."""
+    runs: tuple[list[float], list[float]] = [], []
+    bandwidths, peaks = [], []
+    ours()
+    theirs()
+    for pair in range(pairs):
+        bandwidths.append(max(speed for _, _, speed in machine.read_speeds(1)))
+        peaks.append(machine.macs_per_second(4))
+        for of, run in sorted(((0, ours), (1, theirs)), key=lambda each: each[0], reverse=pair % 2 == 1):
+            time.sleep(PAUSE_SECONDS)
+            runs[of].append(run())
+    return *runs, bandwidths, peaks
 
 
 def bench(model: str, tests: list[BenchTest], pairs: int, threads: int) -> list[Row]:
     """All tests of one model."""
     rows = []
-    with sterna.load(model, context=1024, threads=threads) as llm:
-        tokens = np.random.default_rng(0).integers(0, llm.info.vocab_size, 1024).tolist()
+    machine = Machine(threads=threads, buffer_bytes=SHORT_BUFFER_BYTES)
+    context = max(test.context for test in tests)
+    kv_tokens = max((test.context + 64) * test.batch for test in tests)
+    sequences = max(test.batch for test in tests)
+    with sterna.load(model, context=context, threads=threads, max_sequences=sequences, kv_tokens=kv_tokens) as llm:
+        program = trace(Gguf(llm.info.path)).program
         for test in tests:
-
-            def run_peer(peer: Peer, test: BenchTest = test) -> float:
-                if test.prompt:
-                    return test.prompt / peer.prefill_seconds(tokens[: test.prompt])
-                peer.prefill_seconds(tokens[:1])
-                return test.generate / peer.decode_seconds(tokens[1 : test.generate + 1], 1)
-
-            settings, peer = best_settings(llm.info.path, threads, run_peer)
-            ours, theirs = [], []
-            for _ in range(pairs):
-                ours.append(measure(llm.engine, test, 1).tokens_per_second)
-                theirs.append(run_peer(peer))
+            settings = best_settings(llm.info.path, test, threads)
+            peer = PeerMeasurement(llm.info.path, test, threads, settings)
+            ours, theirs, bandwidths, peaks = run_pairs(Measurement(llm.engine, test).run, peer.run, machine, pairs)
             peer.close()
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            work = work_of(program, test)
+            shares, limit = median_share(work, ours, bandwidths, peaks)
             rows.append(
                 Row(
-                    model,
-                    test.name,
-                    statistics.median(ours),
-                    statistics.median(theirs),
-                    str(settings),
-                    statistics.median(ratios),
-                    (min(ratios), max(ratios)),
-                    pairs,
+                    model=model,
+                    test=test.name,
+                    sterna=statistics.median(ours),
+                    peer=statistics.median(theirs),
+                    peer_settings=str(settings),
+                    ratio=statistics.median(ratios),
+                    ratio_range=(min(ratios), max(ratios)),
+                    pairs=pairs,
+                    share=shares,
+                    peer_share=median_share(work, theirs, bandwidths, peaks)[0],
+                    limit=limit,
+                    machine_bytes_per_second=statistics.median(bandwidths),
+                    machine_macs_per_second=statistics.median(peaks),
+                    work=work,
+                    sterna_runs=ours,
+                    peer_runs=theirs,
                 )
             )
             print(format_row(rows[-1]), flush=True)
     return rows
 
 
+def median_share(work: Work, speeds: list[float], bandwidths: list[float], peaks: list[float]) -> tuple[float, str]:
+    """The nearer limit's share and name; each run is held against the limits measured beside it."""
+    shares = [work.shares(*measured) for measured in zip(speeds, bandwidths, peaks, strict=True)]
+    memory, integer = (statistics.median(share) for share in zip(*shares, strict=True))
+    return (memory, "memory") if memory >= integer else (integer, "integer")
+
+
 def format_row(row: Row) -> str:
     """A line of the Markdown table."""
     low, high = row.ratio_range
     return (
-        f"| {Path(row.model).name} | {row.test} | {row.sterna:.0f} | {row.peer:.0f} | "
-        f"{row.ratio:.2f} ({low:.2f} to {high:.2f}) | {row.peer_settings} |"
+        f"| {Path(row.model).name} | {row.test} | {speed(row.sterna)} | {speed(row.peer)} | "
+        f"{row.ratio:.2f} ({low:.2f} to {high:.2f}) | {100 * row.share:.0f} % / {100 * row.peer_share:.0f} % "
+        f"{row.limit} | {row.peer_settings} |"
     )
 
 
+def speed(tokens_per_second: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{tokens_per_second:.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}"
+
+
 HEADER = (
-    "| model | test | sterna, t/s | llama.cpp, t/s | ratio (range) | llama.cpp's best settings |\n"
-    "|---|---|---|---|---|---|"
+    "| model | test | sterna, t/s | llama.cpp, t/s | ratio (range) | share of the limit, sterna / llama.cpp | "
+    "llama.cpp's best settings |\n"
+    "|---|---|---|---|---|---|---|"
 )
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def report(rows: list[Row], args: argparse.Namespace) -> str:
+    """The Markdown file: how it was measured, the table, the peer, and the limits of the machine."""
+    files = " ".join(Path(model).name for model in args.models)
+    options = f"--tests {args.tests!r} --pairs {args.pairs} --threads {args.threads}"
+    reads = [row.machine_bytes_per_second / 1e9 for row in rows]
+    peaks = [row.machine_macs_per_second / 1e9 for row in rows]
+    return f"""# sterna beside llama.cpp on a CPU
+
+`python tools/bench_peers.py {files} {options}`: tokens per second, medians; the ratio is the median over
+{args.pairs} pairs of alternating runs. The limit is the memory bandwidth or the integer peak, whichever is nearer,
+measured before each pair.
+
+{HEADER}
+{chr(10).join(map(format_row, rows))}
+
+Machine: {processor()}, {args.threads} threads; from row to row reads of {min(reads):.1f} to {max(reads):.1f} GB/s and
+{min(peaks):.0f} to {max(peaks):.0f} GMAC/s. sterna {sterna.__version__}, {sterna._core.chosen_isa()}.
+
+Peer: {Peer.version()}.
+"""
 
 
 def main() -> None:
     """Prints the table; writes Markdown and JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=128)
+    parser.add_argument("--tests", default="pp512,tg128", help="names with commas between")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Markdown file; the same name with .json beside it holds the rows")
     args = parser.parse_args()
-    tests = [BenchTest(prompt=args.prompt), BenchTest(generate=args.generate)]
-    print(HEADER)
-    rows = [row for model in args.models for row in bench(model, tests, args.pairs, args.threads)]
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        table = "\n".join([HEADER, *map(format_row, rows)])
-        text = (
-            "# sterna beside llama.cpp on a CPU\n\n"
-            f"`python tools/bench_peers.py {' '.join(Path(model).name for model in args.models)} --pairs {args.pairs} "
-            f"--threads {args.threads}`: tokens per second, medians; the ratio is the median over {args.pairs} pairs "
-            f"of alternating runs.\n\n{table}\n\nPeer: {Peer.version()}.\n"
-        )
-        args.out.write_text(text, encoding="utf-8")
-        args.out.with_suffix(".json").write_text(
-            json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8"
-        )
+    tests = [BenchTest.parse(name.strip()) for name in args.tests.split(",")]
+    print(HEADER, flush=True)
+    rows = []
+    for model in args.models:
+        rows += bench(model, tests, args.pairs, args.threads)
+        if args.out:  # what is there is kept, whatever happens to the next model
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(report(rows, args), encoding="utf-8")
+            found = json.dumps([asdict(row) for row in rows], indent=2)
+            args.out.with_suffix(".json").write_text(found + "\n", encoding="utf-8")
+    print(f"Peer: {Peer.version()}.")
 
 
 if __name__ == "__main__":

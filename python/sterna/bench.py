@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +38,8 @@ class BenchTest:
 
     @classmethod
     def parse(cls, name: str) -> BenchTest:
-        """The test of that name."""
-        match = re.fullmatch(r"(pp|tg)(\d+)(?:@d(\d+))?(?: b(\d+))?", name)
+        """The test of that name. ArgumentError."""
+        match = re.fullmatch(r"(pp|tg)(\d+)(?:@d(\d+))?(?: ?b(\d+))?", name)
         if match is None:
             raise ArgumentError(f'no test is called "{name}"; examples: pp512, tg128, tg128@d4096, "tg128 b8"')
         kind, count, depth, batch = match.groups()
@@ -67,14 +66,65 @@ class BenchResult:
         return statistics.median(self.runs)
 
 
+class Measurement:
+    """A test made ready to run again and again: the tokens before it stay in the cache."""
+
+    def __init__(self, engine: _core.Engine, test: BenchTest) -> None:
+        """ArgumentError when the engine's context is too short."""
+        if test.context > engine.context:
+            raise ArgumentError(
+                f"{test.name} needs a context of {test.context} tokens, the engine has {engine.context}"
+            )
+        self.test = test
+        self._engine = engine
+        self._before = [self._random(test.depth, seed) for seed in range(test.batch)]
+        self._sequences = [engine.sequence() if test.depth else None for _ in range(test.batch)]
+        self._runs = 0
+
+    def run(self) -> float:
+        """Tokens per second of one run, all sequences together; greedy, and nothing stops a text early."""
+        test, engine = self.test, self._engine
+        for tokens, sequence in zip(self._before, self._sequences, strict=True):
+            if sequence is not None:
+                engine.submit(tokens, max_tokens=0, sequence=sequence).events()
+        self._runs += 1
+        fresh = [self._random(test.prompt or 1, 1000 + seed) for seed in range(test.batch)]
+        for tokens in fresh:
+            tokens[0] = (
+                tokens[0] + self._runs
+            ) % engine.vocab_size  # nothing of an earlier run's is found in the cache
+        prompts = [np.concatenate(pair) for pair in zip(self._before, fresh, strict=True)]
+        greedy = _core.SamplingParams(temperature=0.0)
+        # The first generated token belongs to the prompt: generating n more takes n steps.
+        max_tokens = test.generate + 1
+        begin = time.perf_counter()
+        requests = [
+            engine.submit(prompt, max_tokens=max_tokens, sampling=greedy, sequence=sequence)
+            for prompt, sequence in zip(prompts, self._sequences, strict=True)
+        ]
+        for request in requests:
+            request.events()
+        wall = time.perf_counter() - begin
+        timings = [request.timings for request in requests]
+        if test.batch == 1:
+            return (
+                test.prompt / timings[0].prefill_seconds if test.prompt else test.generate / timings[0].decode_seconds
+            )
+        if test.generate:  # from the first token of all on
+            wall -= min(timing.queue_seconds + timing.prefill_seconds for timing in timings)
+        return test.batch * (test.prompt or test.generate) / wall
+
+    def _random(self, count: int, seed: int) -> npt.NDArray[np.int32]:
+        return np.random.default_rng(seed).integers(0, self._engine.vocab_size, count, dtype=np.int32)
+
+
 def measure(engine: _core.Engine, test: BenchTest, repetitions: int = 5) -> BenchResult:
-    """Runs the test once to warm up, then `repetitions` times; the sampler is greedy and nothing stops a text early."""
-    if test.context > engine.context:
-        raise ArgumentError(f"{test.name} needs a context of {test.context} tokens, the engine has {engine.context}")
+    """Runs the test once to warm up, then `repetitions` times. ArgumentError."""
     if repetitions < 1:
         raise ArgumentError(f"repetitions is {repetitions}, must be at least 1")
-    runs = [_run(engine, test) for _ in range(repetitions + 1)]
-    return BenchResult(test, runs[1:])
+    measurement = Measurement(engine, test)
+    measurement.run()
+    return BenchResult(test, [measurement.run() for _ in range(repetitions)])
 
 
 @dataclass(frozen=True)
@@ -148,39 +198,3 @@ def _kv_elements(program: _core.Program, length: float) -> float:
             seen = min(length, window) if window else length
             elements += seen * slot.num_kv_heads * (slot.head_dim + slot.value_head_dim)
     return elements
-
-
-def _tokens(engine: _core.Engine, count: int, seed: int) -> npt.NDArray[np.int32]:
-    return np.random.default_rng(seed).integers(0, engine.vocab_size, count, dtype=np.int32)
-
-
-def _filled(engine: _core.Engine, tokens: Sequence[int] | npt.NDArray[np.int32]) -> _core.KvSequence | None:
-    """A sequence with these tokens in the cache."""
-    if len(tokens) == 0:
-        return None
-    sequence = engine.sequence()
-    engine.submit(tokens, max_tokens=0, sequence=sequence).events()
-    return sequence
-
-
-def _run(engine: _core.Engine, test: BenchTest) -> float:
-    """Tokens per second of one run."""
-    greedy = _core.SamplingParams(temperature=0.0)
-    before = [_tokens(engine, test.depth, seed) for seed in range(test.batch)]
-    sequences = [_filled(engine, tokens) for tokens in before]
-    fresh = [_tokens(engine, test.prompt or 1, 1000 + seed) for seed in range(test.batch)]
-    prompts = [np.concatenate(pair) for pair in zip(before, fresh, strict=True)]
-    # The first generated token belongs to the prompt: generating n more takes n steps.
-    max_tokens = test.generate + 1
-    begin = time.perf_counter()
-    requests = [
-        engine.submit(prompt, max_tokens=max_tokens, sampling=greedy, sequence=sequence)
-        for prompt, sequence in zip(prompts, sequences, strict=True)
-    ]
-    for request in requests:
-        request.events()
-    wall = time.perf_counter() - begin
-    if test.batch > 1:
-        return test.batch * (test.prompt or test.generate) / wall
-    timings = requests[0].timings
-    return test.prompt / timings.prefill_seconds if test.prompt else test.generate / timings.decode_seconds
