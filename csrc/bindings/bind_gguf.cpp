@@ -199,6 +199,15 @@ void bind_gguf(py::module_& m) {
           },
           py::arg("key"), py::arg("index"))
       .def(
+          "number_array",
+          [](const GgufModel& g, Key key) {
+            const auto numbers = g.metadata().find_numbers(key);
+            if (!numbers) g.metadata().fail(key, "is missing");
+            const auto* data = reinterpret_cast<const char*>(numbers->bytes.data());
+            return py::make_tuple(std::string(value_type_name(numbers->type)), py::bytes(data, numbers->bytes.size()));
+          },
+          py::arg("key"))
+      .def(
           "find_u32", [](const GgufModel& g, Key key) { return g.metadata().find_u32(key); }, py::arg("key"))
       .def(
           "find_u64", [](const GgufModel& g, Key key) { return g.metadata().find_u64(key); }, py::arg("key"))

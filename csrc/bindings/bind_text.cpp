@@ -1,7 +1,8 @@
-/// Pieces and TextStream in Python.
+/// Pieces and TextStream in Python, and the pieces of a vocabulary for the sentencepiece library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "bindings/bind_engine_parts.h"
 #include "bindings/engine_arguments.h"
 #include "engine/pieces.h"
+#include "engine/sentencepiece_model.h"
 #include "engine/text_stream.h"
 #include "gguf/gguf.h"
 
@@ -16,6 +18,17 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace sterna::bindings {
+namespace {
+
+py::bytes model_pieces(const std::vector<py::bytes>& tokens, const py::bytes& scores, const py::bytes& types) {
+  const std::vector<std::string_view> texts(tokens.begin(), tokens.end());
+  const std::string_view numbers(scores), kinds(types);
+  std::vector<float> values(numbers.size() / sizeof(float));
+  std::memcpy(values.data(), numbers.data(), values.size() * sizeof(float));
+  return sentencepiece_pieces(texts, values, {reinterpret_cast<const std::uint8_t*>(kinds.data()), kinds.size()});
+}
+
+}  // namespace
 
 void bind_text(py::module_& m) {
   py::class_<Pieces, std::shared_ptr<Pieces>>(m, "Pieces")
@@ -58,6 +71,8 @@ void bind_text(py::module_& m) {
         if (const std::string* stop = stream.stopped()) return py::str(*stop);
         return py::none();
       });
+
+  m.def("sentencepiece_pieces", &model_pieces, "tokens"_a, "scores"_a, "types"_a);
 }
 
 }  // namespace sterna::bindings

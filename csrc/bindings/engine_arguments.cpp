@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -10,7 +13,27 @@ namespace py = pybind11;
 
 namespace sterna::bindings {
 
+namespace {
+
+/// A list of int alone, taken without numpy, whose import takes longer than computing the first token.
+std::optional<std::vector<std::int32_t>> from_list(const py::object& tokens) {
+  if (!PyList_CheckExact(tokens.ptr())) return std::nullopt;
+  std::vector<std::int32_t> out;
+  out.reserve(static_cast<std::size_t>(PyList_GET_SIZE(tokens.ptr())));
+  for (const py::handle item : py::reinterpret_borrow<py::list>(tokens)) {
+    if (!PyLong_CheckExact(item.ptr())) return std::nullopt;
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(item.ptr(), &overflow);
+    if (overflow != 0 || value != static_cast<std::int32_t>(value)) return std::nullopt;
+    out.push_back(static_cast<std::int32_t>(value));
+  }
+  return out;
+}
+
+}  // namespace
+
 std::vector<std::int32_t> to_tokens(const py::object& tokens, const char* name) {
+  if (auto list = from_list(tokens)) return *std::move(list);
   const py::array array = py::array::ensure(tokens);
   if (!array || array.ndim() != 1) {
     PyErr_Clear();

@@ -74,7 +74,7 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   few_rows_ = lowering.few_rows();
   many_rows_ = lowering.many_rows();
   arguments_ = lowering.take_arguments();
-  counters_ = std::vector<Counter>(many_rows_.size());
+  ranges_ = std::vector<WorkRange>(many_rows_.size() * static_cast<std::size_t>(pool_.size()));
 
   const auto rows_of = [&](ValueId value) {
     const Place& place = lowering.place_of(value);
@@ -122,7 +122,7 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
       scratch.key_tiles.resize(pages);
     }
   }
-  for (Counter& counter : counters_) counter.value.store(0, std::memory_order_relaxed);
+  for (WorkRange& range : ranges_) range.taken.store(0, std::memory_order_relaxed);
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
 
@@ -136,10 +136,12 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
     context.kernels = &kernels_;
     context.kv = &kv_;
     context.scratch = &scratch_[static_cast<std::size_t>(worker)];
+    context.worker = worker;
     context.num_workers = pool_.size();
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      context.counter = &counters_[i].value;
+      context.ranges = &ranges_[i * static_cast<std::size_t>(pool_.size())];
       steps[i].run(steps[i].arguments, context);
+      if (i + 1 < steps.size() && steps[i + 1].warm != nullptr) steps[i + 1].warm(steps[i + 1].arguments, context);
       // One worker decides before the barrier, so that all agree behind it.
       if (worker == 0 && cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
         last_step.store(i, std::memory_order_relaxed);

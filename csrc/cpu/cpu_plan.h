@@ -64,9 +64,6 @@ class CpuPlan final : public Plan {
     Rows rows;
     std::int64_t size;
   };
-  struct alignas(64) Counter {
-    std::atomic<std::int64_t> value{0};
-  };
 
   void check(const Batch& batch) const;
 
@@ -77,7 +74,7 @@ class CpuPlan final : public Plan {
   KvStorage kv_;
   std::deque<std::shared_ptr<void>> arguments_;
   std::vector<Step> few_rows_, many_rows_;
-  std::vector<Counter> counters_;
+  std::vector<WorkRange> ranges_;  // [step][worker]
   Buffer arena_;
   std::vector<WorkerScratch> scratch_;
   std::vector<KeptValue> kept_;

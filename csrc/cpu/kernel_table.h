@@ -33,6 +33,22 @@ using UnpackKernel = void (*)(const std::uint8_t* panel, std::int64_t k, const W
 /// out[row][r] = the dot products of the wide tile's rows with each row of the activations, `width` floats a row.
 using GemmKernel = void (*)(const WideTile& w, std::int64_t k, const ActivationTile& tile, float* out);
 
+/// Results of one tile of rows on their way to where they are wanted: y = activation(gate) * up + residual, of which
+/// only gate must be there; biases are added to gate and up. Row i of an array is `stride` floats behind row i - 1.
+struct FinishArgs {
+  int rows;
+  int width;  // floats from one row of gate and up to the next, a multiple of 16
+  int count;  // floats of a row that are wanted, at most width
+  const float* gate;
+  const float* up;
+  const float* bias;     // null: none
+  const float* up_bias;  // null: none
+  const float* residual;
+  std::int64_t residual_stride;
+  float* y;
+  std::int64_t y_stride;
+};
+
 /// What one call of `attend` computes: the attention of up to kAttentionQueries heads that share keys, over one range
 /// of keys.
 struct AttendArgs {
@@ -88,6 +104,8 @@ struct KernelTable {
   void (*scale)(const float* x, float factor, float* y, std::int64_t n);
   void (*activation[static_cast<int>(ActivationKind::kCount)])(const float* x, float* y, std::int64_t n);
   void (*glu[static_cast<int>(ActivationKind::kCount)])(const float* gate, const float* up, float* y, std::int64_t n);
+  void (*finish)(const FinishArgs& args);
+  void (*finish_glu[static_cast<int>(ActivationKind::kCount)])(const FinishArgs& args);
   /// Rotates pairs of each head in place: (i, i + rotary / 2), or (2i, 2i + 1) when interleaved.
   void (*rope)(float* x, int num_heads, int head_dim, int rotary_dim, bool interleaved, const float* cosines,
                const float* sines);

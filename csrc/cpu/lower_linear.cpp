@@ -84,6 +84,7 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
     lowering.touch(x);  // the fused step reads it while results are written
     if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(step.residual, residual);
     lowering.add(run_fused_matmul, &fused, run_matmul, &step);
+    lowering.warm(warm_fused_matmul);
   }
 }
 

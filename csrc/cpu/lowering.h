@@ -73,6 +73,8 @@ class Lowering {
   }
   void add(StepFunction run, const void* arguments) { add(run, arguments, run, arguments); }
   void add(StepFunction few, const void* few_arguments, StepFunction many, const void* many_arguments);
+  /// What the last step of the few rows does beforehand.
+  void warm(StepFunction warm) { few_rows_.back().warm = warm; }
   /// A step that lists for few rows do without.
   void add_many(StepFunction run, const void* arguments);
 

@@ -1,13 +1,13 @@
 /// The steps of a CPU plan: plain argument structs and the functions that run them. Every worker calls every step; a
-/// step shares its work out through the context's counter, and no result depends on who computed it.
+/// step shares its work out through the context's ranges, and no result depends on who computed it.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <vector>
 
 #include "cpu/kernel_table.h"
 #include "cpu/kv_storage.h"
+#include "cpu/work_range.h"
 #include "engine/batch.h"
 #include "quant/layout.h"
 
@@ -28,7 +28,8 @@ struct StepContext {
   const KernelTable* kernels = nullptr;
   const KvStorage* kv = nullptr;
   WorkerScratch* scratch = nullptr;
-  std::atomic<std::int64_t>* counter = nullptr;  // of this step, zero at its start
+  WorkRange* ranges = nullptr;  // of this step, one per worker
+  int worker = 0;
   int num_workers = 1;
 
   std::int64_t rows(bool outputs) const { return outputs ? batch->num_outputs() : batch->num_tokens(); }
@@ -36,11 +37,7 @@ struct StepContext {
   /// Calls fn(begin, end) for pieces of [0, count), at most `piece` long, until all workers together have done all.
   template <class Fn>
   void share(std::int64_t count, std::int64_t piece, Fn fn) const {
-    for (;;) {
-      const std::int64_t begin = counter->fetch_add(piece, std::memory_order_relaxed);
-      if (begin >= count) return;
-      fn(begin, begin + piece < count ? begin + piece : count);
-    }
+    share_work(ranges, worker, num_workers, count, piece, fn);
   }
   /// Pieces for row-wise work: about four a worker.
   std::int64_t row_piece(std::int64_t count) const { return count / (4 * num_workers) + 1; }
@@ -51,6 +48,8 @@ using StepFunction = void (*)(const void* arguments, const StepContext& context)
 struct Step {
   StepFunction run = nullptr;
   const void* arguments = nullptr;
+  /// Asks for what the worker will read first, while it waits for the step before; may be null.
+  StepFunction warm = nullptr;
 };
 
 /// Rows of floats in the arena.
@@ -216,5 +215,6 @@ struct FusedMatmulStep {
 };
 constexpr std::int64_t kMaxFusedRows = 4;
 void run_fused_matmul(const void* arguments, const StepContext& context);
+void warm_fused_matmul(const void* arguments, const StepContext& context);
 
 }  // namespace sterna::cpu

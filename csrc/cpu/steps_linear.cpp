@@ -7,154 +7,157 @@
 namespace sterna::cpu {
 namespace {
 
-std::int64_t align(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+/// As far as the kernels ask ahead: where they begin to.
+constexpr std::int64_t kWarmBytes = 4096;
 
-/// Results of `panels` panels for the rows of one tile, [row][16 * panels].
-struct Results {
-  float* values;
-  int width;
-};
+std::int64_t align(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 bool is_sum(const PackedMatrix& w, const TileSpace& tiles) { return w.uniform_scale && tiles.block == tiles.k; }
 
 /// Integer sums become results where one scale holds for all of a row.
-void scale_sums(const PackedMatrix& w, const ActivationTile& tile, const Results& out) {
+void scale_sums(const PackedMatrix& w, const ActivationTile& tile, float* values, int width) {
   for (int row = 0; row < tile.rows; ++row) {
     const float scale = w.scale * tile.scales[row];
-    for (int r = 0; r < out.width; ++r) out.values[row * out.width + r] *= scale;
+    for (int r = 0; r < width; ++r) values[row * width + r] *= scale;
   }
 }
 
-void add_bias(const Results& out, const float* bias, int rows, int count) {
-  for (int row = 0; row < rows; ++row) {
-    for (int r = 0; r < count; ++r) out.values[row * out.width + r] += bias[r];
-  }
-}
-
-/// One panel for few rows: the kernels decode it on the way.
+/// A matrix for few rows: the kernels decode a panel on the way.
 class FewRows {
  public:
-  FewRows(const PackedMatrix& w, const TileSpace& tiles, const StepContext& context, std::int64_t first_panel,
-          std::uint8_t* scratch)
-      : w_(w), tiles_(tiles), kernels_(*context.kernels), panel_(w.panel(first_panel)) {
-    if (w.layout != LayoutId::kNative) return;
-    unpack_native_panel(w, first_panel, scratch);
-    panel_ = scratch;
+  FewRows(const PackedMatrix& w, const TileSpace& tiles, const StepContext& context, std::uint8_t* scratch)
+      : w_(w), sum_(is_sum(w, tiles)), scratch_(scratch) {
+    const LayoutId layout = w.layout == LayoutId::kNative ? LayoutId::kUnpacked : w.layout;
+    kernels_ = context.kernels->panel[static_cast<int>(layout)];
+    if (sum_) kernels_ = context.kernels->panel_sum[w.layout == LayoutId::kTernary1_6 ? 1 : 0];
   }
 
   static int panels(const KernelTable&) { return 1; }
 
-  void multiply(const ActivationTile& tile, const Results& out) const {
-    const int n = tile.rows - 1;
-    if (is_sum(w_, tiles_)) {
-      kernels_.panel_sum[w_.layout == LayoutId::kTernary1_6 ? 1 : 0][n](panel_, w_.k, tile, out.values);
-      scale_sums(w_, tile, out);
-      return;
+  void select(std::int64_t panel) {
+    if (w_.layout == LayoutId::kNative) {
+      unpack_native_panel(w_, panel, scratch_);
+      panel_ = scratch_;
+    } else {
+      panel_ = w_.panel(panel);
     }
-    const LayoutId layout = w_.layout == LayoutId::kNative ? LayoutId::kUnpacked : w_.layout;
-    kernels_.panel[static_cast<int>(layout)][n](panel_, w_.k, tile, out.values);
+  }
+
+  /// values[row][16] of the selected panel.
+  void multiply(const ActivationTile& tile, float* values) const {
+    kernels_[tile.rows - 1](panel_, w_.k, tile, values);
+    if (sum_) scale_sums(w_, tile, values, kPanelRows);
   }
 
  private:
   const PackedMatrix& w_;
-  const TileSpace& tiles_;
-  const KernelTable& kernels_;
-  const std::uint8_t* panel_;
+  const bool sum_;
+  std::uint8_t* scratch_;
+  const PanelKernel* kernels_;
+  const std::uint8_t* panel_ = nullptr;
 };
 
-/// Panels side by side for many rows: unpacked once.
+/// A matrix for many rows: panels are unpacked side by side, once for all of them.
 class ManyRows {
  public:
-  ManyRows(const PackedMatrix& w, const TileSpace& tiles, const StepContext& context, std::int64_t first_panel,
-           std::uint8_t* scratch)
-      : w_(w), tiles_(tiles), kernels_(*context.kernels), kind_(gemm_kind(w.layout, is_sum(w, tiles))) {
-    const int width = kernels_.gemm_panels * kPanelRows;
+  ManyRows(const PackedMatrix& w, const TileSpace& tiles, const StepContext& context, std::uint8_t* scratch)
+      : w_(w), table_(*context.kernels), kind_(gemm_kind(w.layout, is_sum(w, tiles))) {
+    const int width = table_.gemm_panels * kPanelRows;
     tile_ = WideTile::at(scratch, kind_, w.k, width);
-    std::uint8_t* native = scratch + align(wide_tile_bytes(kind_, w.k, width));
-    const LayoutId layout = w.layout == LayoutId::kNative ? LayoutId::kUnpacked : w.layout;
-    for (int p = 0; p < kernels_.gemm_panels; ++p) {
-      // A last panel without a neighbour stands in for it; its results are not used.
-      const std::int64_t index = std::min(first_panel + p, w.panels() - 1);
-      const std::uint8_t* panel = w.panel(index);
-      if (w.layout == LayoutId::kNative) {
-        unpack_native_panel(w, index, native);
-        panel = native;
-      }
-      kernels_.unpack[static_cast<int>(layout)](panel, w.k, tile_, p * kPanelRows);
-    }
+    native_ = scratch + align(wide_tile_bytes(kind_, w.k, width));
   }
 
   static int panels(const KernelTable& kernels) { return kernels.gemm_panels; }
 
-  void multiply(const ActivationTile& tile, const Results& out) const {
-    kernels_.gemm[static_cast<int>(kind_)][tile.rows - 1](tile_, w_.k, tile, out.values);
-    if (kind_ == GemmKind::kSum) scale_sums(w_, tile, out);
+  void select(std::int64_t first_panel) {
+    const LayoutId layout = w_.layout == LayoutId::kNative ? LayoutId::kUnpacked : w_.layout;
+    for (int p = 0; p < table_.gemm_panels; ++p) {
+      // A last panel without a neighbour stands in for it; its results are not used.
+      const std::int64_t index = std::min(first_panel + p, w_.panels() - 1);
+      const std::uint8_t* panel = w_.panel(index);
+      if (w_.layout == LayoutId::kNative) {
+        unpack_native_panel(w_, index, native_);
+        panel = native_;
+      }
+      table_.unpack[static_cast<int>(layout)](panel, w_.k, tile_, p * kPanelRows);
+    }
+  }
+
+  /// values[row][16 * panels] of the selected panels.
+  void multiply(const ActivationTile& tile, float* values) const {
+    table_.gemm[static_cast<int>(kind_)][tile.rows - 1](tile_, w_.k, tile, values);
+    if (kind_ == GemmKind::kSum) scale_sums(w_, tile, values, tile_.width);
   }
 
  private:
   const PackedMatrix& w_;
-  const TileSpace& tiles_;
-  const KernelTable& kernels_;
+  const KernelTable& table_;
   const GemmKind kind_;
   WideTile tile_;
+  std::uint8_t* native_;
 };
 
-/// Panels first_panel .. first_panel + Weights::panels() - 1 of one part against all tiles.
+/// Items begin .. end - 1 of one part, an item being Weights::panels() panels, against all tiles.
 template <class Weights>
-void run_panels(const MatmulStep& step, const TileSpace& tiles, const StepContext& context, const MatmulPart& part,
-                std::int64_t first_panel, std::int64_t rows) {
-  const TileForm form = tile_form(*context.kernels, rows);
-  const std::int64_t first_feature = first_panel * kPanelRows;
-  const int width = Weights::panels(*context.kernels) * kPanelRows;
-  const int count = static_cast<int>(std::min<std::int64_t>(width, part.w->n - first_feature));
+void run_items(const MatmulStep& step, const TileSpace& tiles, const StepContext& context, const MatmulPart& part,
+               std::int64_t begin, std::int64_t end, std::int64_t rows) {
+  const KernelTable& kernels = *context.kernels;
+  const TileForm form = tile_form(kernels, rows);
+  const int width = Weights::panels(kernels) * kPanelRows;
   Buffer& scratch = context.scratch->unpacked;
-  const Weights w(*part.w, tiles, context, first_panel, scratch.data());
+  Weights gate(*part.w, tiles, context, scratch.data());
   std::optional<Weights> up;
-  if (part.up != nullptr) {
-    up.emplace(*part.up, tiles, context, first_panel, scratch.data() + scratch.size() / 2);
-  }
+  if (part.up != nullptr) up.emplace(*part.up, tiles, context, scratch.data() + scratch.size() / 2);
+  const auto finish = up ? kernels.finish_glu[static_cast<int>(step.glu)] : kernels.finish;
 
-  alignas(64) float values[kMaxTileRows * kMaxGemmWidth];
+  alignas(64) float gate_values[kMaxTileRows * kMaxGemmWidth];
   alignas(64) float up_values[kMaxTileRows * kMaxGemmWidth];
-  const Results out{values, width};
-  const Results up_out{up_values, width};
-  for (std::int64_t t = 0; t * form.rows < rows; ++t) {
-    const ActivationTile tile = tiles.tile(t, rows, form);
-    w.multiply(tile, out);
-    if (part.bias != nullptr) add_bias(out, part.bias + first_feature, tile.rows, count);
-    if (up) {
-      up->multiply(tile, up_out);
-      if (part.up_bias != nullptr) add_bias(up_out, part.up_bias + first_feature, tile.rows, count);
-      context.kernels->glu[static_cast<int>(step.glu)](values, up_values, values, tile.rows * width);
-    }
-    for (int i = 0; i < tile.rows; ++i) {
-      const std::int64_t row = t * form.rows + i;
-      const float* from = values + i * width;
-      float* to = part.y.row(row) + first_feature;
-      if (step.residual.data != nullptr) {
-        const float* residual = step.residual.row(row) + first_feature;
-        for (int r = 0; r < count; ++r) to[r] = from[r] + residual[r];
-      } else {
-        std::copy(from, from + count, to);
-      }
+  FinishArgs result{};
+  result.width = width;
+  result.gate = gate_values;
+  result.up = up_values;
+  result.residual_stride = step.residual.stride;
+  result.y_stride = part.y.stride;
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t feature = item * width;
+    result.count = static_cast<int>(std::min<std::int64_t>(width, part.w->n - feature));
+    result.bias = part.bias == nullptr ? nullptr : part.bias + feature;
+    result.up_bias = part.up_bias == nullptr ? nullptr : part.up_bias + feature;
+    gate.select(item * Weights::panels(kernels));
+    if (up) up->select(item * Weights::panels(kernels));
+    for (std::int64_t row = 0; row < rows; row += form.rows) {
+      const ActivationTile tile = tiles.tile(row / form.rows, rows, form);
+      gate.multiply(tile, gate_values);
+      if (up) up->multiply(tile, up_values);
+      result.rows = tile.rows;
+      result.residual = step.residual.data == nullptr ? nullptr : step.residual.row(row) + feature;
+      result.y = part.y.row(row) + feature;
+      finish(result);
     }
   }
+}
+
+/// Items of all parts of a step, an item being `at_once` panels.
+std::int64_t item_count(const MatmulStep& step, std::int64_t at_once) {
+  std::int64_t total = 0;
+  for (const MatmulPart& part : step.parts) total += (part.w->panels() + at_once - 1) / at_once;
+  return total;
 }
 
 template <class Weights>
 void share_panels(const MatmulStep& step, const TileSpace& tiles, const StepContext& context, std::int64_t rows) {
   const std::int64_t at_once = Weights::panels(*context.kernels);
-  const auto items = [&](const MatmulPart& part) { return (part.w->panels() + at_once - 1) / at_once; };
-  std::int64_t total = 0;
-  for (const MatmulPart& part : step.parts) total += items(part);
-  // With few rows a piece is a stretch of memory long enough to stream; with many an item is work enough.
-  const std::int64_t piece = rows > kMaxFewRows ? 1 : total / (8 * context.num_workers) + 1;
-  context.share(total, piece, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t total = item_count(step, at_once);
+  // Few rows stream through memory: bites long enough for that. With many rows an item is work enough.
+  const std::int64_t bite = rows > kMaxFewRows ? 1 : total / (32 * context.num_workers) + 1;
+  context.share(total, bite, [&](std::int64_t begin, std::int64_t end) {
     std::int64_t first = 0;
     for (const MatmulPart& part : step.parts) {
-      const std::int64_t last = first + items(part);
-      for (std::int64_t i = std::max(begin, first); i < std::min(end, last); ++i)
-        run_panels<Weights>(step, tiles, context, part, (i - first) * at_once, rows);
+      const std::int64_t last = first + (part.w->panels() + at_once - 1) / at_once;
+      if (begin < last && end > first) {
+        run_items<Weights>(step, tiles, context, part, std::max(begin, first) - first, std::min(end, last) - first,
+                           rows);
+      }
       first = last;
     }
   });
@@ -256,6 +259,20 @@ void run_fused_matmul(const void* arguments, const StepContext& context) {
   const std::int64_t rows = context.rows(step.prepare.x.outputs);
   for (std::int64_t row = 0; row < rows; ++row) prepare_row(step.prepare, tiles, context, row, rows);
   multiply(step.matmul, tiles, context);
+}
+
+void warm_fused_matmul(const void* arguments, const StepContext& context) {
+  const MatmulStep& step = static_cast<const FusedMatmulStep*>(arguments)->matmul;
+  std::int64_t panel = stretch_begin(item_count(step, 1), context.worker, context.num_workers);
+  for (const MatmulPart& part : step.parts) {
+    if (panel < part.w->panels()) {
+      const std::uint8_t* bytes = part.w->panel(panel);
+      const std::int64_t count = std::min<std::int64_t>(part.w->panel_bytes, kWarmBytes);
+      for (std::int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i);
+      return;
+    }
+    panel -= part.w->panels();
+  }
 }
 
 }  // namespace sterna::cpu

@@ -73,6 +73,8 @@ class Gguf:
     def get_bytes_list(self, key: str, length: int | None = None) -> list[bytes]: ...
     def string_array_at(self, key: str, index: int) -> bytes:
         """One string of an array, without making a list of all. ArgumentError."""
+    def number_array(self, key: str) -> tuple[str, bytes]:
+        """The element type ("float32", ...) and the little-endian bytes of an array of numbers."""
     def find_u32(self, key: str) -> int | None: ...
     def find_u64(self, key: str) -> int | None: ...
     def find_i64(self, key: str) -> int | None: ...
@@ -451,6 +453,9 @@ class TextStream:
     @property
     def stopped(self) -> str | None:
         """The stop string that ended the text."""
+
+def sentencepiece_pieces(tokens: Sequence[bytes], scores: bytes, types: bytes) -> bytes:
+    """The pieces of a ModelProto of the sentencepiece library: `scores` are float32 [n], `types` the library's, uint8 [n]."""
 
 @final
 class KvPages:

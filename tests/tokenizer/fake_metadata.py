@@ -33,6 +33,12 @@ class FakeMetadata:
             raise ModelFormatError("an array is needed", self.path, key, 0)
         return len(value)
 
+    def number_array(self, key: str) -> tuple[str, bytes]:
+        value = self.values[key]
+        if not isinstance(value, np.ndarray) or value.ndim != 1:
+            raise ModelFormatError("an array of numbers is needed", self.path, key, 0)
+        return value.dtype.name, value.tobytes()
+
     def get_bytes_list(self, key: str) -> list[bytes]:
         value = self.values[key]
         if not isinstance(value, list):

@@ -9,6 +9,7 @@ template <class Kind>
 void fill_kind(KernelTable& table, ActivationKind kind) {
   table.activation[static_cast<int>(kind)] = activation<Kind>;
   table.glu[static_cast<int>(kind)] = glu<Kind>;
+  table.finish_glu[static_cast<int>(kind)] = finish<Kind>;
 }
 
 }  // namespace
@@ -23,6 +24,7 @@ void fill_rows(KernelTable& table) {
   table.add = cpu::add;
   table.mul = cpu::mul;
   table.scale = cpu::scale;
+  table.finish = finish<NoActivation>;
   table.rope = cpu::rope;
   table.to_half = cpu::to_half;
   fill_kind<Silu>(table, ActivationKind::kSilu);

@@ -136,6 +136,35 @@ void glu(const float* gate, const float* up, float* y, std::int64_t n) {
   });
 }
 
+/// Gate as it is; `finish` with this kind has no up.
+struct NoActivation {};
+
+template <class Kind>
+void finish(const FinishArgs& a) {
+  constexpr bool gated = !__is_same(Kind, NoActivation);
+  const float* gate = a.gate;
+  const float* up = a.up;
+  const float* residual = a.residual;
+  float* y = a.y;
+  for (int row = 0; row < a.rows; ++row) {
+    for_lanes(a.count, [&](std::int64_t i, int count) {
+      Level::F v = Level::load(gate + i);
+      if (a.bias != nullptr) v = Level::add(v, load_lanes(a.bias + i, count));
+      if constexpr (gated) {
+        Level::F factor = Level::load(up + i);
+        if (a.up_bias != nullptr) factor = Level::add(factor, load_lanes(a.up_bias + i, count));
+        v = Level::mul(Kind::apply(v), factor);
+      }
+      if (residual != nullptr) v = Level::add(v, load_lanes(residual + i, count));
+      store_lanes(y + i, v, count);
+    });
+    gate += a.width;
+    up += gated ? a.width : 0;
+    if (residual != nullptr) residual += a.residual_stride;
+    y += a.y_stride;
+  }
+}
+
 /// (a, b) -> (a cos - b sin, b cos + a sin), each as one product and one fma.
 void rope(float* x, int num_heads, int head_dim, int rotary_dim, bool interleaved, const float* cosines,
           const float* sines) {

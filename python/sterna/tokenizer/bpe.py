@@ -6,7 +6,6 @@ import re
 import unicodedata
 from itertools import pairwise
 
-import numpy as np
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
@@ -18,6 +17,9 @@ from sterna.tokenizer.vocabulary import SEPARATOR, Vocabulary
 
 _MERGES = "tokenizer.ggml.merges"
 _TOKENS = "tokenizer.ggml.tokens"
+
+_NO_SEPARATOR = bytes(set(range(256)) - {*SEPARATOR, *b" "})
+_EMPTY_SIDE = re.compile(rb"(?:\A|\0) | (?:\0|\Z)")
 
 # Long text is encoded in parts: the library keeps hundreds of bytes for each token of a part.
 _PART_CHARS = 1 << 15
@@ -123,18 +125,18 @@ def _read_merges(fields: Fields) -> tuple[list[tuple[str, str]], int]:
     if not merges:
         return [], 0
     joined = SEPARATOR.join(merges)
-    data = np.frombuffer(joined, np.uint8)
-    spaces, ends = np.flatnonzero(data == ord(" ")), np.append(np.flatnonzero(data == SEPARATOR[0]), len(data))
-    begins = np.append(0, ends[:-1] + 1)
-    regular = len(spaces) == len(ends) == len(merges) and bool(((begins < spaces) & (spaces + 1 < ends)).all())
+    # One space in each, with something on both sides of it.
+    spaces = joined.translate(None, _NO_SEPARATOR)
+    regular = spaces == (b" " + SEPARATOR) * (len(merges) - 1) + b" " and not _EMPTY_SIDE.search(joined)
+    longest = max(map(len, merges)) - 1
     try:
         text = joined.decode()
         if regular:
             words = text.replace(" ", SEPARATOR.decode()).split(SEPARATOR.decode())
-            return list(zip(words[::2], words[1::2], strict=True)), int((ends - begins).max()) - 1
+            return list(zip(words[::2], words[1::2], strict=True)), longest
         # Only where tokens hold spaces themselves: the first space after the first character is the separator.
         pairs = [_split_merge(fields, i, merge.decode()) for i, merge in enumerate(merges)]
-        return pairs, max(map(len, merges)) - 1
+        return pairs, longest
     except UnicodeDecodeError as error:
         raise fields.fail(_MERGES, "a merge is not UTF-8") from error
 
@@ -159,10 +161,11 @@ def _build(
     def build(merges: list[tuple[str, str]]) -> models.BPE:
         return models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
 
-    usable_lengths = vocab.lengths.copy()
-    usable_lengths[list(vocab.control_ids.values())] = 0
+    usable_lengths = list(map(len, vocab.tokens))
+    for token_id in vocab.control_ids.values():
+        usable_lengths[token_id] = 0
     # The library refuses merges of what is not in the vocabulary, or panics where the result is longer than any token.
-    if longest <= usable_lengths.max():
+    if longest <= max(usable_lengths):
         try:
             return build(merges)
         except Exception:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sterna.errors import ModelFormatError
-from sterna.tokenizer.vocabulary import SEPARATOR, TokenType, Vocabulary
+from sterna.tokenizer.vocabulary import SEPARATOR, TokenType, Vocabulary, byte_value
 
 _SPACE_MARK = "▁".encode()
-_BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
-_PLAIN_TYPES = (TokenType.NORMAL, TokenType.UNUSED, TokenType.UNDEFINED)
+_OTHER_TYPES = frozenset(TokenType) - {TokenType.NORMAL, TokenType.UNUSED, TokenType.UNDEFINED}
 _NO_BYTE = 256
 
 
@@ -28,19 +26,13 @@ def _byte_characters() -> npt.NDArray[np.uint16]:
     return table
 
 
-def byte_value(text: bytes) -> int | None:
-    """The value of a byte token, "<0x0A>"; None for any other text."""
-    found = _BYTE_TOKEN.match(text)
-    return int(found[1], 16) if found else None
-
-
 def pieces_of(vocab: Vocabulary, *, byte_level: bool) -> list[bytes]:
     """The bytes of each token, [vocab_size]; control tokens give their text.
 
     ModelFormatError for a malformed byte token.
     """
     pieces = _from_byte_level(vocab) if byte_level else _from_marked_spaces(vocab)
-    for token_id in np.flatnonzero(~np.isin(vocab.types, _PLAIN_TYPES)).tolist():
+    for token_id in vocab.ids_of(*_OTHER_TYPES):
         token = vocab.tokens[token_id]
         if vocab.types[token_id] == TokenType.BYTE:
             value = byte_value(token)

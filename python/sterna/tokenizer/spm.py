@@ -3,22 +3,23 @@ serialise."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import sentencepiece
 
+from sterna._core import sentencepiece_pieces
 from sterna.errors import ModelFormatError
-from sterna.tokenizer.charsmap import check_charsmap
 from sterna.tokenizer.encoder import guarded
 from sterna.tokenizer.metadata import Fields
-from sterna.tokenizer.pieces import byte_value
-from sterna.tokenizer.vocabulary import TokenType, Vocabulary
+from sterna.tokenizer.vocabulary import TokenType, Vocabulary, byte_value
 
 _TOKENS = "tokenizer.ggml.tokens"
 _CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _SPACE_MARK = "▁".encode()
+_LIBRARY_TYPES = bytes.maketrans(
+    bytes((TokenType.UNDEFINED, TokenType.UNKNOWN)), bytes((TokenType.NORMAL, TokenType.CONTROL))
+)
 
 
 class SentencePieceEncoder:
@@ -28,6 +29,8 @@ class SentencePieceEncoder:
         scores = fields.scores("tokenizer.ggml.scores", vocab.vocab_size)
         charsmap = fields.raw_bytes(_CHARSMAP)
         if charsmap:
+            from sterna.tokenizer.charsmap import check_charsmap
+
             check_charsmap(fields, _CHARSMAP, charsmap)
         elif fields.has(_CHARSMAP):
             raise fields.fail(_CHARSMAP, "is empty")
@@ -66,7 +69,7 @@ class SentencePieceEncoder:
 def _check_byte_tokens(fields: Fields, vocab: Vocabulary) -> bool:
     """True when there is a token for each byte, False when there is none for any. ModelFormatError otherwise."""
     values = set()
-    for token_id in np.flatnonzero(vocab.types == TokenType.BYTE).tolist():
+    for token_id in vocab.ids_of(TokenType.BYTE):
         value = byte_value(vocab.tokens[token_id])
         if value is None:
             raise fields.fail(
@@ -88,53 +91,32 @@ def _unknown_id(vocab: Vocabulary) -> int:
     return token_id
 
 
-def _pieces(vocab: Vocabulary, scores: npt.NDArray[np.float32], unknown_id: int, *, plain_spaces: bool) -> bytes:
-    """The pieces of a ModelProto (sentencepiece_model.proto): field 1, each with score = 2, type = 3, piece = 1.
-
-    Lengths are written as varints of three bytes, so that everything but the text has the same size for all pieces and
-    is made for all at once: a vocabulary of 262,144 tokens takes milliseconds.
-    """
+def _pieces(vocab: Vocabulary, scores: bytes, unknown_id: int, *, plain_spaces: bool) -> bytes:
+    """The pieces of a model of the library; `scores` are float32."""
     tokens = list(vocab.tokens)
-    # Our types are the library's (NORMAL = 1 ... BYTE = 6); undefined tokens are ordinary ones.
-    types = np.maximum(vocab.types, TokenType.NORMAL).astype(np.uint8)
-    # There may be only one unknown token; others are as good as control tokens: no text becomes one.
-    types[types == TokenType.UNKNOWN] = TokenType.CONTROL
-    types[list(vocab.control_ids.values())] = TokenType.CONTROL
-    rewritten: list[int] = np.flatnonzero(vocab.lengths == 0).tolist()
-    for token_id in rewritten:
-        tokens[token_id] = b"\1empty %d" % token_id
+    # Our types are the library's (NORMAL = 1 ... BYTE = 6); undefined tokens are ordinary ones. There may be only one
+    # unknown token: others are as good as control tokens, as no text becomes one.
+    types = bytearray(vocab.types.translate(_LIBRARY_TYPES))
+    for token_id in vocab.control_ids.values():
         types[token_id] = TokenType.CONTROL
-    for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
+    if b"" in tokens:
+        for token_id, token in enumerate(tokens):
+            if not token:
+                tokens[token_id] = b"\1empty %d" % token_id
+                types[token_id] = TokenType.CONTROL
+    for found in re.finditer(bytes((TokenType.USER_DEFINED,)), bytes(types)):
+        token_id = found.start()
         if tokens[token_id] == b"[PAD%d]" % token_id:
             types[token_id] = TokenType.CONTROL
         elif not plain_spaces:
             # The library looks for them in text whose spaces are marks already.
             tokens[token_id] = tokens[token_id].replace(b" ", _SPACE_MARK)
-            rewritten.append(token_id)
     if unknown_id == vocab.vocab_size:
         tokens.append(b"\1unknown")
-        rewritten.append(unknown_id)
-        types = np.append(types, np.uint8(TokenType.UNKNOWN))
-        scores = np.append(scores, np.float32(0))
+        types.append(TokenType.UNKNOWN)
+        scores += bytes(4)
     types[unknown_id] = TokenType.UNKNOWN
-
-    lengths = np.append(vocab.lengths, np.zeros(len(tokens) - vocab.vocab_size, np.int64))
-    for token_id in rewritten:
-        lengths[token_id] = len(tokens[token_id])
-    heads = np.empty((len(tokens), 15), np.uint8)
-    heads[:, 0] = heads[:, 11] = 0x0A
-    for column, length in ((1, lengths + 11), (12, lengths)):
-        heads[:, column] = length & 127 | 128
-        heads[:, column + 1] = length >> 7 & 127 | 128
-        heads[:, column + 2] = length >> 14
-    heads[:, 4] = 0x15
-    heads[:, 5:9] = scores.astype("<f4").view(np.uint8).reshape(-1, 4)
-    heads[:, 9] = 0x18
-    heads[:, 10] = types
-    parts: list[bytes] = [b""] * (2 * len(tokens))
-    parts[0::2] = heads.view("V15").ravel().tolist()
-    parts[1::2] = tokens
-    return b"".join(parts)
+    return sentencepiece_pieces(tokens, scores, bytes(types))
 
 
 def _trainer_spec(unigram: bool, byte_fallback: bool, unknown_id: int) -> bytes:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from sterna.errors import ArgumentError
 from sterna.tokenizer.encoder import Encoder
 from sterna.tokenizer.matcher import TextMatcher
 from sterna.tokenizer.metadata import Fields, Metadata
-from sterna.tokenizer.pieces import pieces_of
 from sterna.tokenizer.pretokenizers import PRE_TOKENIZERS
 from sterna.tokenizer.vocabulary import TokenType, Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Tokenizer:
@@ -86,7 +87,9 @@ class Tokenizer:
     @property
     def token_types(self) -> npt.NDArray[np.int32]:
         """The type of each token (`TokenType`), int32 [vocab_size]."""
-        return self._vocab.types
+        import numpy as np
+
+        return np.frombuffer(self._vocab.types, np.uint8).astype(np.int32)
 
     @property
     def bos_id(self) -> int | None:
@@ -131,7 +134,7 @@ class Tokenizer:
 
     def is_control(self, token_id: int) -> bool:
         """True for a token that is no part of a reply's text."""
-        return int(self._vocab.types[self._checked(token_id)]) in (TokenType.CONTROL, TokenType.UNKNOWN)
+        return self._vocab.types[self._checked(token_id)] in (TokenType.CONTROL, TokenType.UNKNOWN)
 
     def token_text(self, token_id: int) -> str:
         """The token as the file writes it ("Ġthe", "▁the", "<|im_end|>")."""
@@ -192,6 +195,8 @@ class Tokenizer:
         """The bytes that each token stands for, [vocab_size]; control tokens give their text."""
         with self._lock:
             if self._pieces is None:
+                from sterna.tokenizer.pieces import pieces_of
+
                 self._pieces = pieces_of(self._vocab, byte_level=self._byte_level)
             return self._pieces
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
-
-import numpy as np
-import numpy.typing as npt
 
 from sterna.errors import ModelFormatError, UnsupportedModelError
 from sterna.tokenizer.metadata import MAX_TOKEN_BYTES, MAX_TOKENS, Fields
@@ -20,6 +18,7 @@ _log = logging.getLogger(__name__)
 _TOKENS = "tokenizer.ggml.tokens"
 # Between the texts of all tokens in one string; a text that holds it is handled alone.
 SEPARATOR = b"\0"
+_BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
 
 
 class TokenType(IntEnum):
@@ -91,11 +90,9 @@ class Vocabulary:
     kind: str  # "bpe", "spm", "wordpiece" or "unigram"
     pre: str  # tokenizer.ggml.pre
     tokens: list[bytes]  # UTF-8, as written in the file
-    joined: (
-        bytes  # all of them, with SEPARATOR between: work on all tokens at once is many times faster than one by one
-    )
-    lengths: npt.NDArray[np.int64]  # bytes of each token
-    types: npt.NDArray[np.int32]  # TokenType, with wrong types of well-known control tokens put right
+    # All of them, with SEPARATOR between: work on all tokens at once is many times faster than one by one.
+    joined: bytes
+    types: bytes  # TokenType of each, with wrong types of well-known control tokens put right
     roles: dict[str, int]  # "bos", "eos", "eot", "unknown", "fim_pre", ... -> id
     control_ids: dict[str, int]  # text -> id of what request text must never become
     user_defined_ids: dict[str, int]  # text -> id of what is cut out of any text before the algorithm sees it
@@ -105,6 +102,16 @@ class Vocabulary:
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    def ids_of(self, *types: TokenType) -> list[int]:
+        """The tokens of these types, in their order."""
+        return _ids_of(self.types, types)
+
+
+def byte_value(text: bytes) -> int | None:
+    """The value of a byte token, "<0x0A>"; None for any other text."""
+    found = _BYTE_TOKEN.match(text)
+    return int(found[1], 16) if found else None
 
 
 def read_vocabulary(fields: Fields) -> Vocabulary:
@@ -121,21 +128,19 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     if not tokens:
         raise fields.fail(_TOKENS, "the vocabulary is empty")
     size = len(tokens)
-    lengths = np.fromiter(map(len, tokens), np.int64, size)
-    if lengths.max() > MAX_TOKEN_BYTES:
-        longest = int(lengths.argmax())
-        raise fields.fail(
-            _TOKENS, f"token {longest} has {lengths[longest]} bytes, more than the limit of {MAX_TOKEN_BYTES}"
-        )
-    if not lengths.any():
+    most = max(map(len, tokens))
+    if most > MAX_TOKEN_BYTES:
+        longest = next(i for i, token in enumerate(tokens) if len(token) == most)
+        raise fields.fail(_TOKENS, f"token {longest} has {most} bytes, more than the limit of {MAX_TOKEN_BYTES}")
+    if most == 0:
         raise fields.fail(_TOKENS, "the text of every token is empty")
     joined = SEPARATOR.join(tokens)
     _check_utf8(fields, joined)
 
-    types = _read_types(fields, kind, size).copy()
+    types = bytearray(_read_types(fields, kind, size))
     roles = _read_roles(fields, size, defaults)
-    ends = _settle_roles(_known_texts(tokens, joined, lengths), types, roles)
-    ends.update(int(i) for i in fields.token_ids("tokenizer.ggml.eog_token_ids", size))
+    ends = _settle_roles(_known_texts(tokens, joined), types, roles)
+    ends.update(fields.token_ids("tokenizer.ggml.eog_token_ids", size))
 
     control, user_defined = _special_texts(tokens, types)
     if sum(map(len, user_defined)) > _MAX_USER_DEFINED_CHARS:
@@ -147,22 +152,25 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
         pre="gemma4" if model == "gemma4" else fields.string("tokenizer.ggml.pre", "") or "default",
         tokens=tokens,
         joined=joined,
-        lengths=lengths,
-        types=types,
+        types=bytes(types),
         roles=roles,
         control_ids=control,
         user_defined_ids=user_defined,
         end_ids=frozenset(ends),
-        suppress_ids=tuple(fields.token_ids("tokenizer.ggml.suppress_tokens", size).tolist()),
+        suppress_ids=tuple(fields.token_ids("tokenizer.ggml.suppress_tokens", size)),
     )
 
 
-def _special_texts(tokens: list[bytes], types: npt.NDArray[np.int32]) -> tuple[dict[str, int], dict[str, int]]:
+def _ids_of(types: bytes | bytearray, wanted: Iterable[TokenType]) -> list[int]:
+    return [found.start() for found in re.finditer(b"[%b]" % re.escape(bytes(wanted)), types)]
+
+
+def _special_texts(tokens: list[bytes], types: bytes | bytearray) -> tuple[dict[str, int], dict[str, int]]:
     """The tokens that only trusted text becomes, and those that are cut out of any text."""
     control, user_defined = {}, {}
-    for token_id in np.flatnonzero((types == TokenType.CONTROL) | (types == TokenType.UNKNOWN)).tolist():
+    for token_id in _ids_of(types, (TokenType.CONTROL, TokenType.UNKNOWN)):
         control[tokens[token_id].decode()] = token_id
-    for token_id in np.flatnonzero(types == TokenType.USER_DEFINED).tolist():
+    for token_id in _ids_of(types, (TokenType.USER_DEFINED,)):
         text = tokens[token_id].decode()
         if _LOOKS_LIKE_CONTROL.fullmatch(text):
             control[text] = token_id
@@ -183,10 +191,10 @@ def _check_utf8(fields: Fields, joined: bytes) -> None:
         raise fields.fail(_TOKENS, f"the text of token {before} or one before it is not UTF-8") from error
 
 
-def _read_types(fields: Fields, kind: str, size: int) -> npt.NDArray[np.int32]:
+def _read_types(fields: Fields, kind: str, size: int) -> bytes:
     key = "tokenizer.ggml.token_type"
     if kind in ("bpe", "wordpiece") and not fields.has(key):
-        return np.full(size, TokenType.NORMAL, np.int32)
+        return bytes((TokenType.NORMAL,)) * size
     return fields.token_types(key, size)
 
 
@@ -217,21 +225,21 @@ def _read_roles(fields: Fields, size: int, defaults: dict[str, int]) -> dict[str
     return roles
 
 
-def _known_texts(tokens: list[bytes], joined: bytes, lengths: npt.NDArray[np.int64]) -> dict[str, int]:
-    """The tokens with a well-known text; looked for by first and last byte, as a table of all texts takes too long."""
+def _known_texts(tokens: list[bytes], joined: bytes) -> dict[str, int]:
+    """The tokens with a well-known text; of several with the same one the last."""
     known = {text.encode() for text in (*_END_TEXTS, *chain.from_iterable(_FIM_TEXTS.values()))}
-    data = np.frombuffer(joined, np.uint8)
-    starts = np.cumsum(lengths + 1) - (lengths + 1)
-    ends = np.maximum(starts + lengths - 1, 0)
-    first, last = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
-    for text in known:
-        first[text[0]] = last[text[-1]] = True
-    found = (lengths > 0) & (lengths <= max(map(len, known)))
-    found[found] = first[data[starts[found]]] & last[data[ends[found]]]
-    return {tokens[i].decode(): i for i in np.flatnonzero(found).tolist() if tokens[i] in known}
+    found = known.intersection(tokens)
+    if joined.count(SEPARATOR) != len(tokens) - 1:  # a text holds the separator
+        return {token.decode(): token_id for token_id, token in enumerate(tokens) if token in found}
+    ids = {}
+    for text in found:
+        # Searching one long string backwards is faster than walking the list.
+        begin = (SEPARATOR + joined + SEPARATOR).rfind(SEPARATOR + text + SEPARATOR)
+        ids[text.decode()] = joined.count(SEPARATOR, 0, begin)
+    return ids
 
 
-def _settle_roles(texts: dict[str, int], types: npt.NDArray[np.int32], roles: dict[str, int]) -> set[int]:
+def _settle_roles(texts: dict[str, int], types: bytearray, roles: dict[str, int]) -> set[int]:
     """Fills `roles` from well-known texts, marks those tokens as control tokens, and returns what ends a generation."""
 
     def find(name: str, candidates: tuple[str, ...]) -> None:

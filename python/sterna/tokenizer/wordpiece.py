@@ -25,12 +25,11 @@ class WordPieceEncoder:
             raise fields.fail("tokenizer.ggml.unknown_token_id", "is missing")
         ids: dict[str, int] = {}
         added: list[AddedToken] = []
-        types = vocab.types.tolist()
         for token_id, token in enumerate(vocab.tokens):
             text = token.decode()
-            if types[token_id] == TokenType.USER_DEFINED:
+            if vocab.types[token_id] == TokenType.USER_DEFINED:
                 added.append(AddedToken(text, normalized=False))
-            elif types[token_id] in (TokenType.CONTROL, TokenType.UNKNOWN):
+            elif vocab.types[token_id] in (TokenType.CONTROL, TokenType.UNKNOWN):
                 continue
             else:
                 text = text.removeprefix(_SPACE_MARK) if text.startswith(_SPACE_MARK) else "##" + text
