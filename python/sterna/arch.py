@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
-import numpy as np
-
 from sterna import ops
 from sterna.errors import ModelFormatError, UnsupportedModelError
 from sterna.ops import Value
@@ -135,7 +133,7 @@ class Metadata:
             return self.integer(name, low, high, default)
         if len(value) != layers:
             self.fail(name, f"has {len(value)} elements for {layers} layers")
-        items: list[Any] = np.asarray(value).tolist()
+        items: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
         for item in items:
             if type(item) is not int or not low <= item <= high:
                 self.fail(name, f"has an element {_shown(item)}, expected integers from {low} to {high}")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -43,6 +47,12 @@ GENERATE_ALIASES: Mapping[str, str] = {
     "chat_template_kwargs": "template_kwargs",
     "sampling_params": "sampling",
 }
+
+
+def is_array(value: object) -> TypeGuard[npt.NDArray[Any]]:
+    """Whether `value` is a numpy array, found out without importing numpy: who has one has done so."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def keyword_arguments(

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
 
-import numpy as np
-import numpy.typing as npt
-
-from sterna.answers import ChatStream, OnEnd
-from sterna.arguments import GENERATE_ALIASES, keyword_arguments
+from sterna.arguments import GENERATE_ALIASES, is_array, keyword_arguments
 from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, SternaError, TemplateError
 from sterna.generation import Request, TextStream, wait_all
 from sterna.memory import BUDGET_SHARE, available_memory, readable
-from sterna.results import Completion, Perplexity
 from sterna.sampling import OPTION_NAMES, Sampling, SamplingOptions, encodable, engine_params, new_seed
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from sterna._core import Engine, KvSequence, RequestHandle
-    from sterna.chat import ChatTemplate, Message
+    from sterna.answers import ChatStream, OnEnd
+    from sterna.chat import ChatTemplate, FoundTemplate, Message
     from sterna.info import ModelInfo
+    from sterna.results import Completion, Perplexity
     from sterna.session import Session
     from sterna.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-Tokens: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+Tokens: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
 Messages: TypeAlias = "str | Sequence[Mapping[str, Any] | Message]"
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -50,7 +51,7 @@ class LLM:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        template: ChatTemplate | None,
+        template: FoundTemplate | None,
         info: ModelInfo,
         *,
         defaults: Mapping[str, Any],
@@ -60,8 +61,15 @@ class LLM:
         self._defaults = dict(defaults)
         self._sampling = Sampling(seed=seed)
         self.tokenizer = tokenizer
-        self.template = template
+        self._found_template = template
         self.info = info
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template; None when the model has none. TemplateError when it is too long."""
+        from sterna.chat import make_template
+
+        return None if self._found_template is None else make_template(self._found_template)
 
     # Its life.
 
@@ -243,6 +251,8 @@ class LLM:
         """
         engine, tokens = self.engine, self._prompt_tokens(text)
         if len(tokens) == 1:
+            import numpy as np
+
             return np.zeros(0, np.float32)
         return _scores(engine.submit_score(tokens))
 
@@ -286,6 +296,8 @@ class LLM:
         sequence: KvSequence | None = None,
         on_end: OnEnd | None = None,
     ) -> ChatStream:
+        from sterna.answers import ChatStream
+
         more = dict(template_kwargs or {})
         for name in _TEMPLATE_ARGUMENTS & more.keys():
             raise ArgumentError(f"template_kwargs: {name!r} is the engine's own")
@@ -338,9 +350,9 @@ class LLM:
 
     def _batch_of(self, prompt: Any) -> Sequence[Any] | None:
         """The prompts of a batch, or None for a single prompt."""
-        if isinstance(prompt, str | np.ndarray) or not isinstance(prompt, Sequence):
+        if isinstance(prompt, str) or not isinstance(prompt, Sequence):
             return None
-        is_batch = all(isinstance(item, str | Sequence | np.ndarray) for item in prompt)
+        is_batch = all(isinstance(item, Sequence) or is_array(item) for item in prompt)
         return prompt if is_batch else None
 
     def _prompt_tokens(self, prompt: str | Tokens) -> list[int]:
@@ -366,12 +378,15 @@ class LLM:
 
     def _checked(self, tokens: Tokens) -> list[int]:
         """Tokens as a list of ints of the vocabulary. ArgumentError."""
-        if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence | np.ndarray):
-            raise ArgumentError(f"expected a list of token ids, not {type(tokens).__name__}")
-        if isinstance(tokens, np.ndarray) and (tokens.ndim != 1 or tokens.dtype.kind not in "iu"):
-            raise ArgumentError(f"expected token ids, not an array {list(tokens.shape)} of {tokens.dtype}")
         try:
-            ids = tokens.tolist() if isinstance(tokens, np.ndarray) else [operator.index(token) for token in tokens]
+            if is_array(tokens):
+                if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+                    raise ArgumentError(f"expected token ids, not an array {list(tokens.shape)} of {tokens.dtype}")
+                ids: list[int] = tokens.tolist()
+            elif isinstance(tokens, Sequence) and not isinstance(tokens, str | bytes):
+                ids = [operator.index(token) for token in tokens]
+            else:
+                raise ArgumentError(f"expected a list of token ids, not {type(tokens).__name__}")
         except TypeError as error:
             raise ArgumentError(f"token ids must be integers: {error}") from None
         for position, token in enumerate(ids):

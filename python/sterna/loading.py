@@ -18,7 +18,6 @@ from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program
-    from sterna.chat import ChatTemplate
     from sterna.hub import Progress, ResolvedModel
     from sterna.llm import LLM
 
@@ -180,6 +179,7 @@ def check_device(device: str) -> None:
 def _start(prepared: Prepared, template_text: str | None, max_sequences: int, seed: int | None) -> LLM:
     """Allocates: packs the weights and starts the engine."""
     from sterna._core import Engine, Pieces, compile_cpu
+    from sterna.chat.source import find_template
     from sterna.llm import LLM
     from sterna.tokenizer import Tokenizer
 
@@ -197,7 +197,7 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
             prepared.trained_context,
         )
     tokenizer = Tokenizer.from_gguf(file)
-    template = _template(file, template_text, tokenizer.control_ids.get)
+    template = find_template(FileMetadata(file, tokens=_TokenTexts(file, tokenizer.control_ids.get)), template_text)
     compiled = compile_cpu(
         prepared.program,
         file,
@@ -227,7 +227,7 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
         max_sequences=max_sequences,
         vocab_size=compiled.vocab_size,
         tokenizer=f"{tokenizer.kind} ({tokenizer.pre})" if tokenizer.kind == "bpe" else tokenizer.kind,
-        template_source=None if template is None else template.template_source,
+        template_source=None if template is None else template.source,
         device="cpu",
         isa=compiled.isa,
         threads=compiled.threads,
@@ -271,29 +271,12 @@ def _template_text(chat_template: str | Path | None) -> str | None:
         raise ArgumentError(f"{chat_template} is not UTF-8 text: byte {error.start} is wrong") from None
 
 
-def _template(file: Gguf, text: str | None, control_id: Callable[[str], int | None]) -> ChatTemplate | None:
-    """The file's template, or the text given instead. It is compiled when it is first used."""
-    from sterna.chat import choose_template
-
-    metadata = FileMetadata(file, tokens=_TokenTexts(file, control_id))
-    if text is None:
-        return choose_template(metadata)
-    metadata.replace("tokenizer.chat_template", text)
-    template = choose_template(metadata)
-    if template is not None:
-        template.template_source = "argument"
-    return template
-
-
 class FileMetadata(Mapping[str, Any]):
     """The metadata of a file as a mapping; `tokens` stands in for the list of all tokens, which is costly to make."""
 
     def __init__(self, file: Gguf, tokens: Sequence[str] | None = None) -> None:
         self._file = file
         self._instead: dict[str, Any] = {} if tokens is None else {"tokenizer.ggml.tokens": tokens}
-
-    def replace(self, key: str, value: Any) -> None:
-        self._instead[key] = value
 
     def __getitem__(self, key: str) -> Any:
         if key in self._instead:

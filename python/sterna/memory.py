@@ -21,7 +21,7 @@ BUDGET_SHARE = 0.8
 # Rows that one prefill run computes, and the most rows and bytes of logits: a vocabulary of 262,144 has a MiB per row.
 PREFILL_TOKENS = 512
 MAX_OUTPUTS = 64
-MAX_LOGITS_BYTES = 32 << 20
+MAX_LOGITS_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ import ctypes
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
+import numpy  # of what Python takes, as is the tokenizer
 from sterna import _core, hub
 from sterna.trace import trace
 file = _core.Gguf(hub.resolve("smollm2:135m").path)

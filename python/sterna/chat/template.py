@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sterna.chat.budget import MAX_OUTPUT_BYTES, MAX_SOURCE_CHARS, Budget, OverBudget, check_length, spend
 from sterna.chat.messages import Forms, Reader
+from sterna.chat.source import FoundTemplate, find_template
 from sterna.chat.text import concat, spans, trusted
 from sterna.errors import ArgumentError, TemplateError
 
@@ -24,16 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-"""The default for a file without template whose vocabulary has ChatML's control tokens."""
-
 _CODE_NAME = "<chat template>"
-_TEMPLATE_KEY = "tokenizer.chat_template"
 _ENGINE_NAMES = frozenset(
     (
         *("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "loop", "self", "super", "caller"),
@@ -247,23 +239,18 @@ def _bounded(pieces: Iterable[str]) -> list[str]:
 
 
 def choose_template(metadata: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template of a model file, or None if it has none and no default fits.
+    """The template of a model file (`find_template`), ready to be used; None if there is none."""
+    found = find_template(metadata)
+    return None if found is None else make_template(found)
 
-    `metadata` has GGUF's keys and Python values. A file without template whose vocabulary holds ChatML's control tokens
-    gets `CHATML`; `template_source` then says so. For any other the engine cannot know what the model was trained on.
-    """
-    tokens = metadata.get("tokenizer.ggml.tokens") or ()
 
-    def text_of(key: str) -> str:
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        text = tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else ""
-        return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-
-    own = {"bos_token": text_of("bos"), "eos_token": text_of("eos")}
-    more = {f"{name}_token": text_of(key) for name, key in (("pad", "padding"), ("unk", "unknown")) if text_of(key)}
-    source = metadata.get(_TEMPLATE_KEY)
-    if isinstance(source, str) and source:
-        return ChatTemplate(source, **own, special_tokens=more, template_source="file")
-    if "<|im_start|>" in tokens and "<|im_end|>" in tokens:
-        return ChatTemplate(CHATML, **own, special_tokens=more, template_source="default (ChatML)")
-    return None
+def make_template(found: FoundTemplate) -> ChatTemplate:
+    """What `find_template` found, ready to be used."""
+    more = {name: text for name, text in found.tokens.items() if name not in ("bos_token", "eos_token")}
+    return ChatTemplate(
+        found.text,
+        bos_token=found.tokens["bos_token"],
+        eos_token=found.tokens["eos_token"],
+        special_tokens=more,
+        template_source=found.source,
+    )

@@ -5,12 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +39,8 @@ def fetch(entry: CatalogueEntry, *, progress: Progress | None = None) -> Path:
     Several processes may call this at once: one fetches, the others wait for it. The file appears under its name only
     when its sha256 is right. DownloadError tells in one line what went wrong.
     """
+    import tempfile
+
     final = _final_path(entry)
     try:
         with locked(cache_dir() / ".locks" / f"{entry.folder}.lock"):
@@ -70,6 +68,8 @@ def _final_path(entry: CatalogueEntry) -> Path:
 
 def _remove_stale(folder: Path) -> None:
     """Removes what a killed run left behind: whoever holds the lock owns these folders."""
+    import shutil
+
     for _ in range(5):
         stale = list(folder.glob(".fetch-*"))
         for path in stale:
@@ -98,6 +98,8 @@ def _check_pip(entry: CatalogueEntry) -> None:
 
 
 def _download(entry: CatalogueEntry, folder: Path, progress: Progress | None) -> list[tuple[Path, Package]]:
+    import subprocess
+
     wheels, scratch = folder / "wheels", folder / "tmp"
     wheels.mkdir()
     scratch.mkdir()
@@ -164,6 +166,8 @@ def _normal(name: str) -> str:
 
 def _members(wheels: list[tuple[Path, Package]]) -> Iterator[bytes]:
     """The bytes of all parts in order; nothing is unpacked to a path that an archive names."""
+    import zipfile
+
     for path, package in wheels:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(package.member) as member:

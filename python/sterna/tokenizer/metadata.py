@@ -18,7 +18,16 @@ MAX_MERGES = 1 << 21
 MAX_TOKEN_BYTES = 65_536
 
 # The types of integers in arrays, as the struct module spells them.
-_INTEGERS = {"int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q"}
+_INTEGERS = {
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "uint16": "H",
+    "uint32": "I",
+    "uint64": "Q",
+}
 
 _Default = TypeVar("_Default")
 
@@ -37,8 +46,10 @@ class Metadata(Protocol):
         """A bool, int, float, str, list of str, or array of numbers."""
 
     def number_array(self, key: str) -> tuple[str, bytes]:
-        """The element type ("float32", "int8", ...) and the little-endian bytes of an array of numbers. ModelFormatError
-        for any other value."""
+        """The element type ("float32", "int8", ...) and the little-endian bytes of an array of numbers.
+
+        ModelFormatError for any other value.
+        """
 
     def get_bytes_list(self, key: str) -> list[bytes]:
         """The strings of an array, undecoded. ModelFormatError for any other value; so does `array_length`."""
@@ -119,8 +130,8 @@ class Fields:
     def scores(self, key: str, vocab_size: int) -> bytes:
         """float32 [vocab_size], little endian, all finite."""
         data = self._numbers(key, "float32", vocab_size)
-        # The exponent of a number that is not finite is all ones: the upper byte without its sign is 127, and the highest
-        # bit of the next one is set.
+        # The exponent of a number that is not finite is all ones: the upper byte without its sign is 127, and the
+        # highest bit of the next one is set.
         for upper in re.finditer(rb"[\x7f\xff]", data[3::4]):
             if data[4 * upper.start() + 2] >= 128:
                 raise self.fail(key, f"the score of token {upper.start()} is not finite")
