@@ -26,9 +26,12 @@ MAX_LOGITS_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a loaded model takes. `kv` is for `kv_tokens`; it is allocated in slabs as sequences grow.
+    """Bytes that a loaded model takes beyond Python, its libraries and the tokenizer, once its context has been full.
 
-    `budget` is what it was planned for (None: unknown), `max_context` the longest context within it.
+    `weights` are packed for the kernels. `kv` is for `kv_tokens`; it is allocated in slabs as sequences grow, so a
+    short run takes a part of it. `scratch` is what one run computes in, logits included. The file is read and never
+    mapped: cached pages of it are not counted. `budget` is what it was planned for (None: unknown), `max_context` the
+    longest context within it.
     """
 
     weights: int

@@ -44,6 +44,16 @@ def test_a_budget_that_is_too_small_names_the_parts_and_what_would_fit(
         sterna.load(tiny_path, memory_budget=whole.weights)
 
 
+@pytest.mark.parametrize("sizes", [{"kv_tokens": 2**31 - 1}, {"context": 2**31 - 1}, {"max_sequences": 1024, "context": 2**31 - 1}])
+def test_absurd_sizes_are_refused_before_anything_is_allocated(
+    tiny_path: Path, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not sterna.plan(tiny_path, **sizes).fits
+    monkeypatch.setattr(_core, "compile_cpu", None)
+    with pytest.raises(sterna.MemoryBudgetError, match="KV cache"):
+        sterna.load(tiny_path, **sizes)
+
+
 def test_a_context_that_is_not_asked_for_is_capped_and_said(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = sterna.plan(tiny_path)
     assert whole.context == 512

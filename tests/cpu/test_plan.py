@@ -47,6 +47,17 @@ def small_model(vocab: int = VOCAB, table_rows: int | None = None) -> tuple[_cor
     return net.builder.finish(), net.source
 
 
+def test_caches_beyond_any_memory_are_refused_before_anything_is_mapped() -> None:
+    program, source = small_model()
+    plan = _core.compile_cpu(program, source, threads=1, max_tokens=32, max_outputs=32)
+    expected = logits(plan)
+    pages = plan.num_pages
+    with pytest.raises(MemoryBudgetError, match=r"KV cache of 2147483647 pages of \d+ bytes"):
+        plan.reserve_pages(2**31 - 1)
+    assert plan.num_pages == pages
+    assert_same_bits(logits(plan), expected)
+
+
 def logits(plan: _core.CpuPlan, length: int = 30, chunk: int = 7) -> Floats:
     plan.reserve_pages(1)
     tokens = np.arange(length, dtype=np.int32) * 5 % VOCAB

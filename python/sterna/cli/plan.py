@@ -13,7 +13,12 @@ from sterna.cli.options import context_option, find_model, json_option
 @context_option
 @json_option
 def command(model: str, context: int | None, as_json: bool) -> None:
-    """Show how much memory MODEL needs for a context; exit code 1 where it would not fit."""
+    """Show how much memory MODEL needs for a context; exit code 1 where it would not fit.
+
+    The total is what a process takes beyond Python, its libraries and the tokenizer once the context is full: the
+    packed weights, the KV cache of the whole context, and what one run computes in. The KV cache grows with what is in
+    it, so a short run takes only the part that it fills. The file is read, never mapped: cached pages do not count.
+    """
     path = find_model(model).path
     import sterna
 
