@@ -49,35 +49,39 @@ struct FinishArgs {
   std::int64_t y_stride;
 };
 
-/// What one call of `attend` computes: the attention of up to kAttentionQueries heads that share keys, over one range
-/// of keys.
+/// Queries of one call of `attend`.
+constexpr int kMaxAttentionQueries = 32;
+
+/// What one call of `attend` computes: the attention of rows x heads queries that share keys.
 struct AttendArgs {
-  const float* const* queries = nullptr;  // [count], head_dim floats each
-  float* const* outputs = nullptr;        // [count], value_dim floats each
-  int count = 0;
+  const float* const* queries = nullptr;  // [row][head], head_dim floats each
+  float* const* outputs = nullptr;        // [row][head], value_dim floats each
+  int rows = 1;
+  int heads = 1;
   int head_dim = 0;
   int value_dim = 0;
   float scale = 1.0f;
-  float softcap = 0.0f;        // 0: none
-  std::int64_t first_key = 0;  // keys first_key..last_key, both included
-  std::int64_t last_key = 0;
-  const std::uint8_t* const* key_tiles =
-      nullptr;  // by page of the sequence: this layer's and head's keys, [head_dim][64]
-  const std::uint8_t* const* value_tiles = nullptr;  // values, [64][value_stride]
-  int value_stride = 0;                              // value_dim rounded up to 16
-  float* scratch = nullptr;                          // attend_scratch(value_dim) floats
+  float softcap = 0.0f;  // 0: none
+  /// [row]: keys first .. last, both included. A group of rows sees what each of its rows sees.
+  const std::int64_t* first_keys = nullptr;
+  const std::int64_t* last_keys = nullptr;
+  /// By page of the sequence, from the smallest first key to the largest last key: this layer's and head's keys,
+  /// [head_dim][64], and values, [64][value_stride].
+  const std::uint8_t* const* key_tiles = nullptr;
+  const std::uint8_t* const* value_tiles = nullptr;
+  int value_stride = 0;      // value_dim rounded up to 16
+  float* scratch = nullptr;  // attend_scratch(queries, value_dim) floats
 };
 
 /// Floats of scratch that `attend` needs.
-constexpr std::int64_t attend_scratch(std::int64_t value_dim) {
+constexpr std::int64_t attend_scratch(std::int64_t queries, std::int64_t value_dim) {
   const std::int64_t stride = (value_dim + 15) / 16 * 16;
-  return 4 * (2 * stride + 64) + 64;
+  return queries * (2 * stride + 64);
 }
 
 struct KernelTable {
   const char* isa;
   int tile_rows;
-  int attention_queries;
 
   /// [layout][rows - 1]; null where rows > tile_rows.
   PanelKernel panel[static_cast<int>(LayoutId::kCount)][kMaxTileRows];

@@ -59,7 +59,7 @@ void lower_attention(Lowering& lowering, const Node& node) {
   attend.window = node.integer("window");
   lowering.bind(attend.q, queries);
   lowering.bind(attend.y, lowering.define(node.outputs[0]));
-  lowering.need_scratch(attend_scratch(v[2].size));
+  lowering.need_scratch(attend_scratch(kMaxAttentionQueries, v[2].size));
   lowering.add(run_attend, &attend);
 }
 

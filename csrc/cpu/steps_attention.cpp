@@ -43,6 +43,54 @@ void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::
                            layer.value_dim);
 }
 
+/// Queries that go together: two full sets of registers, so that a tile is read from memory once for all of them.
+constexpr int kQueriesTogether = 24;
+
+/// Query heads first_query .. first_query + heads - 1 of rows first_row .. last_row - 1, all of one sequence.
+void attend_rows(const AttendStep& step, const StepContext& context, int head, int first_query, int heads,
+                 std::int64_t first_row, std::int64_t last_row) {
+  const Batch& batch = *context.batch;
+  const KvStorage::Layer& layer = context.kv->layer(step.layer);
+  const float* queries[kMaxAttentionQueries];
+  float* outputs[kMaxAttentionQueries];
+  std::int64_t first_keys[kMaxAttentionQueries];
+  std::int64_t last_keys[kMaxAttentionQueries];
+  AttendArgs args;
+  args.queries = queries;
+  args.outputs = outputs;
+  args.rows = static_cast<int>(last_row - first_row);
+  args.heads = heads;
+  args.head_dim = layer.head_dim;
+  args.value_dim = layer.value_dim;
+  args.value_stride = layer.value_stride;
+  args.scale = step.scale;
+  args.softcap = step.softcap;
+  args.first_keys = first_keys;
+  args.last_keys = last_keys;
+  args.scratch = context.scratch->floats.as<float>();
+  std::int64_t first_key = batch.positions[static_cast<std::size_t>(first_row)];
+  std::int64_t last_key = 0;
+  for (int i = 0; i < args.rows; ++i) {
+    last_keys[i] = batch.positions[static_cast<std::size_t>(first_row + i)];
+    first_keys[i] = step.window == 0 ? 0 : std::max<std::int64_t>(0, last_keys[i] - step.window + 1);
+    first_key = std::min(first_key, first_keys[i]);
+    last_key = std::max(last_key, last_keys[i]);
+    for (int h = 0; h < heads; ++h) {
+      queries[i * heads + h] = step.q.row(first_row + i) + (first_query + h) * layer.head_dim;
+      outputs[i * heads + h] = step.y.row(first_row + i) + (first_query + h) * layer.value_dim;
+    }
+  }
+  const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[static_cast<std::size_t>(first_row)])];
+  for (std::int64_t page = first_key / kPageSlots; page <= last_key / kPageSlots; ++page) {
+    const auto p = static_cast<std::size_t>(page);
+    context.scratch->key_tiles[p] = context.kv->keys(table[p], layer, head);
+    context.scratch->value_tiles[p] = context.kv->values(table[p], layer, head);
+  }
+  args.key_tiles = context.scratch->key_tiles.data();
+  args.value_tiles = context.scratch->value_tiles.data();
+  (context.kv->type() == KvType::kF16 ? context.kernels->attend_f16 : context.kernels->attend_f32)(args);
+}
+
 }  // namespace
 
 void run_rope(const void* arguments, const StepContext& context) {
@@ -91,52 +139,30 @@ void run_attend(const void* arguments, const StepContext& context) {
   const Batch& batch = *context.batch;
   const KvStorage::Layer& layer = context.kv->layer(step.layer);
   const int group = step.query_heads / layer.num_heads;
+  const std::int64_t num_rows = batch.num_tokens();
 
-  // Heads that share keys go together; with too little work for all workers, fewer of them do.
-  int together = std::min(context.kernels->attention_queries, group);
-  const auto item_count = [&] {
-    return std::int64_t{batch.num_tokens()} * layer.num_heads * ((group + together - 1) / together);
-  };
-  while (together > 1 && item_count() < context.num_workers) together = (together + 1) / 2;
-  const int parts = (group + together - 1) / together;
-  const std::int64_t items = item_count();
+  // Neighbouring rows and the heads that share keys go together; with too little work for all workers, fewer of them.
+  int heads = std::min(group, kMaxAttentionQueries);
+  int rows = std::max(1, kQueriesTogether / heads);
+  const auto items = [&] { return (num_rows + rows - 1) / rows * layer.num_heads * ((group + heads - 1) / heads); };
+  while (rows > 1 && items() < 4 * context.num_workers) rows = (rows + 1) / 2;
+  while (heads > 1 && items() < context.num_workers) heads = (heads + 1) / 2;
+  const int parts = (group + heads - 1) / heads;
 
-  AttendArgs args;
-  const float* queries[kMaxTileRows];
-  float* outputs[kMaxTileRows];
-  args.queries = queries;
-  args.outputs = outputs;
-  args.head_dim = layer.head_dim;
-  args.value_dim = layer.value_dim;
-  args.value_stride = layer.value_stride;
-  args.scale = step.scale;
-  args.softcap = step.softcap;
-  args.scratch = context.scratch->floats.as<float>();
-  const auto attend = context.kv->type() == KvType::kF16 ? context.kernels->attend_f16 : context.kernels->attend_f32;
-
-  context.share(items, items / (8 * context.num_workers) + 1, [&](std::int64_t begin, std::int64_t end) {
+  context.share(items(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t row = item / (layer.num_heads * parts);
+      const std::int64_t first_row = item / (layer.num_heads * parts) * rows;
       const int head = static_cast<int>(item / parts % layer.num_heads);
-      const int first = static_cast<int>(item % parts) * together;
-      const auto t = static_cast<std::size_t>(row);
-      const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[t])];
-      args.last_key = batch.positions[t];
-      args.first_key = step.window == 0 ? 0 : std::max<std::int64_t>(0, args.last_key - step.window + 1);
-      for (std::int64_t page = args.first_key / kPageSlots; page <= args.last_key / kPageSlots; ++page) {
-        const auto p = static_cast<std::size_t>(page);
-        context.scratch->key_tiles[p] = context.kv->keys(table[p], layer, head);
-        context.scratch->value_tiles[p] = context.kv->values(table[p], layer, head);
+      const int first_head = static_cast<int>(item % parts) * heads;
+      const std::int64_t last_row = std::min<std::int64_t>(first_row + rows, num_rows);
+      // Rows of one sequence share its keys.
+      for (std::int64_t row = first_row; row < last_row;) {
+        std::int64_t next = row + 1;
+        const auto sequence = [&](std::int64_t r) { return batch.sequences[static_cast<std::size_t>(r)]; };
+        while (next < last_row && sequence(next) == sequence(row)) ++next;
+        attend_rows(step, context, head, head * group + first_head, std::min(heads, group - first_head), row, next);
+        row = next;
       }
-      args.key_tiles = context.scratch->key_tiles.data();
-      args.value_tiles = context.scratch->value_tiles.data();
-      args.count = std::min(together, group - first);
-      for (int i = 0; i < args.count; ++i) {
-        const int query = head * group + first + i;
-        queries[i] = step.q.row(row) + query * layer.head_dim;
-        outputs[i] = step.y.row(row) + query * layer.value_dim;
-      }
-      attend(args);
     }
   });
 }

@@ -237,21 +237,24 @@ void check_attention(int head_dim, int value_dim, std::int64_t first_key, std::i
     key_tiles.push_back(reinterpret_cast<const std::uint8_t*>(keys.back().get()));
     value_tiles.push_back(reinterpret_cast<const std::uint8_t*>(values.back().get()));
   }
-  constexpr int kQueries = 4;
+  constexpr int kQueries = 24;
   std::vector<Exact<float>> queries;
   for (int q = 0; q < kQueries; ++q) queries.push_back(random_floats(head_dim));
   Outcome outcome("attention " + std::to_string(head_dim) + ", " + std::to_string(value_dim) + ", keys " +
                   std::to_string(first_key) + " to " + std::to_string(last_key));
   for (const KernelTable* kernels : levels()) {
-    for (int together = 1; together <= kernels->attention_queries; ++together) {
+    // Rows x heads of one call, a divisor of the queries; all see the same keys here.
+    for (const auto& [rows, heads] : {std::pair{1, 1}, {1, 2}, {1, 3}, {2, 3}, {3, 4}, {12, 1}, {3, 8}}) {
+      const int together = rows * heads;
       std::vector<Exact<float>> outputs;
       for (int q = 0; q < kQueries; ++q) outputs.emplace_back(value_dim);
       for (int q = 0; q < kQueries; q += together) {
         AttendArgs args;
         const float* from[kQueries];
         float* to[kQueries];
-        args.count = std::min(together, kQueries - q);
-        for (int i = 0; i < args.count; ++i) {
+        args.rows = rows;
+        args.heads = heads;
+        for (int i = 0; i < together; ++i) {
           from[i] = queries[static_cast<std::size_t>(q + i)].get();
           to[i] = outputs[static_cast<std::size_t>(q + i)].get();
         }
@@ -261,12 +264,14 @@ void check_attention(int head_dim, int value_dim, std::int64_t first_key, std::i
         args.value_dim = value_dim;
         args.scale = 0.25f;
         args.softcap = softcap;
-        args.first_key = first_key;
-        args.last_key = last_key;
+        const std::vector<std::int64_t> first_keys(static_cast<std::size_t>(rows), first_key);
+        const std::vector<std::int64_t> last_keys(static_cast<std::size_t>(rows), last_key);
+        args.first_keys = first_keys.data();
+        args.last_keys = last_keys.data();
         args.key_tiles = key_tiles.data();
         args.value_tiles = value_tiles.data();
         args.value_stride = stride;
-        Exact<float> scratch(attend_scratch(value_dim));
+        Exact<float> scratch(attend_scratch(together, value_dim));
         args.scratch = scratch.get();
         (sizeof(T) == 4 ? kernels->attend_f32 : kernels->attend_f16)(args);
       }

@@ -17,7 +17,6 @@ void fill_kind(KernelTable& table, ActivationKind kind) {
 void fill_rows(KernelTable& table) {
   table.isa = Level::kName;
   table.tile_rows = Level::kTileRows;
-  table.attention_queries = Level::kAttentionQueries;
   table.rms_norm = cpu::rms_norm;
   table.quantize = cpu::quantize<false>;
   table.quantize_gemm = cpu::quantize<true>;

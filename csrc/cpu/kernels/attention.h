@@ -1,4 +1,5 @@
-/// Attention of a few queries over cached keys and values, tile by tile (a tile is a page of 64 keys).
+/// Attention of some queries over cached keys and values, tile by tile (a tile is a page of 64 keys). Queries that see
+/// all of a tile go through it together; those at its edges, a row at a time.
 ///
 /// Contract for one query (s: scores of a tile's visible keys, others left out):
 ///   score      q.k by fma over head_dim ascending, times scale, then softcap * tanh(score / softcap)
@@ -30,34 +31,6 @@ inline Level::F load_cached(const T* p) {
     return Level::load(p);
 }
 
-/// Scores of one tile for Q queries into p[q][64], 16 keys a lane.
-template <int Q, class T>
-inline void tile_scores(const AttendArgs& a, const T* keys, float* p) {
-  using V = Level;
-  V::F acc[Q][4];
-  for (int q = 0; q < Q; ++q) {
-    for (int j = 0; j < 4; ++j) acc[q][j] = V::zero();
-  }
-  for (int d = 0; d < a.head_dim; ++d, keys += kPageSlots) {
-    V::F key[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) key[j] = load_cached(keys + 16 * j);
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q) {
-      const V::F x = V::set(a.queries[q][d]);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) acc[q][j] = V::fma(x, key[j], acc[q][j]);
-    }
-  }
-  for (int q = 0; q < Q; ++q) {
-    for (int j = 0; j < 4; ++j) {
-      V::F s = V::mul(acc[q][j], V::set(a.scale));
-      if (a.softcap != 0.0f) s = V::mul(V::set(a.softcap), tanh(V::div(s, V::set(a.softcap))));
-      V::store(p + q * kPageSlots + 16 * j, s);
-    }
-  }
-}
-
 /// Lanes first..last of a vector of keys from v, the others from rest.
 inline Level::F visible(Level::F v, int first, int last, Level::F rest) {
   if (first > 0) v = Level::keep_last_from(v, first > 15 ? 16 : first, rest);
@@ -65,128 +38,287 @@ inline Level::F visible(Level::F v, int first, int last, Level::F rest) {
   return v;
 }
 
-/// Turns scores into weights; m and l move on. Returns the factor for what was summed before.
-inline float tile_softmax(float* p, int first, int last, float& m, float& l) {
+/// Vectors of keys or values that Q queries meet at once, so that sums stay in registers.
+template <int Q>
+constexpr int kVectors = Q > 4                           ? 2
+                         : Level::kAttentionQueries >= 4 ? 4
+                                                         : 2;
+
+/// Scores of one tile for Q queries into p[q][64], 16 keys a lane. Asks for the next tile's keys.
+template <int Q, class T>
+inline void tile_scores(const AttendArgs& a, const float* const* queries, const T* keys, const T* next, float* p) {
   using V = Level;
-  const V::F lowest = V::set(-__builtin_inff());
-  V::F largest = lowest;
-  for (int j = 0; j < 4; ++j) {
-    largest = V::max(largest, visible(V::load(p + 16 * j), first - 16 * j, last - 16 * j, lowest));
+  constexpr int J = kVectors<Q>;
+  for (int first = 0; first < 4; first += J) {
+    V::F acc[Q][J];
+#pragma GCC unroll 12
+    for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) acc[q][j] = V::zero();
+    }
+    const T* at = keys + 16 * first;
+    for (int d = 0; d < a.head_dim; ++d, at += kPageSlots) {
+      __builtin_prefetch(next + (at - keys));
+      V::F key[J];
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) key[j] = load_cached(at + 16 * j);
+#pragma GCC unroll 12
+      for (int q = 0; q < Q; ++q) {
+        const V::F x = V::set(queries[q][d]);
+#pragma GCC unroll 4
+        for (int j = 0; j < J; ++j) acc[q][j] = V::fma(x, key[j], acc[q][j]);
+      }
+    }
+#pragma GCC unroll 12
+    for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) {
+        V::F s = V::mul(acc[q][j], V::set(a.scale));
+        if (a.softcap != 0.0f) s = V::mul(V::set(a.softcap), tanh(V::div(s, V::set(a.softcap))));
+        V::store(p + q * kPageSlots + 16 * (first + j), s);
+      }
+    }
   }
-  const float tile_largest = V::largest(largest);
-  const float next = m > tile_largest ? m : tile_largest;
-  const float factor = exp(m - next);
-  V::F sum = V::zero();
-  for (int j = 0; j < 4; ++j) {
-    const V::F weight = exp(V::sub(V::load(p + 16 * j), V::set(next)));
-    const V::F kept = visible(weight, first - 16 * j, last - 16 * j, V::zero());
-    V::store(p + 16 * j, kept);
-    sum = V::add(sum, kept);
-  }
-  l = l * factor + V::sum(sum);
-  m = next;
-  return factor;
 }
 
-/// o = o * factor + p v for `W` vectors of the value dimension from `at` on.
+/// o = o * factor + p v for Q queries and W vectors of the value dimension.
 template <int Q, int W, class T>
-inline void tile_values(const T* values, int stride, int at, int first, int last, const float* p, const float* factors,
+inline void tile_values(const T* values, int stride, int first, int last, const float* p, const float* factors,
                         float* o) {
   using V = Level;
   V::F acc[Q][W];
-#pragma GCC unroll 4
+#pragma GCC unroll 12
   for (int q = 0; q < Q; ++q) {
 #pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) acc[q][w] = V::mul(V::load(o + q * stride + at + 16 * w), V::set(factors[q]));
+    for (int w = 0; w < W; ++w) acc[q][w] = V::mul(V::load(o + q * stride + 16 * w), V::set(factors[q]));
   }
-  const T* row = values + first * stride + at;
+  const T* row = values + first * stride;
   for (int j = first; j <= last; ++j, row += stride) {
     V::F v[W];
 #pragma GCC unroll 4
     for (int w = 0; w < W; ++w) v[w] = load_cached(row + 16 * w);
-#pragma GCC unroll 4
+#pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
       const V::F weight = V::set(p[q * kPageSlots + j]);
 #pragma GCC unroll 4
       for (int w = 0; w < W; ++w) acc[q][w] = V::fma(weight, v[w], acc[q][w]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 12
   for (int q = 0; q < Q; ++q) {
 #pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) V::store(o + q * stride + at + 16 * w, acc[q][w]);
+    for (int w = 0; w < W; ++w) V::store(o + q * stride + 16 * w, acc[q][w]);
   }
 }
 
-template <int Q, class T>
-inline void attend_queries(const AttendArgs& a) {
-  using V = Level;
-  const int stride = a.value_stride;
-  float* p = a.scratch;
-  float* span_o = p + Q * kPageSlots;
-  float* o = span_o + Q * stride;
-  float m[Q];
-  float l[Q];
-  for (int q = 0; q < Q; ++q) {
-    m[q] = -__builtin_inff();
-    l[q] = 0.0f;
-  }
-  for (int i = 0; i < Q * stride; i += 16) V::store(o + i, V::zero());
-
-  for (std::int64_t span = a.first_key / kSpanKeys; span <= a.last_key / kSpanKeys; ++span) {
-    float span_m[Q];
-    float span_l[Q];
-    for (int q = 0; q < Q; ++q) {
-      span_m[q] = -__builtin_inff();
-      span_l[q] = 0.0f;
-    }
-    for (int i = 0; i < Q * stride; i += 16) V::store(span_o + i, V::zero());
-    const std::int64_t from = span * kSpanKeys > a.first_key ? span * kSpanKeys : a.first_key;
-    const std::int64_t to = (span + 1) * kSpanKeys - 1 < a.last_key ? (span + 1) * kSpanKeys - 1 : a.last_key;
-    for (std::int64_t tile = from / kPageSlots; tile <= to / kPageSlots; ++tile) {
-      const std::int64_t base = tile * kPageSlots;
-      const int first = from > base ? static_cast<int>(from - base) : 0;
-      const int last = to < base + kPageSlots - 1 ? static_cast<int>(to - base) : kPageSlots - 1;
-      tile_scores<Q>(a, reinterpret_cast<const T*>(a.key_tiles[tile]), p);
-      float factors[Q];
-      for (int q = 0; q < Q; ++q) factors[q] = tile_softmax(p + q * kPageSlots, first, last, span_m[q], span_l[q]);
-      const T* values = reinterpret_cast<const T*>(a.value_tiles[tile]);
-      int at = 0;
-      for (; at + 64 <= stride; at += 64) tile_values<Q, 4>(values, stride, at, first, last, p, factors, span_o);
-      for (; at < stride; at += 16) tile_values<Q, 1>(values, stride, at, first, last, p, factors, span_o);
-    }
-    for (int q = 0; q < Q; ++q) {
-      const float next = m[q] > span_m[q] ? m[q] : span_m[q];
-      const float before = exp(m[q] - next);
-      const float here = exp(span_m[q] - next);
-      l[q] = __builtin_fmaf(span_l[q], here, l[q] * before);
-      m[q] = next;
-      for (int i = q * stride; i < (q + 1) * stride; i += 16) {
-        V::store(o + i, V::fma(V::load(span_o + i), V::set(here), V::mul(V::load(o + i), V::set(before))));
+/// Calls fn<Q>(first query) for the queries begin .. end - 1, as many at once as the level has registers for.
+template <class Fn>
+inline void for_queries(int begin, int end, Fn fn) {
+  constexpr int most = Level::kAttentionQueries;
+  while (begin < end) {
+    const int left = end - begin;
+    const auto take = [&]<int Q>() {
+      fn.template operator()<Q>(begin);
+      begin += Q;
+    };
+    if constexpr (most >= 12) {
+      if (left >= 12) {
+        take.template operator()<12>();
+        continue;
+      }
+      if (left >= 8) {
+        take.template operator()<8>();
+        continue;
+      }
+      if (left >= 4) {
+        take.template operator()<4>();
+        continue;
+      }
+      if (left == 3) {
+        take.template operator()<3>();
+        continue;
       }
     }
+    if constexpr (most >= 2) {
+      if (left >= 2) {
+        take.template operator()<2>();
+        continue;
+      }
+    }
+    take.template operator()<1>();
   }
-  for (int q = 0; q < Q; ++q) {
-    const V::F sum = V::set(l[q]);
-    for (int i = 0; i < a.value_dim; i += 16) {
-      const int count = a.value_dim - i < 16 ? a.value_dim - i : 16;
-      V::store_partial(a.outputs[q] + i, V::div(V::load(o + q * stride + i), sum), count);
+}
+
+/// Running maximum and sum of each query; values beyond the queries are of no interest.
+struct RunningSums {
+  alignas(64) float m[kMaxAttentionQueries];
+  alignas(64) float l[kMaxAttentionQueries];
+
+  void reset() {
+    for (int q = 0; q < kMaxAttentionQueries; ++q) {
+      m[q] = -__builtin_inff();
+      l[q] = 0.0f;
+    }
+  }
+};
+
+/// factors[q] = exp(before[q] - after[q]), q from begin to end - 1.
+inline void exp_differences(const float* before, const float* after, float* factors, int begin, int end) {
+  using V = Level;
+  for (int q = begin / 16 * 16; q < end; q += 16) {
+    V::store(factors + q, exp(V::sub(V::load(before + q), V::load(after + q))));
+  }
+}
+
+/// Turns the scores of queries begin .. end - 1 into weights; sums move on. `factors` is for what was summed before.
+inline void tile_softmax(float* p, int begin, int end, int first, int last, RunningSums& sums, float* factors) {
+  using V = Level;
+  const V::F lowest = V::set(-__builtin_inff());
+  alignas(64) float next[kMaxAttentionQueries];
+  for (int i = 0; i < kMaxAttentionQueries; i += 16) V::store(next + i, V::load(sums.m + i));
+  for (int q = begin; q < end; ++q) {
+    const float* scores = p + q * kPageSlots;
+    V::F largest = lowest;
+    for (int j = 0; j < 4; ++j) {
+      largest = V::max(largest, visible(V::load(scores + 16 * j), first - 16 * j, last - 16 * j, lowest));
+    }
+    const float tile_largest = V::largest(largest);
+    next[q] = sums.m[q] > tile_largest ? sums.m[q] : tile_largest;
+  }
+  alignas(64) float all[kMaxAttentionQueries];
+  exp_differences(sums.m, next, all, begin, end);
+  for (int q = begin; q < end; ++q) {
+    float* scores = p + q * kPageSlots;
+    V::F sum = V::zero();
+    for (int j = 0; j < 4; ++j) {
+      const V::F weight = exp(V::sub(V::load(scores + 16 * j), V::set(next[q])));
+      const V::F kept = visible(weight, first - 16 * j, last - 16 * j, V::zero());
+      V::store(scores + 16 * j, kept);
+      sum = V::add(sum, kept);
+    }
+    factors[q] = all[q];
+    sums.l[q] = sums.l[q] * all[q] + V::sum(sum);
+    sums.m[q] = next[q];
+  }
+}
+
+/// What one call works with.
+struct AttendState {
+  float* p;       // [queries][64]
+  float* span_o;  // [queries][stride], of the span
+  float* o;       // [queries][stride], of the spans before
+  RunningSums span;
+  RunningSums all;
+};
+
+/// One tile for queries begin .. end - 1, which all see its keys first .. last.
+template <class T>
+inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t tile, bool is_last, int begin, int end,
+                        int first, int last) {
+  const T* keys = reinterpret_cast<const T*>(a.key_tiles[tile]);
+  const T* next = reinterpret_cast<const T*>(a.key_tiles[is_last ? tile : tile + 1]);
+  for_queries(begin, end,
+              [&]<int Q>(int q) { tile_scores<Q>(a, a.queries + q, keys, next, state.p + q * kPageSlots); });
+  alignas(64) float factors[kMaxAttentionQueries];
+  tile_softmax(state.p, begin, end, first, last, state.span, factors);
+  const T* values = reinterpret_cast<const T*>(a.value_tiles[tile]);
+  for_queries(begin, end, [&]<int Q>(int q) {
+    constexpr int W = kVectors<Q>;
+    const float* p = state.p + q * kPageSlots;
+    float* o = state.span_o + q * a.value_stride;
+    int at = 0;
+    for (; at + 16 * W <= a.value_stride; at += 16 * W)
+      tile_values<Q, W>(values + at, a.value_stride, first, last, p, factors + q, o + at);
+    for (; at < a.value_stride; at += 16)
+      tile_values<Q, 1>(values + at, a.value_stride, first, last, p, factors + q, o + at);
+  });
+}
+
+/// The tiles of keys from .. to, all of one span.
+template <class T>
+inline void attend_span(const AttendArgs& a, AttendState& state, std::int64_t from, std::int64_t to) {
+  const std::int64_t last_tile = to / kPageSlots;
+  for (std::int64_t tile = from / kPageSlots; tile <= last_tile; ++tile) {
+    const std::int64_t base = tile * kPageSlots;
+    // Keys that a row sees of the tile, as 0..63; none where first > last.
+    const auto first_of = [&](int row) {
+      const std::int64_t key = a.first_keys[row] > from ? a.first_keys[row] : from;
+      return static_cast<int>(key > base ? (key - base < kPageSlots ? key - base : kPageSlots) : 0);
+    };
+    const auto last_of = [&](int row) {
+      const std::int64_t key = a.last_keys[row] < to ? a.last_keys[row] : to;
+      return static_cast<int>(key < base + kPageSlots - 1 ? (key >= base ? key - base : -1) : kPageSlots - 1);
+    };
+    for (int row = 0; row < a.rows;) {
+      const int first = first_of(row);
+      const int last = last_of(row);
+      int end = row + 1;
+      if (first <= last) {
+        while (end < a.rows && first_of(end) == first && last_of(end) == last) ++end;
+        attend_tile<T>(a, state, tile, tile == last_tile, row * a.heads, end * a.heads, first, last);
+      }
+      row = end;
     }
   }
 }
 
-template <int Q, class T>
-inline void attend_up_to(const AttendArgs& a) {
-  if (a.count == Q) {
-    attend_queries<Q, T>(a);
-  } else if constexpr (Q > 1) {
-    attend_up_to<Q - 1, T>(a);
+/// all = all merged with the span.
+inline void merge_span(const AttendArgs& a, AttendState& state) {
+  using V = Level;
+  const int count = a.rows * a.heads;
+  alignas(64) float next[kMaxAttentionQueries];
+  alignas(64) float before[kMaxAttentionQueries];
+  alignas(64) float here[kMaxAttentionQueries];
+  for (int q = 0; q < kMaxAttentionQueries; ++q) {
+    next[q] = state.all.m[q] > state.span.m[q] ? state.all.m[q] : state.span.m[q];
+  }
+  exp_differences(state.all.m, next, before, 0, count);
+  exp_differences(state.span.m, next, here, 0, count);
+  for (int q = 0; q < count; ++q) {
+    // A row that sees nothing of the span stays as it is.
+    if (state.span.m[q] == -__builtin_inff()) continue;
+    state.all.l[q] = __builtin_fmaf(state.span.l[q], here[q], state.all.l[q] * before[q]);
+    state.all.m[q] = next[q];
+    for (int i = q * a.value_stride; i < (q + 1) * a.value_stride; i += 16) {
+      const V::F kept = V::mul(V::load(state.o + i), V::set(before[q]));
+      V::store(state.o + i, V::fma(V::load(state.span_o + i), V::set(here[q]), kept));
+    }
   }
 }
 
 template <class T>
 void attend(const AttendArgs& a) {
-  attend_up_to<Level::kAttentionQueries, T>(a);
+  using V = Level;
+  const int count = a.rows * a.heads;
+  const int stride = a.value_stride;
+  AttendState state;
+  state.p = a.scratch;
+  state.span_o = state.p + count * kPageSlots;
+  state.o = state.span_o + count * stride;
+  state.all.reset();
+  for (int i = 0; i < count * stride; i += 16) V::store(state.o + i, V::zero());
+
+  std::int64_t first_key = a.first_keys[0];
+  std::int64_t last_key = a.last_keys[0];
+  for (int row = 1; row < a.rows; ++row) {
+    if (a.first_keys[row] < first_key) first_key = a.first_keys[row];
+    if (a.last_keys[row] > last_key) last_key = a.last_keys[row];
+  }
+  for (std::int64_t span = first_key / kSpanKeys; span <= last_key / kSpanKeys; ++span) {
+    state.span.reset();
+    for (int i = 0; i < count * stride; i += 16) V::store(state.span_o + i, V::zero());
+    const std::int64_t begin = span * kSpanKeys;
+    const std::int64_t end = begin + kSpanKeys - 1;
+    attend_span<T>(a, state, begin > first_key ? begin : first_key, end < last_key ? end : last_key);
+    merge_span(a, state);
+  }
+  for (int q = 0; q < count; ++q) {
+    const V::F sum = V::set(state.all.l[q]);
+    for (int i = 0; i < a.value_dim; i += 16) {
+      const int lanes = a.value_dim - i < 16 ? a.value_dim - i : 16;
+      V::store_partial(a.outputs[q] + i, V::div(V::load(state.o + q * stride + i), sum), lanes);
+    }
+  }
 }
 
 }  // namespace
