@@ -165,9 +165,11 @@ def _fill_q6_k(blocks: Bytes, scales: npt.NDArray[Any]) -> None:
 
 
 def _ternary_bytes(digits: int, pack: Callable[[list[int]], int]) -> Bytes:
-    """A table that makes a byte of ternary digits, near to uniform, of a random byte."""
-    combinations = [[value // 3**i % 3 for i in range(digits)] for value in range(3**digits)]
-    return np.array([pack(combinations[i % 3**digits]) for i in range(256)], np.uint8)
+    """A table that makes a byte of ternary digits of a random byte. Each digit's mean is that of a weight of zero: a
+    bias, however small, adds up along the columns, and the layers would make all tokens the same."""
+    combinations = [[value // 3**i % 3 for i in range(digits)] for value in range(3**5)]
+    combinations += [[value % 3] * digits for value in range(12)] + [[1] * digits]
+    return np.array([pack(combination) for combination in combinations], np.uint8)
 
 
 def _base3(digits: list[int]) -> int:

@@ -90,6 +90,15 @@ def test_bitnet_matrices_are_ternary_with_one_scale(tmp_path: Path, file_format:
     assert values.std() == pytest.approx(1 / np.sqrt(512 * 32), rel=0.02)
 
 
+@pytest.mark.parametrize("file_format", ["TQ1_0", "TQ2_0"])
+def test_ternary_codes_have_no_bias(file_format: str) -> None:
+    blocks = np.zeros((256, 54 if file_format == "TQ1_0" else 66), np.uint8)
+    blocks[:] = np.arange(256, dtype=np.uint8)[:, None]
+    make_model._FILL[file_format](blocks, np.ones(256))
+    values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[file_format])
+    assert (values.sum(axis=0) == 0).all()
+
+
 @pytest.mark.parametrize("file_format", ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "F16", "F32"])
 def test_weights_have_the_deviation_asked_for(file_format: str) -> None:
     tensor = make_model.Tensor("w", (64, 1024), file_format, 1 / 32)
