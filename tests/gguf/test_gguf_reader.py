@@ -30,6 +30,7 @@ def compare(path: Path) -> None:
         assert ours.type_of(key).startswith(kind)
         expected, found = field.contents(), ours.get(key)
         if isinstance(found, np.ndarray):
+            assert ours.number_array(key) == (found.dtype.name, found.tobytes())
             found = found.tolist()
             assert ours.array_length(key) == len(found)
         assert found == expected, key
@@ -72,6 +73,10 @@ def test_written_by_the_gguf_package(tmp_path: Path) -> None:
     assert model.find("blk.0.attn_k.weight").shape == (3, 64)
     assert model.get_strings("tokenizer.ggml.tokens", 3) == ["a", "b\u00df", ""]
     assert model.string_array_at("tokenizer.ggml.tokens", 1) == "b\u00df".encode()
+    assert model.number_array("tokenizer.ggml.scores") == ("float32", np.array([0, -1.5, 2.25], "<f4").tobytes())
+    for key in ("tokenizer.ggml.tokens", "llama.block_count", "x.missing"):
+        with pytest.raises(ModelFormatError, match=key):
+            model.number_array(key)
 
 
 @pytest.mark.reference

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import sentencepiece
 from fake_metadata import BYTE, CONTROL, NORMAL, PREFIX, UNKNOWN, UNUSED, USER_DEFINED, FakeMetadata
-from sterna.errors import ModelFormatError
+from sterna._core import sentencepiece_pieces
+from sterna.errors import ArgumentError, ModelFormatError
 from sterna.tokenizer import Tokenizer
 
 WORDS = [
@@ -164,3 +165,21 @@ def test_a_damaged_character_map_never_reaches_unchecked_memory() -> None:
         else:
             tokenizer.encode("Über ﬁsh １２ e\u0301 " + "".join(map(chr, rng.integers(32, 0x3000, 50))))
     assert 20 < refused < 300
+
+
+def test_pieces_come_back_as_they_were_written() -> None:
+    tokens = [b"<unk>", "\u2581a".encode(), b"b" * 127, b"c" * 128, b"d" * 1_000, b"e f"]
+    scores = np.array([0, -1.5, 3e38, -3e-39, 7, 1], "<f4")
+    types = bytes((2, 1, 3, 5, 1, 1))
+    settings = b"\x12\x02\x18\x02"  # trainer_spec { model_type: BPE }
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(sentencepiece_pieces(tokens, scores.tobytes(), types) + settings)
+    ids = range(len(tokens))
+    assert [processor.IdToPiece(i).encode() for i in ids] == tokens
+    assert [processor.GetScore(i) for i in ids] == scores.tolist()
+    assert [i for i in ids if processor.IsUnknown(i)] == [0]
+    assert [i for i in ids if processor.IsControl(i)] == [2]
+    assert [i for i in ids if processor.IsUnused(i)] == [3]
+    for wrong in ((tokens[1:], scores.tobytes(), types), (tokens, scores[1:].tobytes(), types), (tokens, b"", b"")):
+        with pytest.raises(ArgumentError, match="texts"):
+            sentencepiece_pieces(*wrong)

@@ -231,11 +231,14 @@ def _known_texts(tokens: list[bytes], joined: bytes) -> dict[str, int]:
     found = known.intersection(tokens)
     if joined.count(SEPARATOR) != len(tokens) - 1:  # a text holds the separator
         return {token.decode(): token_id for token_id, token in enumerate(tokens) if token in found}
+    # Searching one long string is many times faster than walking the list.
     ids = {}
+    separated = SEPARATOR + joined + SEPARATOR
     for text in found:
-        # Searching one long string backwards is faster than walking the list.
-        begin = (SEPARATOR + joined + SEPARATOR).rfind(SEPARATOR + text + SEPARATOR)
-        ids[text.decode()] = joined.count(SEPARATOR, 0, begin)
+        begin, last = separated.find(SEPARATOR + text + SEPARATOR), -1
+        while begin >= 0:
+            last, begin = begin, separated.find(SEPARATOR + text + SEPARATOR, begin + 1)
+        ids[text.decode()] = separated.count(SEPARATOR, 0, last)
     return ids
 
 
