@@ -92,8 +92,10 @@ struct KernelTable {
   int gemm_rows;
   int gemm_panels;
   UnpackKernel unpack[static_cast<int>(LayoutId::kCount)];
-  /// [kind][rows - 1]; null where rows > gemm_rows.
-  GemmKernel gemm[static_cast<int>(GemmKind::kCount)][kMaxTileRows];
+  /// [layout][rows - 1]; null where rows > gemm_rows.
+  GemmKernel gemm[static_cast<int>(LayoutId::kCount)][kMaxTileRows];
+  /// Integer sums over all of k, as floats, for ternary matrices with one scale: [rows - 1].
+  GemmKernel gemm_sum[kMaxTileRows];
 
   void (*rms_norm)(const float* x, const float* weight, float* y, std::int64_t n, float eps);
   /// Row `row` of the tile from k floats; block is 32, 256 or k. The scale of a block is written once per scale_every

@@ -61,16 +61,19 @@ class FewRows {
 class ManyRows {
  public:
   ManyRows(const PackedMatrix& w, const TileSpace& tiles, const StepContext& context, std::uint8_t* scratch)
-      : w_(w), table_(*context.kernels), kind_(gemm_kind(w.layout, is_sum(w, tiles))) {
+      : w_(w),
+        table_(*context.kernels),
+        sum_(is_sum(w, tiles)),
+        layout_(w.layout == LayoutId::kNative ? LayoutId::kUnpacked : w.layout) {
     const int width = table_.gemm_panels * kPanelRows;
-    tile_ = WideTile::at(scratch, kind_, w.k, width);
-    native_ = scratch + align(wide_tile_bytes(kind_, w.k, width));
+    const GemmKind kind = gemm_kind(layout_, sum_);
+    tile_ = WideTile::at(scratch, kind, w.k, width);
+    native_ = scratch + align(wide_tile_bytes(kind, w.k, width));
   }
 
   static int panels(const KernelTable& kernels) { return kernels.gemm_panels; }
 
   void select(std::int64_t first_panel) {
-    const LayoutId layout = w_.layout == LayoutId::kNative ? LayoutId::kUnpacked : w_.layout;
     for (int p = 0; p < table_.gemm_panels; ++p) {
       // A last panel without a neighbour stands in for it; its results are not used.
       const std::int64_t index = std::min(first_panel + p, w_.panels() - 1);
@@ -79,20 +82,25 @@ class ManyRows {
         unpack_native_panel(w_, index, native_);
         panel = native_;
       }
-      table_.unpack[static_cast<int>(layout)](panel, w_.k, tile_, p * kPanelRows);
+      table_.unpack[static_cast<int>(layout_)](panel, w_.k, tile_, p * kPanelRows);
     }
   }
 
   /// values[row][16 * panels] of the selected panels.
   void multiply(const ActivationTile& tile, float* values) const {
-    table_.gemm[static_cast<int>(kind_)][tile.rows - 1](tile_, w_.k, tile, values);
-    if (kind_ == GemmKind::kSum) scale_sums(w_, tile, values, tile_.width);
+    if (sum_) {
+      table_.gemm_sum[tile.rows - 1](tile_, w_.k, tile, values);
+      scale_sums(w_, tile, values, tile_.width);
+    } else {
+      table_.gemm[static_cast<int>(layout_)][tile.rows - 1](tile_, w_.k, tile, values);
+    }
   }
 
  private:
   const PackedMatrix& w_;
   const KernelTable& table_;
-  const GemmKind kind_;
+  const bool sum_;
+  const LayoutId layout_;
   WideTile tile_;
   std::uint8_t* native_;
 };

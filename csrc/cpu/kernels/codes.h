@@ -13,6 +13,13 @@ namespace {
 /// that the hardware would follow: without asking, K-quants come from memory at half its speed.
 constexpr int kPrefetchAhead = 4096;
 
+/// The level where a template parameter hides it from checks of branches that are not taken: levels have the words
+/// that they need.
+template <auto>
+struct Hidden {
+  using V = Level;
+};
+
 /// A layout's codes: as unsigned bytes with a bias.
 template <LayoutId id>
 struct Codes {
@@ -120,6 +127,16 @@ inline Level::F load_dense(const std::uint8_t* panel, std::int64_t i) {
   } else {
     return Level::load_bfloat16(reinterpret_cast<const std::uint16_t*>(panel) + i * kPanelRows);
   }
+}
+
+/// The largest |value| of a layout's codes; not for wide ones.
+template <LayoutId id>
+constexpr int largest_code() {
+  constexpr LayoutSpec spec = Codes<id>::kSpec;
+  if (spec.is_table) return 12;  // twice the E2M1 values
+  if (spec.low_bits == 0) return 1;
+  const int most = ((1 << (spec.low_bits + spec.high_bits)) - 1) * spec.step - spec.bias;
+  return most > spec.bias ? most : spec.bias;
 }
 
 }  // namespace

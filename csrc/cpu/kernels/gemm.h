@@ -8,6 +8,7 @@
 
 #include "cpu/isa/level.h"
 #include "cpu/kernel_table.h"
+#include "cpu/kernels/codes.h"
 #include "cpu/wide_tile.h"
 
 namespace sterna::cpu {
@@ -16,25 +17,60 @@ namespace {
 constexpr int kP = Level::kGemmPanels;
 constexpr int kWidth = kP * kPanelRows;
 
-template <int N>
-struct Sums {
-  Level::I v[N][kP];
-};
+inline Level::B load_codes(const std::int8_t* p) { return Level::bload(reinterpret_cast<const std::uint8_t*>(p)); }
 
-/// sum += codes * (activations + 128) over `chunks` chunks.
-template <int N, int chunks>
-inline __attribute__((always_inline)) void dot_tile(const std::int8_t* codes, const std::uint8_t* y,
+/// How a layout's products are added up. Levels that add four products to 32 bits at once need no more; others add
+/// pairs in 16 bits, over as many chunks as fit.
+enum class DotKind : std::uint8_t { kDirect, kRuns8, kRuns4, kRuns2, kWide };
+
+constexpr int run_chunks(DotKind dot) {
+  return dot == DotKind::kRuns8 ? 8 : dot == DotKind::kRuns4 ? 4 : dot == DotKind::kRuns2 ? 2 : 1;
+}
+
+/// sum += codes * (activations + 128) over `chunks` chunks; on levels with kWide dots, codes * activations for these.
+template <DotKind dot, int N, int chunks>
+inline __attribute__((always_inline)) void dot_tile(const std::int8_t* codes, const std::int8_t* y,
                                                     Level::I (&sum)[N][kP]) {
+  using V = typename Hidden<dot>::V;
+  if constexpr (dot == DotKind::kDirect) {
 #pragma GCC unroll 8
-  for (int c = 0; c < chunks; ++c) {
-    Level::B w[kP];
+    for (int c = 0; c < chunks; ++c) {
+      Level::B w[kP];
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) w[p] = Level::bload(reinterpret_cast<const std::uint8_t*>(codes) + (c * kP + p) * 64);
+      for (int p = 0; p < kP; ++p) w[p] = load_codes(codes + (c * kP + p) * 64);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const Level::B activation = Level::broadcast4(reinterpret_cast<const std::int8_t*>(y) + (c * N + n) * 4);
+      for (int n = 0; n < N; ++n) {
+        const Level::B activation = Level::broadcast4(y + (c * N + n) * 4);
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sum[n][p] = Level::dot(sum[n][p], activation, w[p]);
+        for (int p = 0; p < kP; ++p) sum[n][p] = Level::dot(sum[n][p], activation, w[p]);
+      }
+    }
+  } else if constexpr (dot == DotKind::kWide) {
+#pragma GCC unroll 8
+    for (int c = 0; c < chunks; ++c) {
+      const Level::B w = load_codes(codes + c * 64);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        sum[n][0] = V::dot_signed(sum[n][0], w, Level::broadcast4(y + (c * N + n) * 4));
+      }
+    }
+  } else {
+    constexpr int run = run_chunks(dot) < chunks ? run_chunks(dot) : chunks;
+#pragma GCC unroll 4
+    for (int first = 0; first < chunks; first += run) {
+      Level::I words[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) words[n] = Level::izero();
+#pragma GCC unroll 8
+      for (int c = first; c < first + run; ++c) {
+        const Level::B w = load_codes(codes + c * 64);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          words[n] = V::add_pairs(words[n], Level::broadcast4(y + (c * N + n) * 4), w);
+        }
+      }
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sum[n][0] = V::add_words(sum[n][0], words[n]);
     }
   }
 }
@@ -54,7 +90,7 @@ inline __attribute__((always_inline)) void store_results(const Level::F (&acc)[N
   each<N>([&](int n, int p) __attribute__((always_inline)) { Level::store(out + n * kWidth + p * 16, acc[n][p]); });
 }
 
-template <GemmKind kind, int N>
+template <GemmKind kind, DotKind dot, int N>
 inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& tile, float* out) {
   using V = Level;
   constexpr GemmShape shape = gemm_shape(kind);
@@ -63,7 +99,7 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
   V::F acc[N][kP];
   each<N>([&](int n, int p) __attribute__((always_inline)) { acc[n][p] = V::zero(); });
   const std::int8_t* codes = w.codes;
-  const std::uint8_t* y = reinterpret_cast<const std::uint8_t*>(tile.codes);
+  const std::int8_t* y = tile.codes;
   const float* scales = w.scales;
   const float* mins = w.mins;
   const std::int32_t* corrections = w.corrections;
@@ -74,7 +110,7 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
     for (int g = 0; g < groups; ++g) {
       V::I sum[N][kP];
       each<N>([&](int n, int p) __attribute__((always_inline)) { sum[n][p] = V::iload(corrections + p * 16); });
-      dot_tile<N, chunks>(codes, y, sum);
+      dot_tile<dot, N, chunks>(codes, y, sum);
       each<N>([&](int n, int p) __attribute__((always_inline)) {
         acc[n][p] = V::fma(V::to_float(sum[n][p]), V::mul(V::load(scales + p * 16), V::set(row_scales[n])), acc[n][p]);
       });
@@ -96,14 +132,14 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
 }
 
 /// The exact sum of one block of 256 with integer scales, and of its minimums.
-template <GemmKind kind, int N>
+template <GemmKind kind, DotKind dot, int N>
 inline void gemm_super(const WideTile& w, std::int64_t k, const ActivationTile& tile, float* out) {
   using V = Level;
   constexpr GemmShape shape = gemm_shape(kind);
   alignas(64) float acc[N * kWidth];
   for (int i = 0; i < N * kWidth; i += 16) V::store(acc + i, V::zero());
   const std::int8_t* codes = w.codes;
-  const std::uint8_t* y = reinterpret_cast<const std::uint8_t*>(tile.codes);
+  const std::int8_t* y = tile.codes;
   const std::int32_t* factors = w.factors;
   const std::int32_t* min_pairs = w.min_pairs;
   const std::int32_t* row_pairs = shape.group == 16 ? tile.sums16 : tile.pairs32;
@@ -113,7 +149,7 @@ inline void gemm_super(const WideTile& w, std::int64_t k, const ActivationTile& 
                 __attribute__((always_inline)) { total[n][p] = V::iload(w.corrections + b * kWidth + p * 16); });
     if constexpr (shape.group == 0) {
       for (int u = 0; u < 8; ++u) {
-        dot_tile<N, 8>(codes, y, total);
+        dot_tile<dot, N, 8>(codes, y, total);
         codes += 32 * kWidth;
         y += 32 * N;
       }
@@ -122,7 +158,7 @@ inline void gemm_super(const WideTile& w, std::int64_t k, const ActivationTile& 
       for (int g = 0; g < 256 / shape.group; ++g) {
         V::I sum[N][kP];
         each<N>([&](int n, int p) __attribute__((always_inline)) { sum[n][p] = V::izero(); });
-        dot_tile<N, chunks>(codes, y, sum);
+        dot_tile<dot, N, chunks>(codes, y, sum);
         each<N>([&](int n, int p) __attribute__((always_inline)) {
           total[n][p] = V::iadd(total[n][p], V::imul(sum[n][p], V::iload(factors + p * 16)));
         });
@@ -159,13 +195,13 @@ inline void gemm_super(const WideTile& w, std::int64_t k, const ActivationTile& 
   for (int i = 0; i < N * kWidth; i += 16) V::store(out + i, V::load(acc + i));
 }
 
-template <int N>
+template <DotKind dot, int N>
 inline void gemm_sum(const WideTile& w, std::int64_t k, const ActivationTile& tile, float* out) {
   using V = Level;
   V::I total[N][kP];
   each<N>([&](int n, int p) __attribute__((always_inline)) { total[n][p] = V::iload(w.corrections + p * 16); });
-  const std::uint8_t* y = reinterpret_cast<const std::uint8_t*>(tile.codes);
-  for (std::int64_t u = 0; u < k / 32; ++u) dot_tile<N, 8>(w.codes + u * 32 * kWidth, y + u * 32 * N, total);
+  const std::int8_t* y = tile.codes;
+  for (std::int64_t u = 0; u < k / 32; ++u) dot_tile<dot, N, 8>(w.codes + u * 32 * kWidth, y + u * 32 * N, total);
   each<N>([&](int n, int p)
               __attribute__((always_inline)) { V::store(out + n * kWidth + p * 16, V::to_float(total[n][p])); });
 }
@@ -184,23 +220,32 @@ inline void gemm_dense(const WideTile& w, std::int64_t k, const ActivationTile& 
 }
 
 /// out[row][r], `width` results a row.
-template <GemmKind kind, int N>
+template <GemmKind kind, DotKind dot, int N>
 void gemm_kernel(const WideTile& w, std::int64_t k, const ActivationTile& tile, float* out) {
   if constexpr (kind == GemmKind::kDense) {
     gemm_dense<N>(w, k, tile, out);
   } else if constexpr (kind == GemmKind::kSum) {
-    gemm_sum<N>(w, k, tile, out);
+    gemm_sum<dot, N>(w, k, tile, out);
   } else if constexpr (gemm_shape(kind).block == 256) {
-    gemm_super<kind, N>(w, k, tile, out);
+    gemm_super<kind, dot, N>(w, k, tile, out);
   } else {
-    gemm_block<kind, N>(w, k, tile, out);
+    gemm_block<kind, dot, N>(w, k, tile, out);
   }
 }
 
-template <GemmKind kind, int N = 1>
+/// The dot of a layout on this level.
+template <LayoutId id>
+constexpr DotKind dot_kind() {
+  if (Level::kDotTakesAnyByte || is_dense(id)) return DotKind::kDirect;
+  if (Codes<id>::kWide) return DotKind::kWide;
+  const int pair = 2 * 255 * largest_code<id>();
+  return pair * 8 <= 32767 ? DotKind::kRuns8 : pair * 4 <= 32767 ? DotKind::kRuns4 : DotKind::kRuns2;
+}
+
+template <GemmKind kind, DotKind dot, int N = 1>
 void fill_gemm_kernels(GemmKernel (&kernels)[kMaxTileRows]) {
-  kernels[N - 1] = gemm_kernel<kind, N>;
-  if constexpr (N < Level::kGemmRows) fill_gemm_kernels<kind, N + 1>(kernels);
+  kernels[N - 1] = gemm_kernel<kind, dot, N>;
+  if constexpr (N < Level::kGemmRows) fill_gemm_kernels<kind, dot, N + 1>(kernels);
 }
 
 }  // namespace

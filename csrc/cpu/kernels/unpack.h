@@ -11,15 +11,30 @@
 namespace sterna::cpu {
 namespace {
 
-/// Stores the signed codes of chunks first..first + count - 1 of a unit; returns sum + 128 * (sum of codes) per row.
+/// sum + 128 * (sum of codes) per row, which the gemm kernels will have too much; nothing where a level multiplies
+/// wide codes by signed activations.
+template <LayoutId id>
+inline __attribute__((always_inline)) Level::I add_excess(Level::I sum, Level::B values) {
+  using V = typename Hidden<id>::V;
+  if constexpr (Level::kDotTakesAnyByte) {
+    return Level::dot(sum, Level::bset(128), values);
+  } else if constexpr (Codes<id>::kWide) {
+    return sum;
+  } else {
+    return V::add_words(sum, V::add_pairs(V::izero(), Level::bset(128), values));
+  }
+}
+
+/// Stores the signed codes of chunks first..first + count - 1 of a unit; returns sum with their excess.
 template <LayoutId id, int first, int count>
 inline __attribute__((always_inline)) Level::I unpack_chunks(const std::uint8_t* unit, Level::B table, std::int8_t* out,
                                                              std::int64_t stride, Level::I sum) {
   if constexpr (count > 0) {
     const Level::B code = Codes<id>::template chunk_codes<first>(unit, table);
-    const Level::B value = Level::badd(code, Level::bset(static_cast<std::uint8_t>(-Codes<id>::kBias)));
+    constexpr int bias = Codes<id>::kWide ? 128 : Codes<id>::kBias;
+    const Level::B value = Level::badd(code, Level::bset(static_cast<std::uint8_t>(-bias)));
     Level::bstore(reinterpret_cast<std::uint8_t*>(out), value);
-    sum = Level::dot(sum, Level::bset(128), value);
+    sum = add_excess<id>(sum, value);
     return unpack_chunks<id, first + 1, count - 1>(unit, table, out + stride, stride, sum);
   } else {
     return sum;
@@ -38,7 +53,7 @@ inline Level::I unpack_quintets(const std::uint8_t* block, std::int8_t* out, std
       const V::B digit = quintet_digit(t);
       const V::B value = V::badd(digit, V::bset(0xFF));
       V::bstore(reinterpret_cast<std::uint8_t*>(out), value);
-      sum = V::dot(sum, V::bset(128), value);
+      sum = add_excess<LayoutId::kTernary1_6>(sum, value);
       t = V::badd(V::badd(t, t), t);
     }
   }

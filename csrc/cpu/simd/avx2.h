@@ -16,6 +16,8 @@ struct Level {
   static constexpr int kAttentionQueries = 2;
   static constexpr int kWideBias = 0;
   static constexpr bool kDotTakesAnyByte = false;
+  static constexpr int kGemmPanels = 1;
+  static constexpr int kGemmRows = 4;
 
   struct F {
     __m256 lo, hi;
@@ -191,6 +193,25 @@ struct Level {
     return dot_half(acc, _mm256_abs_epi8(value), _mm256_sign_epi8(y, value));
   }
   static I dot_wide(I acc, B w, I y) { return {dot_wide_half(acc.lo, w.lo, y.lo), dot_wide_half(acc.hi, w.hi, y.hi)}; }
+  // For gemm: y unsigned, w signed. Sums of pairs stay in 16 bits for a while, and go to 32 with their neighbours.
+  static I add_pairs(I words, B y, B w) {
+    return {_mm256_add_epi16(words.lo, _mm256_maddubs_epi16(y.lo, w.lo)),
+            _mm256_add_epi16(words.hi, _mm256_maddubs_epi16(y.hi, w.hi))};
+  }
+  static I dot_pairs(I acc, I a, I b) {
+    return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
+            _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+  }
+  static I add_words(I acc, I words) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return dot_pairs(acc, words, {ones, ones});
+  }
+  // w signed, of any size; y is activation + 128.
+  static I dot_signed(I acc, B w, I y) {
+    const __m256i activations = _mm256_xor_si256(y.lo, _mm256_set1_epi8(static_cast<char>(0x80)));
+    return {dot_half(acc.lo, _mm256_abs_epi8(w.lo), _mm256_sign_epi8(activations, w.lo)),
+            dot_half(acc.hi, _mm256_abs_epi8(w.hi), _mm256_sign_epi8(activations, w.hi))};
+  }
 };
 
 }  // namespace
