@@ -1,15 +1,16 @@
-"""Llama 1 to 3, Mistral, SmolLM2, TinyLlama: pre-norm decoder, grouped-query attention, SwiGLU.
+"""Llama 1 to 3, Mistral, Mixtral, SmolLM2, TinyLlama: pre-norm decoder, grouped-query attention, SwiGLU.
 
-Reference: huggingface/transformers, models/llama/modeling_llama.py; GGUF files have the rows of q and k permuted, so
-that rope turns neighbours.
+Reference: huggingface/transformers, models/llama/modeling_llama.py and models/mixtral/modeling_mixtral.py; GGUF files
+have the rows of q and k permuted, so that rope turns neighbours.
 """
 
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
+from sterna.moe import MoeConfig
 
 
-@register("llama", "mistral")
-def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
+@register("llama", "mistral", config=MoeConfig)
+def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     x = ops.embed(batch.tokens, weights["token_embd"])
     factors = weights.get("rope_freqs")
@@ -17,7 +18,8 @@ def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), factors, i)
-            x = x + mlp(w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
+            normed = ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps)
+            x = x + (moe(config, w, normed) if config.num_experts else mlp(w, normed))
     x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
     return ops.unembed(x, weights.first("output", "token_embd"))
 
@@ -40,3 +42,9 @@ def mlp(w: Weights, x: ops.Value) -> ops.Value:
     gate = ops.linear(x, w["ffn_gate"], w.get("ffn_gate.bias"))
     up = ops.linear(x, w["ffn_up"], w.get("ffn_up.bias"))
     return ops.linear(ops.glu(gate, up), w["ffn_down"], w.get("ffn_down.bias"))
+
+
+def moe(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """Mixture of SwiGLU experts, the best few of each row (Mixtral, arXiv:2401.04088)."""
+    experts, weights = ops.route(ops.linear(x, w["ffn_gate_inp"]), config.num_experts_per_tok)
+    return ops.expert_glu(x, experts, weights, w["ffn_gate_exps"], w["ffn_up_exps"], w["ffn_down_exps"])

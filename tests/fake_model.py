@@ -126,6 +126,35 @@ class FakeModel:
         shape = (self.head_dim,)
         return self.with_layer_tensor("attn_q_norm.weight", shape).with_layer_tensor("attn_k_norm.weight", shape)
 
+    def with_experts(self, count: int, used: int, size: int, shared: int = 0) -> Self:
+        """With a mixture of experts instead of each layer's feed-forward network, and an expert that all rows share."""
+        model = self._copy()
+        model.metadata |= {
+            f"{self.architecture}.expert_count": count,
+            f"{self.architecture}.expert_used_count": used,
+            f"{self.architecture}.expert_feed_forward_length": size,
+        }
+        shapes: dict[str, tuple[int, ...]] = {
+            "ffn_gate_inp": (count, self.hidden),
+            "ffn_gate_exps": (count, size, self.hidden),
+            "ffn_up_exps": (count, size, self.hidden),
+            "ffn_down_exps": (count, self.hidden, size),
+        }
+        if shared:
+            model.metadata[f"{self.architecture}.expert_shared_feed_forward_length"] = shared
+            shapes |= {
+                "ffn_gate_inp_shexp": (1, self.hidden),
+                "ffn_gate_shexp": (shared, self.hidden),
+                "ffn_up_shexp": (shared, self.hidden),
+                "ffn_down_shexp": (self.hidden, shared),
+            }
+        for i in range(self.layers):
+            for name in ("ffn_gate", "ffn_up", "ffn_down"):
+                del model._tensors[f"blk.{i}.{name}.weight"]
+            for name, shape in shapes.items():
+                model._add(f"blk.{i}.{name}.weight", shape)
+        return model
+
     def with_layer_format(self, format: str) -> Self:
         """With all matrices of the layers in this format."""
         model = self._copy()

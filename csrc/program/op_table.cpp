@@ -15,7 +15,7 @@ using enum RoleCount;
 using enum AttributeNeed;
 
 const std::vector<std::string_view> kActivationRules = {"auto", "int8_per_token"};
-const std::vector<std::string_view> kActivations = {"silu", "gelu_tanh", "relu2"};
+const std::vector<std::string_view> kActivations = {"silu", "gelu_tanh", "relu2", "sigmoid"};
 const std::vector<std::string_view> kRopeStyles = {"halves", "interleaved"};
 const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn"};
 
@@ -95,6 +95,20 @@ std::vector<OpSpec> make_table() {
        {{"gate", kResult, kOne}, {"up", kResult, kOne}},
        {{"activation", kDefault, std::string("silu"), kActivations, {}}},
        glu_shapes},
+      {"route",
+       {{"x", kResult, kOne}},
+       {{"used", kRequired, std::int64_t{0}, {}, {}}, {"normalize", kDefault, true, {}, {}}},
+       route_shapes},
+      {"expert_glu",
+       {{"x", kResult, kOne},
+        {"experts", kResult, kOne},
+        {"weights", kResult, kOne},
+        {"gate", kWeight, kOne},
+        {"up", kWeight, kOne},
+        {"down", kWeight, kOne},
+        {"residual", kResult, kOptional}},
+       {rule, {"glu", kDefault, std::string("silu"), kActivations, {}}},
+       expert_glu_shapes},
       {"activation", {{"x", kResult, kOne}}, {{"kind", kRequired, std::string(), kActivations, {}}}, same_shapes},
       {"add", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
       {"mul", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},

@@ -9,6 +9,8 @@ namespace sterna {
 
 namespace {
 
+constexpr std::int64_t kMaxExperts = 4096;
+
 const Value& operand(const Program& program, const Node& node, std::string_view role) {
   return program.value(node.input(role));
 }
@@ -33,6 +35,15 @@ const Shape& tokens_of(const Program& program, const Node& node, std::string_vie
 
 const Shape& matrix(const Node& node, const Value& w) {
   if (w.shape.size() != 2) fail(node, "weight " + w.name + " has shape " + to_string(w.shape) + ", expected a matrix");
+  return w.shape;
+}
+
+/// [experts, n, k]: one matrix for each expert.
+const Shape& expert_matrices(const Node& node, const Value& w) {
+  if (w.shape.size() != 3 || w.shape[0].size > kMaxExperts || w.shape[1].size > kMaxDim / w.shape[0].size) {
+    fail(node, "weight " + w.name + " has shape " + to_string(w.shape) + ", expected a matrix for each of up to " +
+                   std::to_string(kMaxExperts) + " experts");
+  }
   return w.shape;
 }
 
@@ -202,6 +213,47 @@ std::vector<Shape> glu_shapes(const Program& program, const Node& node) {
   return {gate};
 }
 
+/// Ids of the chosen experts by rank, and their weights.
+std::vector<Shape> route_shapes(const Program& program, const Node& node) {
+  const Shape& x = rows(program, node, "x", 2);
+  const std::int64_t used = node.integer("used");
+  if (used < 1 || used > x[1].size) {
+    fail(node,
+         "used is " + std::to_string(used) + ", must be from 1 to the number of experts " + std::to_string(x[1].size));
+  }
+  return {{x[0], {used}}, {x[0], {used}}};
+}
+
+std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node) {
+  const Shape& x = rows(program, node, "x", 2);
+  const Shape& experts = rows(program, node, "experts", 2);
+  const Shape& weights = rows(program, node, "weights", 2);
+  if (experts != weights || experts[0] != x[0]) {
+    fail(node, "experts have shape " + to_string(experts) + ", weights " + to_string(weights) + ", x " + to_string(x));
+  }
+  const Value& gate = operand(program, node, "gate");
+  const Value& up = operand(program, node, "up");
+  const Value& down = operand(program, node, "down");
+  const Shape& enk = expert_matrices(node, gate);
+  if (up.shape != enk) fail(node, "gate has shape " + to_string(enk) + ", up " + to_string(up.shape));
+  const Shape& back = expert_matrices(node, down);
+  if (back[0] != enk[0] || back[2] != enk[1]) {
+    fail(node, "gate has shape " + to_string(enk) + ", down " + to_string(back));
+  }
+  check_features(node, x[1].size, gate, enk[2].size);
+  if (experts[1].size > enk[0].size) {
+    fail(node, "uses " + std::to_string(experts[1].size) + " of " + std::to_string(enk[0].size) + " experts");
+  }
+  const Shape shape = {x[0], back[1]};
+  if (const ValueId residual = node.input("residual"); residual != kNoValue) {
+    const Value& r = program.value(residual);
+    if (r.shape != shape) {
+      fail(node, "residual " + r.name + " has shape " + to_string(r.shape) + ", the result " + to_string(shape));
+    }
+  }
+  return {shape};
+}
+
 std::vector<Shape> same_shapes(const Program& program, const Node& node) {
   const Shape& x = operand(program, node, "x").shape;
   return {rows(program, node, "x", x.size() == 3 ? 3 : 2)};
@@ -211,8 +263,9 @@ std::vector<Shape> binary_shapes(const Program& program, const Node& node) {
   const Value& a = operand(program, node, "a");
   const Value& b = operand(program, node, "b");
   const Shape& shape = rows(program, node, "a", a.shape.size() == 3 ? 3 : 2);
-  const bool fits =
-      b.kind == ValueKind::kWeight ? b.shape == Shape{shape.back()} || b.shape == Shape{{1}} : b.shape == shape;
+  const bool per_row = node.op == "mul" && shape.size() == 2 && b.shape == Shape{shape[0], {1}};
+  const bool fits = b.kind == ValueKind::kWeight ? b.shape == Shape{shape.back()} || b.shape == Shape{{1}}
+                                                 : b.shape == shape || per_row;
   if (!fits) {
     fail(node, a.name + " has shape " + to_string(shape) + ", " + b.name + " " + to_string(b.shape) +
                    (b.kind == ValueKind::kWeight ? "; a weight must have one element or one for each feature" : ""));

@@ -14,6 +14,8 @@ std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node);
 std::vector<Shape> rope_shapes(const Program& program, const Node& node);
 std::vector<Shape> attention_shapes(const Program& program, const Node& node);
 std::vector<Shape> glu_shapes(const Program& program, const Node& node);
+std::vector<Shape> route_shapes(const Program& program, const Node& node);
+std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node);
 std::vector<Shape> same_shapes(const Program& program, const Node& node);    // activation, scale
 std::vector<Shape> binary_shapes(const Program& program, const Node& node);  // add, mul
 std::vector<Shape> reshape_shapes(const Program& program, const Node& node);

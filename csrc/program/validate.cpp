@@ -99,6 +99,25 @@ void nodes_fit_the_op_table(const Program& program, const Function& function) {
   }
 }
 
+// Experts are those that a route chose, among as many as there are matrices.
+void experts_come_from_a_route(const Program& program, const Function& function) {
+  std::vector<std::int64_t> num_experts(program.values.size());  // of ids, what the route chose from
+  for (const Node& node : function.nodes) {
+    if (node.op == "route") {
+      num_experts[static_cast<std::size_t>(node.outputs[0])] = program.value(node.input("x")).shape[1].size;
+    } else if (node.op == "take_rows") {
+      num_experts[static_cast<std::size_t>(node.outputs[0])] = num_experts[static_cast<std::size_t>(node.input("x"))];
+    } else if (node.op == "expert_glu") {
+      const ValueId ids = node.input("experts");
+      const std::int64_t matrices = program.value(node.input("gate")).shape[0].size;
+      if (num_experts[static_cast<std::size_t>(ids)] != matrices) {
+        fail(node,
+             "experts " + program.value(ids).name + " are not chosen by a route among " + std::to_string(matrices));
+      }
+    }
+  }
+}
+
 // The KV slots are those of the attention nodes, by layer.
 void slots_fit_the_attention_nodes(const Program& program) {
   std::vector<KvSlot> slots;
@@ -156,6 +175,7 @@ void validate(const Program& program) {
   for (const Function& function : program.functions) operands_come_first(program, function);
   results_have_one_node(program);
   for (const Function& function : program.functions) nodes_fit_the_op_table(program, function);
+  for (const Function& function : program.functions) experts_come_from_a_route(program, function);
   slots_fit_the_attention_nodes(program);
 }
 

@@ -24,6 +24,10 @@ MAX_CONTEXT = 1 << 31
 # Keys that change what a decoder computes, with the values that do not: nothing is left out silently.
 NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
     "expert_count": (0,),
+    "expert_gating_func": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0, 1),
+    "leading_dense_block_count": (0,),
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
@@ -352,6 +356,8 @@ class TensorTable:
             layer = _LAYER.fullmatch(name)
             shape = tuple(tensor.shape)
             expected = self._expected.get(layer[2] if layer else name, shape)
+            if expected == (1, *shape):
+                shape = expected  # some converters drop an extent of 1
             if shape != expected:
                 self.fail(name, f"has shape {list(shape)}, expected {list(expected)}")
             self._values[name] = ops.weight(name, shape, tensor.format)

@@ -103,11 +103,12 @@ def rope(x: F32, positions: Array, frequencies: F32, style: str, magnitude: floa
 
 
 def activate(x: F32, kind: str) -> F32:
-    """silu, gelu_tanh or relu2 of x."""
+    """silu, gelu_tanh, relu2 or sigmoid of x."""
     wide = x.astype(np.float64)
-    if kind == "silu":
+    if kind in ("silu", "sigmoid"):
         small = np.exp(-np.abs(wide))  # never overflows
-        wide = wide * np.where(wide < 0, small, 1) / (1 + small)
+        share = np.where(wide < 0, small, 1) / (1 + small)
+        wide = wide * share if kind == "silu" else share
     elif kind == "gelu_tanh":
         wide = 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
     elif kind == "relu2":
@@ -136,6 +137,16 @@ def attend(q: F32, keys: F32, values: F32, positions: Array, attributes: dict[st
     weights /= weights.sum(axis=-1, keepdims=True)
     out: Array = np.einsum("hts,shd->thd", weights, np.repeat(values.astype(np.float64), group, axis=1))
     return out.reshape(rows, -1).astype(np.float32)
+
+
+def route(logits: F32, used: int, normalize: bool) -> tuple[F32, F32]:
+    """Ids of the `used` experts with the largest logits, ties to the lower id, and their weights: [rows, used] each."""
+    experts = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
+    wide = logits.astype(np.float64)
+    powers: Array = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(powers, experts, axis=-1)
+    weights = chosen / (chosen if normalize else powers).sum(axis=-1, keepdims=True)
+    return experts.astype(np.float32), weights.astype(np.float32)
 
 
 class Interpreter:
@@ -279,6 +290,36 @@ class Interpreter:
 
     def _glu(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return activate(operands["gate"][0], attributes["activation"]) * operands["up"][0]
+
+    def _route(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
+        return list(route(operands["x"][0], attributes["used"], attributes["normalize"]))
+
+    def _expert_glu(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        x, experts, weights = (operands[role][0] for role in ("x", "experts", "weights"))
+        parts = np.zeros((*experts.shape, operands["down"][0].shape[1]), np.float32)
+        for expert in np.unique(experts).astype(int):
+            rows, ranks = np.nonzero(experts == expert)
+            gate, up = (self._expert_matmul(node, x[rows], operands, role, expert) for role in ("gate", "up"))
+            hidden = activate(gate, attributes["glu"]) * up
+            parts[rows, ranks] = self._expert_matmul(node, hidden, operands, "down", expert)
+            if self._group(node, "down", hidden.shape[1]):
+                ties = np.zeros(len(x), np.bool_) if self.ties is None else self.ties
+                ties[rows] |= rounding_ties(hidden, self._group(node, "down", hidden.shape[1]))
+                self.ties = ties
+        total: F32 = weights[:, :1] * parts[:, 0]
+        for rank in range(1, experts.shape[1]):
+            total = total + weights[:, rank : rank + 1] * parts[:, rank]
+        return operands["residual"][0] + total if "residual" in operands else total
+
+    def _expert_matmul(
+        self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], role: str, expert: int
+    ) -> F32:
+        return matmul(x, operands[role][0][expert], self._group(node, role, x.shape[1])).astype(np.float32)
+
+    def _group(self, node: ProgramNode, role: str, k: int) -> int:
+        """How many of k activations share a scale when they meet the weight of that role."""
+        format = self._table[self._ids(node, role)[0]].format or "F32"
+        return activation_group(format, str(node.attributes["activation"]), k) if self._quantize else 0
 
     def _activation(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return activate(operands["x"][0], attributes["kind"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sterna.arch import RopeSpec
 
-Activation = Literal["silu", "gelu_tanh", "relu2"]
+Activation = Literal["silu", "gelu_tanh", "relu2", "sigmoid"]
 ActivationRule = Literal["auto", "int8_per_token"]
 Attribute = bool | int | float | str
 
@@ -244,8 +244,39 @@ def glu(gate: Value, up: Value, activation: Activation = "silu") -> Value:
     return _emit("glu", "glu", ("gate", gate), ("up", up), activation=activation)
 
 
+def route(logits: Value, used: int, *, normalize: bool = True) -> tuple[Value, Value]:
+    """The `used` experts of each row with the largest logits, [num_tokens, num_experts] -> ids, weights.
+
+    Both are [num_tokens, used], the largest first, ties to the lower id. Weights are the softmax over the chosen
+    experts; without `normalize` the chosen ones of the softmax over all (arXiv:2401.04088, arXiv:2101.03961).
+    """
+    experts, weights = _tracer().emit(
+        "route", f"{logits.label}.route", [("x", logits)], {"used": used, "normalize": normalize}
+    )
+    return experts, weights
+
+
+def expert_glu(
+    x: Value,
+    experts: Value,
+    weights: Value,
+    gate: Value,
+    up: Value,
+    down: Value,
+    glu: Activation = "silu",
+    activation: ActivationRule | None = None,
+) -> Value:
+    """Gated feed-forward networks of the experts that `route` chose, summed with its weights in its order.
+
+    x [num_tokens, k], gate and up [num_experts, n, k], down [num_experts, hidden_size, n] -> [num_tokens, hidden_size];
+    `activation` as in `linear`.
+    """
+    operands = [("x", x), ("experts", experts), ("weights", weights), ("gate", gate), ("up", up), ("down", down)]
+    return _emit("expert_glu", "experts", *operands, glu=glu, activation=activation or _tracer().activation_rule)
+
+
 def activation(x: Value, kind: Activation) -> Value:
-    """silu: x / (1 + exp(-x)); gelu_tanh: GELU's tanh form; relu2: max(x, 0)^2."""
+    """silu: x / (1 + exp(-x)); gelu_tanh: GELU's tanh form; relu2: max(x, 0)^2; sigmoid: 1 / (1 + exp(-x))."""
     return _emit("activation", f"{x.label}.{kind}", ("x", x), kind=kind)
 
 
@@ -255,7 +286,8 @@ def add(a: Value, b: Value) -> Value:
 
 
 def mul(a: Value, b: Value) -> Value:
-    """a * b, element by element; b may also be a weight with one element per feature, or one in all."""
+    """a * b, element by element; b may also have one element per row ([num_tokens, 1]), or be a weight with one element
+    per feature, or one in all."""
     return _emit("mul", f"{b.label}.mul", ("a", a), ("b", b))
 
 

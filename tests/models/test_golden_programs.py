@@ -22,6 +22,7 @@ def models() -> dict[str, FakeModel]:
     qwen3 = FakeModel("qwen3").with_head_norms()
     gemma3 = FakeModel("gemma3", layers=3, **{"attention.sliding_window": 4, "attention.sliding_window_pattern": 3})
     gemma3 = gemma3.with_head_norms().with_layer_vectors("post_attention_norm", "post_ffw_norm")
+    qwen2moe = FakeModel("qwen2moe").with_biases("attn_q", "attn_k", "attn_v").with_experts(8, 3, 48, shared=40)
     bitnet = FakeModel("bitnet", hidden=256, intermediate=256).with_layer_vectors("attn_sub_norm", "ffn_sub_norm")
     b158 = FakeModel("bitnet-b1.58", hidden=256, intermediate=256).with_layer_vectors("attn_sub_norm", "ffn_sub_norm")
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
@@ -33,6 +34,9 @@ def models() -> dict[str, FakeModel]:
         "qwen2": qwen2,
         "qwen3": qwen3,
         "gemma3": gemma3,
+        "mixtral": FakeModel("llama").with_experts(4, 2, 64),
+        "qwen2moe": qwen2moe,
+        "qwen3moe": FakeModel("qwen3moe").with_head_norms().with_experts(8, 2, 48),
         "bitnet-ternary": bitnet.with_layer_format("TQ2_0"),
         "bitnet-b1.58-scales": b158.with_layer_format("TQ1_0"),
     }

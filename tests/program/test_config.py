@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import FakeModel
-from sterna.arch import DecoderConfig
 from sterna.errors import ModelFormatError, SternaError, UnsupportedModelError
+from sterna.moe import MoeConfig
 from sterna.trace import trace
 
 BAD_KEYS: list[tuple[str, Any]] = [
@@ -110,7 +110,7 @@ def test_unknown_rope_scaling_is_unsupported(scaling: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("expert_count", 8),
+        ("expert_gating_func", 2),
         ("final_logit_softcapping", 30.0),
         ("logit_scale", 0.5),
         ("attention.causal", False),
@@ -184,7 +184,7 @@ def test_the_output_may_be_tied() -> None:
 
 def test_config_reads_what_the_file_says() -> None:
     config = trace(FakeModel("llama", **{"attention.sliding_window": 16, **YARN})).config
-    assert type(config) is DecoderConfig
+    assert type(config) is MoeConfig and config.num_experts == 0
     assert (config.vocab_size, config.hidden_size, config.head_dim, config.sliding_window) == (50, 32, 8, 16)
     assert config.rope.original_context == 128
     assert config.rope.attention_factor == pytest.approx(0.1 * math.log(4.0) + 1.0)
@@ -211,3 +211,33 @@ def test_random_metadata_is_a_model_or_a_typed_error(seed: int) -> None:
     except SternaError as error:
         message = str(error)
     assert "fake.gguf" in message
+
+
+def test_keys_of_experts() -> None:
+    config = trace(FakeModel("qwen2moe").with_biases("attn_q", "attn_k", "attn_v").with_experts(8, 3, 48, shared=40)).config
+    assert isinstance(config, MoeConfig)
+    assert (config.num_experts, config.num_experts_per_tok) == (8, 3)
+    assert (config.moe_intermediate_size, config.shared_expert_intermediate_size) == (48, 40)
+    assert trace(FakeModel("llama").with_experts(4, 2, 64)).config.num_experts_per_tok == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("expert_used_count", 9), ("expert_used_count", 0), ("expert_count", 4097)])
+def test_impossible_counts_of_experts_are_refused(key: str, value: int) -> None:
+    model = FakeModel("llama").with_experts(8, 2, 64)
+    model.metadata[f"llama.{key}"] = value
+    with pytest.raises(ModelFormatError, match=rf"llama\.{key}: is {value}"):
+        trace(model)
+
+
+def test_a_matrix_of_one_row_may_be_stored_as_a_vector() -> None:
+    model = FakeModel("qwen2moe").with_biases("attn_q", "attn_k", "attn_v").with_experts(8, 3, 48, shared=40)
+    flat = model.with_layer_tensor("ffn_gate_inp_shexp.weight", (32,))
+    assert trace(flat).program.text() == trace(model).program.text()
+    with pytest.raises(ModelFormatError, match=r"ffn_gate_inp_shexp.* has shape \[31\], expected \[1, 32\]"):
+        trace(model.with_layer_tensor("ffn_gate_inp_shexp.weight", (31,)))
+
+
+def test_experts_of_another_number_than_the_file_says_are_refused() -> None:
+    model = FakeModel("llama").with_experts(8, 2, 64)
+    with pytest.raises(ModelFormatError, match=r"ffn_up_exps.* has shape \[7, 64, 32\], expected \[8, 64, 32\]"):
+        trace(model.with_layer_tensor("ffn_up_exps.weight", (7, 64, 32)))

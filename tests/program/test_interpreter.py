@@ -20,6 +20,7 @@ from sterna.interpreter import (
     rms_norm,
     rope,
     rounding_ties,
+    route,
 )
 from sterna.trace import trace
 
@@ -115,13 +116,15 @@ def test_rms_norm_by_hand() -> None:
     assert rms_norm(x, None, 0.5)[0] == pytest.approx([3 * norm, 4 * norm], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "relu2"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "relu2", "sigmoid"])
 def test_activations_by_hand(kind: str) -> None:
     def by_hand(x: float) -> float:
         if kind == "silu":
             return x / (1 + math.exp(-x))
         if kind == "gelu_tanh":
             return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        if kind == "sigmoid":
+            return 1 / (1 + math.exp(-x))
         return max(x, 0.0) ** 2
 
     x = np.array([-90.0, -3.0, -0.1, 0.0, 0.5, 4.0, 80.0], np.float32)
@@ -246,3 +249,42 @@ def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
     assert ratios[rotations < 0.8] == pytest.approx(0.25)
     assert (np.diff(ratios) <= 1e-6).all()
     assert ((ratios > 0.26) & (ratios < 0.99)).any()
+
+
+def test_routes_by_hand() -> None:
+    logits = np.log(np.array([[1, 4, 2, 3], [2, 5, 5, 8], [1, 1, 1, 1]], np.float32))
+    experts, weights = route(logits, 2, True)
+    assert experts.tolist() == [[1, 3], [3, 1], [0, 1]]  # ties to the lower id
+    np.testing.assert_allclose(weights, [[4 / 7, 3 / 7], [8 / 13, 5 / 13], [0.5, 0.5]], rtol=1e-6)
+    experts, weights = route(logits + np.float32(300), 3, False)
+    assert experts.tolist() == [[1, 3, 2], [3, 1, 2], [0, 1, 2]]
+    np.testing.assert_allclose(weights, [[0.4, 0.3, 0.2], [0.4, 0.25, 0.25], [0.25, 0.25, 0.25]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_experts_by_hand(with_residual: bool) -> None:
+    builder = ProgramBuilder()
+    tokens = builder.add_input("tokens", ("T",))
+    shapes = {"table": (5, 8), "router": (3, 8), "gate": (3, 4, 8), "up": (3, 4, 8), "down": (3, 8, 4)}
+    ids = {name: builder.add_weight(name, shape, "F32") for name, shape in shapes.items()}
+    x = builder.emit("embed", "x", [("tokens", tokens), ("w", ids["table"])], {}, "")[0]
+    scores = builder.emit("linear", "scores", [("x", x), ("w", ids["router"])], {}, "")[0]
+    experts, weights = builder.emit("route", "experts", [("x", scores)], {"used": 2}, "")
+    operands = [("x", x), ("experts", experts), ("weights", weights)] + [(n, ids[n]) for n in ("gate", "up", "down")]
+    y = builder.emit("expert_glu", "y", [*operands, ("residual", x)] if with_residual else operands, {}, "")
+    builder.set_outputs(y)
+    program = builder.finish()
+    arrays = weights_of(program)
+    interpreter = Interpreter(program, arrays.__getitem__)
+    got = interpreter.run([4, 0, 1])
+    for row, token in enumerate([4, 0, 1]):
+        v = arrays["table"][token].astype(np.float64)
+        scores_of_row = arrays["router"] @ v
+        chosen = np.argsort(-scores_of_row)[:2]
+        shares = np.exp(scores_of_row[chosen]) / np.exp(scores_of_row[chosen]).sum()
+        want = v * with_residual
+        for share, expert in zip(shares, chosen, strict=True):
+            gate = arrays["gate"][expert] @ v
+            want = want + share * (arrays["down"][expert] @ (gate / (1 + np.exp(-gate)) * (arrays["up"][expert] @ v)))
+        np.testing.assert_allclose(got[row], want, rtol=1e-5, atol=1e-6)
+        assert interpreter.values["experts"][row].tolist() == chosen.tolist()

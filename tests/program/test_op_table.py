@@ -32,6 +32,13 @@ class Bench:
             "v4": (4,),
             "v1": (1,),
             "cube": (2, 4, 16),
+            "one": (1, 16),
+            "router": (2, 16),
+            "stack": (2, 8, 16),
+            "back": (2, 16, 8),
+            "back3": (3, 16, 8),
+            "crowd": (4097, 8, 16),
+            "large": (2, 2**30 + 1, 16),
         }
         for name, shape in weights.items():
             self.ids[name] = self.builder.add_weight(name, shape, "F32")
@@ -44,6 +51,10 @@ class Bench:
         self.emit("reshape", "wide", x="kv_rows", attributes={"dims": "1, 16"})
         self.emit("reshape", "odd_heads", x="odd_rows", attributes={"dims": "3, 8"})
         self.emit("take_rows", "x_rows", x="x")
+        self.emit("linear", "scores", x="x", w="router")
+        self.emit("linear", "share", x="x", w="one")
+        self.emit("route", "experts", x="scores", attributes={"used": 2})
+        self.emit("route", "best", x="scores", attributes={"used": 1})
         self.emit("reshape", "row_heads", x="x_rows", attributes={"dims": "2, 8"})
 
     def emit(
@@ -58,6 +69,9 @@ class Bench:
         self.ids[name] = ids[0]
         return tuple(self.builder.shape(id) for id in ids)
 
+
+# The weights of a route have the shape of its ids.
+EXPERTS = {"x": "x", "experts": "experts", "weights": "experts", "gate": "stack", "up": "stack", "down": "back"}
 
 GOOD: list[tuple[str, dict[str, Any], dict[str, Any], tuple[Any, ...]]] = [
     ("linear", {"x": "x", "w": ["q", "kv"]}, {}, (("T", 32), ("T", 16))),
@@ -75,6 +89,10 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], tuple[Any, ...]]] = [
     ("mul", {"a": "x", "b": "v16"}, {}, (("T", 16),)),
     ("add", {"a": "x", "b": "v1"}, {}, (("T", 16),)),
     ("take_rows", {"x": "q_heads"}, {}, (("L", 4, 8),)),
+    ("mul", {"a": "x", "b": "share"}, {}, (("T", 16),)),
+    ("route", {"x": "scores"}, {"used": 2, "normalize": False}, (("T", 2), ("T", 2))),
+    ("expert_glu", EXPERTS, {}, (("T", 16),)),
+    ("expert_glu", {**EXPERTS, "residual": "x"}, {"glu": "gelu_tanh", "activation": "int8_per_token"}, (("T", 16),)),
 ]
 
 
@@ -170,6 +188,21 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("concat", {"x": ["x", "q_heads"]}, {}, "q_heads has shape [T, 4, 8], the first part [T, 16]"),
     ("concat", {"x": ["x", "x_rows"]}, {}, "x_rows has shape [L, 16]"),
     ("take_rows", {"x": "x_rows"}, {}, "x must have a row for every token"),
+    ("add", {"a": "x", "b": "share"}, {}, "x has shape [T, 16], share [T, 1]"),
+    ("route", {"x": "scores"}, {"used": 3}, "used is 3, must be from 1 to the number of experts 2"),
+    ("route", {"x": "scores"}, {"used": 0}, "used is 0, must be from 1"),
+    ("route", {"x": "scores"}, {}, "needs used"),
+    ("expert_glu", {**EXPERTS, "gate": "kv"}, {}, "weight kv has shape [16, 16], expected a matrix for each of up to"),
+    ("expert_glu", {**EXPERTS, "gate": "crowd", "up": "crowd"}, {}, "for each of up to 4096 experts"),
+    ("expert_glu", {**EXPERTS, "gate": "large", "up": "large"}, {}, "for each of up to 4096 experts"),
+    ("expert_glu", {**EXPERTS, "up": "cube"}, {}, "gate has shape [2, 8, 16], up [2, 4, 16]"),
+    ("expert_glu", {**EXPERTS, "down": "stack"}, {}, "gate has shape [2, 8, 16], down [2, 8, 16]"),
+    ("expert_glu", {**EXPERTS, "down": "back3"}, {}, "gate has shape [2, 8, 16], down [3, 16, 8]"),
+    ("expert_glu", {**EXPERTS, "x": "q_rows"}, {}, "x has 32 features, weight stack expects 16"),
+    ("expert_glu", {**EXPERTS, "x": "x_rows"}, {}, "experts have shape [T, 2], weights [T, 2], x [L, 16]"),
+    ("expert_glu", {**EXPERTS, "weights": "best"}, {}, "experts have shape [T, 2], weights [T, 1]"),
+    ("expert_glu", {**EXPERTS, "experts": "q_rows", "weights": "q_rows"}, {}, "uses 32 of 2 experts"),
+    ("expert_glu", {**EXPERTS, "residual": "q_rows"}, {}, "residual q_rows has shape [T, 32], the result [T, 16]"),
 ]
 
 
@@ -241,4 +274,19 @@ def test_ids_from_nowhere_are_refused(id: int) -> None:
         bench.builder.emit("scale", "y", [("x", id)], {"factor": 1.0}, "")
     bench.builder.set_outputs([id])
     with pytest.raises(ArgumentError, match="not computed in it"):
+        bench.builder.finish()
+
+
+def test_experts_are_chosen_by_a_route_among_as_many_as_there_are() -> None:
+    bench = Bench()
+    bench.emit("route", "others", x="q_rows", attributes={"used": 2})
+    bench.emit("expert_glu", "glu", **{**EXPERTS, "experts": "others"})
+    bench.builder.set_outputs([bench.ids["glu"]])
+    with pytest.raises(ArgumentError, match="experts others are not chosen by a route among 2"):
+        bench.builder.finish()
+    bench = Bench()
+    bench.emit("reshape", "numbers", x="experts", attributes={"dims": "2"})
+    bench.emit("expert_glu", "glu", **{**EXPERTS, "experts": "numbers"})
+    bench.builder.set_outputs([bench.ids["glu"]])
+    with pytest.raises(ArgumentError, match="experts numbers are not chosen by a route among 2"):
         bench.builder.finish()

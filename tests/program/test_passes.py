@@ -29,6 +29,8 @@ weight @w32 [32, 8] F32
 weight @f32 [32, 32] F32
 weight @q32 [32, 32] Q8_0
 weight @d32 [8, 32] F32
+weight @r2 [2, 8] F32
+weight @e8 [2, 8, 8] F32
 """
 
 
@@ -96,6 +98,49 @@ BEFORE_AFTER = {
            %b [T, 8] = linear(x=%x, w=@w8, bias=@b8, residual=%s)
            %y [T, 8] = linear(x=%b, w=@v8, residual=%b)""",
     ),
+    "fold_residual of experts": (
+        """%r [T, 2] = linear(x=%x, w=@r2)
+           %e [T, 1], %e.1 [T, 1] = route(x=%r) {used=1}
+           %m [T, 8] = expert_glu(x=%x, experts=%e, weights=%e.1, gate=@e8, up=@e8, down=@e8)
+           %s [T, 8] = scale(x=%x) {factor=2.0}
+           %y [T, 8] = add(a=%m, b=%s)""",
+        """%r [T, 2] = linear(x=%x, w=@r2)
+           %e [T, 1], %e.1 [T, 1] = route(x=%r) {used=1}
+           %s [T, 8] = scale(x=%x) {factor=2.0}
+           %y [T, 8] = expert_glu(x=%x, experts=%e, weights=%e.1, gate=@e8, up=@e8, down=@e8, residual=%s)""",
+    ),
+    "sink_rows of experts": (
+        """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
+           %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
+           %r [T, 2] = linear(x=%a, w=@r2)
+           %e [T, 1], %e.1 [T, 1] = route(x=%r) {used=1}
+           %y [T, 8] = expert_glu(x=%a, experts=%e, weights=%e.1, gate=@e8, up=@e8, down=@e8)""",
+        """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
+           %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
+           %a.rows [L, 8] = take_rows(x=%a)
+           %r [L, 2] = linear(x=%a.rows, w=@r2)
+           %e [L, 1], %e.1 [L, 1] = route(x=%r) {used=1}
+           %y [L, 8] = expert_glu(x=%a.rows, experts=%e, weights=%e.1, gate=@e8, up=@e8, down=@e8)""",
+    ),
+    "sink_rows of experts, the ids returned": (
+        """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
+           %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
+           %r [T, 2] = linear(x=%a, w=@r2)
+           %e [T, 1], %e.1 [T, 1] = route(x=%r) {used=1}
+           %y [T, 8] = expert_glu(x=%a, experts=%e, weights=%e.1, gate=@e8, up=@e8, down=@e8)
+           %logits [L, 50] = unembed(x=%y, w=@embd)
+           return %logits, %e""",
+        """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
+           %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
+           %r [T, 2] = linear(x=%a, w=@r2)
+           %e [T, 1], %e.1 [T, 1] = route(x=%r) {used=1}
+           %a.rows [L, 8] = take_rows(x=%a)
+           %e.rows [L, 1] = take_rows(x=%e)
+           %e.1.rows [L, 1] = take_rows(x=%e.1)
+           %y [L, 8] = expert_glu(x=%a.rows, experts=%e.rows, weights=%e.1.rows, gate=@e8, up=@e8, down=@e8)
+           %logits [L, 50] = unembed(x=%y, w=@embd)
+           return %logits, %e""",
+    ),
     "fold_glu": (
         """%gate [T, 8], %up [T, 8] = linear(x=%x, w=@w8, w=@v8, norm=@n8) {eps=1e-06}
            %y [T, 8] = glu(gate=%gate, up=%up) {activation="gelu_tanh"}""",
@@ -120,12 +165,11 @@ BEFORE_AFTER = {
 
 @pytest.mark.parametrize("name", list(BEFORE_AFTER))
 def test_before_and_after(name: str) -> None:
-    before, after = BEFORE_AFTER[name]
-    if "return" not in after:
-        after = f"{after}\n{TAIL}"
-    fused = parse(f"{before}\n{TAIL}").fuse([name])
+    before, after = (text if "return" in text else f"{text}\n{TAIL}" for text in BEFORE_AFTER[name])
+    names = [name.split()[0]]
+    fused = parse(before).fuse(names)
     assert lines_of(fused) == [line.strip() for line in after.splitlines()]
-    assert lines_of(fused.fuse([name])) == lines_of(fused)
+    assert lines_of(fused.fuse(names)) == lines_of(fused)
     assert Program.parse(fused.text()).text() == fused.text()
 
 

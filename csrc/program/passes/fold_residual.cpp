@@ -1,4 +1,4 @@
-/// fold_residual: an addition moves into the linear whose result it adds.
+/// fold_residual: an addition moves into the linear, or the experts, whose result it adds.
 #include "program/passes/passes.h"
 #include "program/passes/rewrite.h"
 
@@ -6,11 +6,11 @@ namespace sterna {
 
 namespace {
 
-/// The linear that computes an operand of the addition and can take the other one in, or -1.
-int foldable_linear(const Program& program, const Uses& uses, const Node& add, ValueId operand, ValueId other) {
+/// The node that computes an operand of the addition and can take the other one in, or -1.
+int foldable_node(const Program& program, const Uses& uses, const Node& add, ValueId operand, ValueId other) {
   const Node* node = uses.producer(operand);
-  if (node == nullptr || node->op != "linear" || !uses.is_read_once(operand)) return -1;
-  if (program.value(other).kind != ValueKind::kNode || node->input_list("w").size() != 1) return -1;
+  if (node == nullptr || !uses.is_read_once(operand) || program.value(other).kind != ValueKind::kNode) return -1;
+  if (node->op != "expert_glu" && (node->op != "linear" || node->input_list("w").size() != 1)) return -1;
   if (node->input("residual") != kNoValue || add.op != "add") return -1;
   return uses.producer_index(operand);
 }
@@ -23,19 +23,19 @@ void fold_residual(Program& program) {
     std::vector<bool> erased(function.nodes.size());
     for (Node& node : function.nodes) {
       if (node.op != "add") continue;
-      // Addition commutes bit for bit, so that the linear may be either operand.
+      // Addition commutes bit for bit, so that it may be either operand.
       ValueId other = node.input("a");
-      int linear = foldable_linear(program, uses, node, node.input("b"), other);
-      if (linear < 0) {
+      int found = foldable_node(program, uses, node, node.input("b"), other);
+      if (found < 0) {
         other = node.input("b");
-        linear = foldable_linear(program, uses, node, node.input("a"), other);
+        found = foldable_node(program, uses, node, node.input("a"), other);
       }
-      if (linear < 0) continue;
-      Node folded = function.nodes[static_cast<std::size_t>(linear)];
+      if (found < 0) continue;
+      Node folded = function.nodes[static_cast<std::size_t>(found)];
       folded.inputs.push_back({"residual", other});
       folded.name = node.name;
       folded.outputs = node.outputs;
-      erased[static_cast<std::size_t>(linear)] = true;
+      erased[static_cast<std::size_t>(found)] = true;
       node = std::move(folded);
     }
     erase_nodes(function, erased);
