@@ -7,6 +7,7 @@
 #include "cpu/cpu_plan.h"
 #include "cpu/isa.h"
 #include "cpu/machine.h"
+#include "cpu/self_test.h"
 
 namespace py = pybind11;
 
@@ -35,6 +36,14 @@ std::vector<std::tuple<int, bool, double>> read_speeds(cpu::Machine& machine, in
   return speeds;
 }
 
+std::vector<std::tuple<std::string, int, std::string>> check_kernels(const std::string& isa, std::uint64_t seed) {
+  std::vector<std::tuple<std::string, int, std::string>> found;
+  for (cpu::KernelCheck& check : cpu::check_kernels(cpu::kernel_table(isa), cpu::kernel_table("scalar"), seed)) {
+    found.emplace_back(check.family, check.cases, std::move(check.mismatch));
+  }
+  return found;
+}
+
 }  // namespace
 
 void bind_machine(py::module_& m) {
@@ -50,6 +59,10 @@ void bind_machine(py::module_& m) {
           [](cpu::Machine& machine, int repetitions) { return machine.macs_per_second(at_least_one(repetitions)); },
           py::arg("repetitions") = 5, py::call_guard<py::gil_scoped_release>(),
           "Byte multiply-accumulates per second.");
+
+  m.def("check_kernels", &check_kernels, py::arg("isa"), py::arg("seed") = std::uint64_t{0},
+        py::call_guard<py::gil_scoped_release>(),
+        "(family, cases, first mismatch) of a level's kernels held against scalar's.");
 }
 
 }  // namespace sterna::bindings

@@ -344,6 +344,12 @@ class Machine:
     def macs_per_second(self, repetitions: int = 5) -> float:
         """Multiply-accumulates of bytes per second of the level's dot product, operands in registers, all threads."""
 
+def check_kernels(isa: str, seed: int = 0) -> list[tuple[str, int, str]]:
+    """Holds a level's kernels against scalar's, bit for bit, on random inputs. DeviceError.
+
+    (family, number of cases, the first mismatch or "") of each family of kernels; a fraction of a second.
+    """
+
 # --- engine
 
 # Called before a token is chosen, on the engine's thread: the generated tokens so far, and bits (token t is bit t % 64

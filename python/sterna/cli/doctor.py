@@ -19,7 +19,10 @@ from sterna.cli.options import json_option
 @click.command()
 @json_option
 def command(as_json: bool) -> None:
-    """Check this machine and this installation; exit code 1 where something is wrong."""
+    """Check this machine and this installation; exit code 1 where something is wrong.
+
+    Every kernel that this CPU can run is held against its definition on random inputs, bit for bit.
+    """
     problems: list[str] = []
     report: dict[str, Any] = {
         "sterna": version("sterna"),
@@ -27,6 +30,7 @@ def command(as_json: bool) -> None:
         "system": platform.platform(),
         "packages": _packages(problems),
         "processor": _processor(problems),
+        "kernels": _kernels(problems),
         "memory": _memory(),
         "models": _models(problems),
         "problems": problems,
@@ -79,6 +83,26 @@ def _processor(problems: list[str]) -> dict[str, Any]:
         fields["in use"] = _core.chosen_isa()
     except SternaError as error:
         problems.append(str(error))
+    return fields
+
+
+def _kernels(problems: list[str]) -> dict[str, str]:
+    """Each instruction set's kernels beside the scalar definition, bit for bit."""
+    try:
+        from sterna import _core
+    except ImportError:
+        return {}
+    import time
+
+    fields = {}
+    for isa in _core.supported_isas():
+        begin = time.monotonic()
+        checks = _core.check_kernels(isa, seed=time.time_ns() & 0xFFFFFFFF)
+        wrong = [f"{family}: {mismatch}" for family, _, mismatch in checks if mismatch]
+        problems += [f"the kernels for {isa} are wrong: {problem}" for problem in wrong]
+        cases = sum(count for _, count, _ in checks)
+        outcome = f"{len(wrong)} of {len(checks)} families differ" if wrong else "all as defined"
+        fields[isa] = f"{cases} cases in {time.monotonic() - begin:.1f} s, {outcome}"
     return fields
 
 
