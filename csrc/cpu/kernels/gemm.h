@@ -19,6 +19,16 @@ constexpr int kWidth = kP * kPanelRows;
 
 inline Level::B load_codes(const std::int8_t* p) { return Level::bload(reinterpret_cast<const std::uint8_t*>(p)); }
 
+/// Calls fn(n, p) for each of the N x P results.
+template <int N, class Fn>
+inline __attribute__((always_inline)) void each(Fn fn) {
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) fn(n, p);
+  }
+}
+
 /// How a layout's products are added up. Levels that add four products to 32 bits at once need no more; others add
 /// pairs in 16 bits, over as many chunks as fit.
 enum class DotKind : std::uint8_t { kDirect, kRuns8, kRuns4, kRuns2, kWide };
@@ -27,11 +37,16 @@ constexpr int run_chunks(DotKind dot) {
   return dot == DotKind::kRuns8 ? 8 : dot == DotKind::kRuns4 ? 4 : dot == DotKind::kRuns2 ? 2 : 1;
 }
 
-/// sum += codes * (activations + 128) over `chunks` chunks; on levels with kWide dots, codes * activations for these.
-template <DotKind dot, int N, int chunks>
+/// sum = start(n, p) + codes * (activations + 128) over `chunks` chunks; codes * activations where the dot is kWide.
+/// Runs ask for the start only when they have a sum to add to it: until then its register is free.
+template <DotKind dot, int N, int chunks, class Start>
 inline __attribute__((always_inline)) void dot_tile(const std::int8_t* codes, const std::int8_t* y,
-                                                    Level::I (&sum)[N][kP]) {
+                                                    Level::I (&sum)[N][kP], Start start) {
   using V = typename Hidden<dot>::V;
+  constexpr bool in_runs = dot != DotKind::kDirect && dot != DotKind::kWide;
+  if constexpr (!in_runs) {
+    each<N>([&](int n, int p) __attribute__((always_inline)) { sum[n][p] = start(n, p); });
+  }
   if constexpr (dot == DotKind::kDirect) {
 #pragma GCC unroll 8
     for (int c = 0; c < chunks; ++c) {
@@ -70,18 +85,8 @@ inline __attribute__((always_inline)) void dot_tile(const std::int8_t* codes, co
         }
       }
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[n][0] = V::add_words(sum[n][0], words[n]);
+      for (int n = 0; n < N; ++n) sum[n][0] = V::add_words(first == 0 ? start(n, 0) : sum[n][0], words[n]);
     }
-  }
-}
-
-/// Calls fn(n, p) for each of the N x P results.
-template <int N, class Fn>
-inline __attribute__((always_inline)) void each(Fn fn) {
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) fn(n, p);
   }
 }
 
@@ -109,8 +114,8 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
 #pragma GCC unroll 2
     for (int g = 0; g < groups; ++g) {
       V::I sum[N][kP];
-      each<N>([&](int n, int p) __attribute__((always_inline)) { sum[n][p] = V::iload(corrections + p * 16); });
-      dot_tile<dot, N, chunks>(codes, y, sum);
+      dot_tile<dot, N, chunks>(
+          codes, y, sum, [&](int, int p) __attribute__((always_inline)) { return V::iload(corrections + p * 16); });
       each<N>([&](int n, int p) __attribute__((always_inline)) {
         acc[n][p] = V::fma(V::to_float(sum[n][p]), V::mul(V::load(scales + p * 16), V::set(row_scales[n])), acc[n][p]);
       });
@@ -149,7 +154,7 @@ inline void gemm_super(const WideTile& w, std::int64_t k, const ActivationTile& 
                 __attribute__((always_inline)) { total[n][p] = V::iload(w.corrections + b * kWidth + p * 16); });
     if constexpr (shape.group == 0) {
       for (int u = 0; u < 8; ++u) {
-        dot_tile<dot, N, 8>(codes, y, total);
+        dot_tile<dot, N, 8>(codes, y, total, [&](int n, int p) __attribute__((always_inline)) { return total[n][p]; });
         codes += 32 * kWidth;
         y += 32 * N;
       }
@@ -157,8 +162,7 @@ inline void gemm_super(const WideTile& w, std::int64_t k, const ActivationTile& 
       constexpr int chunks = shape.group / 4;
       for (int g = 0; g < 256 / shape.group; ++g) {
         V::I sum[N][kP];
-        each<N>([&](int n, int p) __attribute__((always_inline)) { sum[n][p] = V::izero(); });
-        dot_tile<dot, N, chunks>(codes, y, sum);
+        dot_tile<dot, N, chunks>(codes, y, sum, [](int, int) __attribute__((always_inline)) { return V::izero(); });
         each<N>([&](int n, int p) __attribute__((always_inline)) {
           total[n][p] = V::iadd(total[n][p], V::imul(sum[n][p], V::iload(factors + p * 16)));
         });
@@ -201,7 +205,9 @@ inline void gemm_sum(const WideTile& w, std::int64_t k, const ActivationTile& ti
   V::I total[N][kP];
   each<N>([&](int n, int p) __attribute__((always_inline)) { total[n][p] = V::iload(w.corrections + p * 16); });
   const std::int8_t* y = tile.codes;
-  for (std::int64_t u = 0; u < k / 32; ++u) dot_tile<dot, N, 8>(w.codes + u * 32 * kWidth, y + u * 32 * N, total);
+  for (std::int64_t u = 0; u < k / 32; ++u)
+    dot_tile<dot, N, 8>(w.codes + u * 32 * kWidth, y + u * 32 * N, total,
+                        [&](int n, int p) __attribute__((always_inline)) { return total[n][p]; });
   each<N>([&](int n, int p)
               __attribute__((always_inline)) { V::store(out + n * kWidth + p * 16, V::to_float(total[n][p])); });
 }

@@ -17,7 +17,7 @@ struct Level {
   static constexpr int kWideBias = 0;
   static constexpr bool kDotTakesAnyByte = false;
   static constexpr int kGemmPanels = 1;
-  static constexpr int kGemmRows = 4;
+  static constexpr int kGemmRows = 3;
 
   struct F {
     __m256 lo, hi;
