@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -152,38 +152,57 @@ def work_of(program: _core.Program, test: BenchTest, *, run_tokens: int = 512, k
     if test.generate:
         # The first of them sees the tokens before, the prompt's one, and itself.
         mean_length = test.depth + 1 + (test.generate + 1) / 2
-        bytes_per_token = (layers.bytes + output.bytes) / test.batch
+        bytes_per_token = (layers.bytes_for(test.batch) + output.bytes_for(test.batch)) / test.batch
         bytes_per_token += _kv_elements(program, mean_length) * kv_element_bytes
         return Work(bytes_per_token, layers.macs + output.macs)
     tokens = test.prompt * test.batch
     runs = -(-tokens // run_tokens)
-    return Work((layers.bytes * runs + output.bytes) / tokens, layers.macs + output.macs * test.batch / tokens)
+    read = layers.bytes_for(min(tokens, run_tokens)) * runs + output.bytes_for(test.batch)
+    return Work(read / tokens, layers.macs + output.macs * test.batch / tokens)
 
 
 def weight_bytes_per_token(program: _core.Program) -> int:
     """Packed bytes of the matrices that a decoded token reads."""
     layers, output = _matrices(program)
-    return layers.bytes + output.bytes
+    return round(layers.bytes_for(1) + output.bytes_for(1))
 
 
 @dataclass
 class _Matrices:
     bytes: int = 0
-    macs: int = 0
+    macs: int = 0  # per row
+    # Bytes of one expert, how many there are, how many a row uses.
+    experts: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def bytes_for(self, rows: int) -> float:
+        """What a run of so many rows reads; experts as if rows chose them at random."""
+        chosen = (each * total * (1.0 - (1.0 - used / total) ** rows) for each, total, used in self.experts)
+        return self.bytes + sum(chosen)
 
 
 def _matrices(program: _core.Program) -> tuple[_Matrices, _Matrices]:
     """Those that every token passes through, and those that only rows with logits do."""
     values = program.values
-    used = {id: node.op for node in program.nodes() if node.op != "embed" for role, id in node.inputs if role == "w"}
     layers, output = _Matrices(), _Matrices()
-    for id, op in used.items():
-        if len(values[id].shape) != 2:
+    seen: set[int] = set()
+    for node in program.nodes():
+        if node.op == "embed":
             continue
-        rows, columns = (int(extent) for extent in values[id].shape)
-        of = output if op == "unembed" else layers
-        of.bytes += _core.packed_bytes(values[id].format or "F32", rows, columns)
-        of.macs += rows * columns
+        of = output if node.op == "unembed" else layers
+        used = next((int(values[id].shape[1]) for role, id in node.inputs if role == "experts"), 0)
+        for _, id in node.inputs:
+            value = values[id]
+            if value.kind != "weight" or len(value.shape) < 2 or id in seen:
+                continue
+            seen.add(id)
+            *stack, rows, columns = (int(extent) for extent in value.shape)
+            packed = _core.packed_bytes(value.format or "F32", rows, columns)
+            if stack:
+                of.experts.append((packed, stack[0], used))
+                of.macs += used * rows * columns
+            else:
+                of.bytes += packed
+                of.macs += rows * columns
     return layers, output
 
 

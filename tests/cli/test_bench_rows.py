@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_model import FakeModel
+from sterna import _core
 from sterna.bench import BenchTest, Work, weight_bytes_per_token, work_of
 from sterna.bench_plot import roofline
 from sterna.bench_rows import Comparison, compare, limit_fields, load_rows, share_text
@@ -68,6 +69,29 @@ def test_a_window_limits_what_decode_reads() -> None:
     program = trace(FakeModel("mistral", **{"attention.sliding_window": 100})).program
     near, far = (work_of(program, BenchTest(generate=1, depth=depth)).bytes_per_token for depth in (200, 2000))
     assert near == far == weight_bytes_per_token(program) + 100 * 128
+
+
+def test_experts_are_read_as_far_as_they_are_used() -> None:
+    builder = _core.ProgramBuilder()
+    tokens = builder.add_input("tokens", ("T",))
+    table = builder.add_weight("table", (50, 32), "F32")
+    router = builder.add_weight("router", (8, 32), "F32")
+    gate, up = (builder.add_weight(name, (8, 64, 32), "F32") for name in ("gate", "up"))
+    down = builder.add_weight("down", (8, 32, 64), "F32")
+    builder.begin_function("logits")
+    (x,) = builder.emit("embed", "embed", [("tokens", tokens), ("w", table)], {}, "")
+    (logits,) = builder.emit("linear", "router", [("x", x), ("w", router)], {"activation": "auto"}, "")
+    experts, weights = builder.emit("route", "route", [("x", logits)], {"used": 2, "normalize": True}, "")
+    operands = [("x", x), ("experts", experts), ("weights", weights), ("gate", gate), ("up", up), ("down", down)]
+    y = builder.emit("expert_glu", "experts", operands, {"glu": "silu", "activation": "auto"}, "")
+    builder.set_outputs(y)
+    program = builder.finish()
+    each, panel = 3 * 64 * 32, 4 * 16 * 32
+    assert weight_bytes_per_token(program) == 2 * 4 * each + panel
+    assert work_of(program, BenchTest(generate=1)).macs_per_token == 2 * each + 8 * 32
+    two = work_of(program, BenchTest(generate=1, batch=2))
+    assert two.bytes_per_token == pytest.approx((4 * each * 8 * (1 - 0.75**2) + panel) / 2)
+    assert work_of(program, BenchTest(prompt=512)).bytes_per_token == pytest.approx((4 * each * 8 + panel) / 512)
 
 
 def test_share_is_of_the_nearer_limit() -> None:
