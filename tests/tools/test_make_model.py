@@ -37,7 +37,7 @@ def test_models_load_and_give_finite_logits(tmp_path: Path, name: str, file_form
     path = tmp_path / "tiny.gguf"
     assert make_model.write_model(path, shape, file_format, name="tiny", seed=1) == path.stat().st_size
     try:
-        llm = sterna.load(path, context=64, threads=2)
+        llm = sterna.load(path, context=64, threads=1)
     except sterna.UnsupportedModelError:
         if not shape.experts:
             raise
