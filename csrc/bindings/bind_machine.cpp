@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "cpu/cores.h"
 #include "cpu/cpu_plan.h"
 #include "cpu/isa.h"
 #include "cpu/machine.h"

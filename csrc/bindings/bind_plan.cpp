@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "cpu/cores.h"
 #include "cpu/cpu_plan.h"
 #include "cpu/isa.h"
 #include "plan/gguf_source.h"
@@ -144,7 +145,8 @@ void bind_plan(py::module_& m) {
   m.def(
       "chosen_isa", [] { return std::string(cpu::chosen_level()); },
       "The one in use: $STERNA_ISA, or the best. DeviceError.");
-  m.def("available_cpus", &cpu::available_cpus, "CPUs that this process may run on.");
+  m.def("available_cpus", &cpu::available_cpus,
+        "Workers that a plan has by default: fast physical cores that this process may use, within its quota.");
   m.def("place_buffers", &place_buffers, py::arg("buffers"),
         "The memory planner: (bytes, first step, last step) of each buffer -> offsets, bytes of the arena.");
   m.def("pack_and_dequantize", &pack_and_dequantize, py::arg("data"), py::arg("format"), py::arg("n"), py::arg("k"),

@@ -1,14 +1,10 @@
 #include "cpu/cpu_plan.h"
 
 #include <algorithm>
-#include <thread>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 #include "base/error.h"
 #include "base/float_mode.h"
+#include "cpu/cores.h"
 #include "cpu/isa.h"
 
 namespace sterna::cpu {
@@ -33,15 +29,6 @@ CpuPlanOptions checked(CpuPlanOptions options) {
 }
 
 }  // namespace
-
-int available_cpus() {
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (::sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 PlanMemory plan_memory(const Program& program, const CpuPlanOptions& wanted) {
   const CpuPlanOptions options = checked(wanted);

@@ -27,9 +27,6 @@ struct CpuPlanOptions {
   bool keep_values = false;  // every result of a node can be looked at after a run
 };
 
-/// CPUs that this process may run on (its affinity mask).
-int available_cpus();
-
 /// What a CpuPlan of this program will hold, found out without allocating any of it.
 PlanMemory plan_memory(const Program& program, const CpuPlanOptions& options);
 

@@ -313,7 +313,7 @@ def chosen_isa() -> str:
     """The one in use: $STERNA_ISA, or the best. DeviceError."""
 
 def available_cpus() -> int:
-    """CPUs that this process may run on."""
+    """Workers that a plan has by default: fast physical cores that this process may use, within its quota."""
 
 def place_buffers(buffers: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
     """The memory planner: (bytes, first step, last step) of each buffer -> offsets, bytes of the arena."""
