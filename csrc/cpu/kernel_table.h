@@ -12,7 +12,7 @@ namespace sterna::cpu {
 constexpr int kMaxTileRows = 8;
 constexpr int kMaxGemmWidth = 32;
 
-enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu2, kCount };
+enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu2, kSigmoid, kCount };
 
 /// Up to kMaxTileRows token rows, prepared for matmuls: rows interleaved so that one displacement reaches each.
 struct ActivationTile {

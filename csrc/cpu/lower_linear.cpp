@@ -7,21 +7,6 @@
 namespace sterna::cpu {
 namespace {
 
-/// How activations meet a weight.
-struct ActivationRule {
-  std::int64_t block;        // k per scale; 0: not quantised; k: one scale per row
-  std::int64_t scale_every;  // k per scale as the kernel reads them
-
-  bool operator==(const ActivationRule&) const = default;
-};
-
-ActivationRule activation_rule(const Node& node, const PackedMatrix& w) {
-  if (w.format->scales == ScaleKind::kNone) return {0, 0};
-  const std::int64_t block = w.format->scales == ScaleKind::kSuper ? 256 : 32;
-  const bool per_token = node.text("activation") == "int8_per_token";
-  return {per_token ? w.k : block, block};
-}
-
 /// The step that prepares the rows of x for weights of one rule.
 void fill_prepare(Lowering& lowering, const Node& node, const Place& x, const ActivationRule& rule, PrepareStep& step) {
   const std::vector<float>* norm = lowering.optional_vector(node, "norm");
@@ -63,7 +48,6 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
 
     MatmulStep& step = fused.matmul;
     step.tiles = fused.prepare.tiles;
-    step.glu = glu ? activation_kind(node, "glu") : ActivationKind::kSilu;
     step.parts.reserve(node.outputs.size());  // addresses are bound
     for (std::size_t i = 0; i < node.outputs.size(); ++i) {
       const PackedMatrix& w = lowering.matrix(weights[i]);
@@ -73,6 +57,7 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
       if (!biases.empty()) part.bias = vector_data(lowering, biases[i]);
       if (glu) {
         part.up = &lowering.matrix(weights[1]);
+        part.glu = activation_kind(node, "glu");
         if (!biases.empty()) part.up_bias = vector_data(lowering, biases[1]);
       }
       lowering.need_unpacked(w);
@@ -82,13 +67,22 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
     }
     lowering.bind(step.tiles.base, buffer);
     lowering.touch(x);  // the fused step reads it while results are written
-    if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(step.residual, residual);
+    if (const ValueId residual = node.input("residual"); residual != kNoValue) {
+      lowering.bind(step.parts.back().residual, residual);
+    }
     lowering.add(run_fused_matmul, &fused, run_matmul, &step);
     lowering.warm(warm_fused_matmul);
   }
 }
 
 }  // namespace
+
+ActivationRule activation_rule(const Node& node, const PackedMatrix& w) {
+  if (w.format->scales == ScaleKind::kNone) return {0, 0};
+  const std::int64_t block = w.format->scales == ScaleKind::kSuper ? 256 : 32;
+  const bool per_token = node.text("activation") == "int8_per_token";
+  return {per_token ? w.k : block, block};
+}
 
 void lower_linear(Lowering& lowering, const Node& node) {
   lower_matmul(lowering, node, lowering.place_of(node.input("x")));

@@ -42,7 +42,7 @@ void lower_binary(Lowering& lowering, const Node& node) {
     step.period = static_cast<std::int64_t>(weight.size());
   } else {
     step.weight = nullptr;
-    step.period = 0;
+    step.period = lowering.row_size(b);
     lowering.bind(step.b, b);
   }
   lowering.bind(step.y, lowering.define(node.outputs[0]));
@@ -122,21 +122,12 @@ struct Entry {
 };
 
 constexpr Entry kLowerings[] = {
-    {"embed", lower_embed},
-    {"linear", lower_linear},
-    {"unembed", lower_unembed},
-    {"rms_norm", lower_rms_norm},
-    {"rope", lower_rope},
-    {"attention", lower_attention},
-    {"glu", lower_glu},
-    {"add", lower_binary},
-    {"mul", lower_binary},
-    {"activation", lower_activation},
-    {"scale", lower_scale},
-    {"reshape", lower_reshape},
-    {"split", lower_split},
-    {"concat", lower_concat},
-    {"take_rows", lower_take_rows},
+    {"embed", lower_embed},       {"linear", lower_linear},       {"unembed", lower_unembed},
+    {"rms_norm", lower_rms_norm}, {"rope", lower_rope},           {"attention", lower_attention},
+    {"glu", lower_glu},           {"route", lower_route},         {"expert_glu", lower_expert_glu},
+    {"add", lower_binary},        {"mul", lower_binary},          {"activation", lower_activation},
+    {"scale", lower_scale},       {"reshape", lower_reshape},     {"split", lower_split},
+    {"concat", lower_concat},     {"take_rows", lower_take_rows},
 };
 
 }  // namespace
@@ -153,6 +144,7 @@ ActivationKind activation_kind(const Node& node, std::string_view attribute) {
   if (name == "silu") return ActivationKind::kSilu;
   if (name == "gelu_tanh") return ActivationKind::kGeluTanh;
   if (name == "relu2") return ActivationKind::kRelu2;
+  if (name == "sigmoid") return ActivationKind::kSigmoid;
   unsupported(node, "the CPU backend has no activation \"" + name + "\"");
 }
 

@@ -15,9 +15,21 @@ LowerFunction find_lowering(std::string_view op);
 /// The activation function that an attribute names.
 ActivationKind activation_kind(const Node& node, std::string_view attribute);
 
+/// How activations meet a weight.
+struct ActivationRule {
+  std::int64_t block;        // k per scale; 0: not quantised; k: one scale per row
+  std::int64_t scale_every;  // k per scale as the kernels read them
+
+  bool operator==(const ActivationRule&) const = default;
+};
+/// The rule that a node's attribute "activation" and the weight's format make.
+ActivationRule activation_rule(const Node& node, const PackedMatrix& w);
+
 void lower_linear(Lowering& lowering, const Node& node);
 void lower_unembed(Lowering& lowering, const Node& node);
 void lower_rope(Lowering& lowering, const Node& node);
 void lower_attention(Lowering& lowering, const Node& node);
+void lower_route(Lowering& lowering, const Node& node);
+void lower_expert_glu(Lowering& lowering, const Node& node);
 
 }  // namespace sterna::cpu

@@ -65,8 +65,7 @@ Place Lowering::define(ValueId value) {
 
 Place Lowering::temporary_rows(std::int64_t row_floats, bool outputs) {
   const std::int64_t stride = (row_floats + 15) / 16 * 16;
-  const std::int64_t rows = outputs ? limits_.max_outputs : limits_.max_tokens;
-  return {temporary(rows * stride * 4), 0, stride, outputs};
+  return {temporary(max_rows(outputs) * stride * 4), 0, stride, outputs};
 }
 
 int Lowering::temporary(std::int64_t bytes) {
@@ -76,8 +75,7 @@ int Lowering::temporary(std::int64_t bytes) {
 }
 
 std::int64_t Lowering::tile_space_bytes(const TileSpace& tiles, bool outputs) const {
-  const std::int64_t rows = outputs ? limits_.max_outputs : limits_.max_tokens;
-  return tiles.bytes(*limits_.kernels, rows);
+  return tiles.bytes(*limits_.kernels, max_rows(outputs));
 }
 
 void Lowering::touch(int buffer) { buffers_[static_cast<std::size_t>(buffer)].last = position_; }

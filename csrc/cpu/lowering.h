@@ -62,6 +62,10 @@ class Lowering {
   std::int64_t row_size(ValueId value) const;
   const std::vector<float>* optional_vector(const Node& node, std::string_view role) const;
   const PackedMatrix& matrix(ValueId weight) const { return weights_.matrix(program_.value(weight).name); }
+  std::span<const PackedMatrix> experts(ValueId weight) const { return weights_.experts(program_.value(weight).name); }
+  const KernelTable& kernels() const { return *limits_.kernels; }
+  /// As many rows as a run can have.
+  std::int64_t max_rows(bool outputs) const { return outputs ? limits_.max_outputs : limits_.max_tokens; }
 
   /// Arguments of a step to be added; addresses stay fixed.
   template <class T>

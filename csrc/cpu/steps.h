@@ -102,8 +102,8 @@ enum class BinaryKind : std::uint8_t { kAdd, kMul };
 struct BinaryStep {
   BinaryKind kind;
   Rows a, b, y;
-  const float* weight;  // instead of b: `period` floats, repeated along the row
-  std::int64_t period;
+  const float* weight;  // instead of b: repeated along the row
+  std::int64_t period;  // floats of weight or of a row of b: n, or fewer
   std::int64_t n;
 };
 void run_binary(const void* arguments, const StepContext& context);
@@ -191,19 +191,20 @@ struct PrepareStep {
 };
 void run_prepare(const void* arguments, const StepContext& context);
 
+/// y = w x (+ bias) (+ residual), or activation(w x) * (up x) in place of w x.
 struct MatmulPart {
   const PackedMatrix* w;
-  const PackedMatrix* up;  // not null: y = activation(w x) * (up x)
+  const PackedMatrix* up;  // null: none
   const float* bias;
   const float* up_bias;
+  ActivationKind glu;
+  Rows residual;  // data null: none
   Rows y;
 };
-/// y = w x (+ bias) (+ residual) for each part; all parts read the same tiles.
+/// All parts read the same tiles.
 struct MatmulStep {
   std::vector<MatmulPart> parts;
   TileSpace tiles;
-  Rows residual;  // of the single part; data null: none
-  ActivationKind glu;
 };
 /// Panels are shared out; each meets all tiles while it is in the cache.
 void run_matmul(const void* arguments, const StepContext& context);

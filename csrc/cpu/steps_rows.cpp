@@ -42,7 +42,11 @@ void run_binary(const void* arguments, const StepContext& context) {
     const float* a = step.a.row(row);
     float* y = step.y.row(row);
     if (step.weight == nullptr) {
-      apply(a, step.b.row(row), y, step.n);
+      if (step.period == step.n) {
+        apply(a, step.b.row(row), y, step.n);
+      } else {
+        context.kernels->scale(a, *step.b.row(row), y, step.n);
+      }
     } else if (step.period == 1) {
       for (std::int64_t i = 0; i < step.n; ++i)
         y[i] = step.kind == BinaryKind::kAdd ? a[i] + *step.weight : a[i] * *step.weight;

@@ -19,6 +19,7 @@ constexpr std::int64_t kReadBytes = std::int64_t{256} << 10;
 struct PackJob {
   std::string_view name;
   PackedMatrix* matrix;
+  std::int64_t offset;  // of the matrix in its tensor
   std::int64_t first_panel;
   std::int64_t last_panel;  // excluded
 };
@@ -43,7 +44,7 @@ void pack(const PackJob& job, const TensorSource& source, std::span<std::uint8_t
   const std::int64_t last_row = std::min(job.last_panel * kPanelRows, matrix.n);
   const auto panel_size = static_cast<std::size_t>(kPanelRows * row_bytes(matrix));
   bytes = bytes.first(static_cast<std::size_t>((last_row - first_row) * row_bytes(matrix)));
-  source.read(job.name, static_cast<std::uint64_t>(first_row * row_bytes(matrix)), bytes);
+  source.read(job.name, static_cast<std::uint64_t>(job.offset + first_row * row_bytes(matrix)), bytes);
   for (std::int64_t panel = job.first_panel; panel < job.last_panel; ++panel) {
     const std::span<std::uint8_t> rows = bytes.first(std::min(bytes.size(), panel_size));
     bytes = bytes.subspan(rows.size());
@@ -72,6 +73,9 @@ void pack_all(std::span<const PackJob> jobs, const TensorSource& source, ThreadP
   });
   if (failure) std::rethrow_exception(failure);
 }
+
+/// [n, k], or [experts, n, k].
+bool holds_matrices(const Value& value) { return value.shape.size() == 2 || value.shape.size() == 3; }
 
 std::size_t element_count(const Value& value) {
   std::size_t count = 1;
@@ -106,29 +110,38 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
   // In the order of the program, which is about that of the file and of a run.
   for (const Value& value : program.values) {
     if (value.kind != ValueKind::kWeight) continue;
-    if (value.shape.size() != 2) {
+    if (!holds_matrices(value)) {
       vectors_[value.name] = read_vector(value, source);
       continue;
     }
-    auto& [name, matrix] = *matrices_.find(value.name);
-    if (!matrix.bytes.empty()) continue;
-    matrix.bytes = left.first(static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes));
-    left = left.subspan(aligned_bytes(matrix));
-    const std::int64_t step = std::max<std::int64_t>(1, kReadBytes / (kPanelRows * row_bytes(matrix)));
-    for (std::int64_t panel = 0; panel < matrix.panels(); panel += step) {
-      jobs.push_back({name, &matrix, panel, std::min(panel + step, matrix.panels())});
+    auto& [name, matrices] = *matrices_.find(value.name);
+    if (!matrices[0].bytes.empty()) continue;
+    std::int64_t offset = 0;
+    for (PackedMatrix& matrix : matrices) {
+      matrix.bytes = left.first(static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes));
+      left = left.subspan(aligned_bytes(matrix));
+      const std::int64_t step = std::max<std::int64_t>(1, kReadBytes / (kPanelRows * row_bytes(matrix)));
+      for (std::int64_t panel = 0; panel < matrix.panels(); panel += step) {
+        jobs.push_back({name, &matrix, offset, panel, std::min(panel + step, matrix.panels())});
+      }
+      offset += matrix.n * row_bytes(matrix);
     }
   }
   pack_all(jobs, source, pool);
-  for (auto& [name, matrix] : matrices_) finish_matrix(matrix);
+  for (auto& [name, matrices] : matrices_) std::ranges::for_each(matrices, finish_matrix);
 }
 
 Weights::Weights(const Program& program) {
   for (const Value& value : program.values) {
     if (value.kind != ValueKind::kWeight) continue;
-    if (value.shape.size() == 2) {
+    if (holds_matrices(value)) {
       const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
-      matrices_.emplace(value.name, describe_matrix(format, value.shape[0].size, value.shape[1].size));
+      const std::size_t rank = value.shape.size();
+      const std::int64_t count = rank == 2 ? 1 : value.shape[0].size;
+      std::vector<PackedMatrix>& matrices = matrices_[value.name];
+      for (std::int64_t i = 0; i < count; ++i) {
+        matrices.push_back(describe_matrix(format, value.shape[rank - 2].size, value.shape[rank - 1].size));
+      }
     } else {
       vectors_.emplace(value.name, std::vector<float>(element_count(value), 1.0f));
     }
@@ -137,7 +150,9 @@ Weights::Weights(const Program& program) {
 
 std::size_t Weights::slab_bytes() const {
   std::size_t total = 0;
-  for (const auto& [name, matrix] : matrices_) total += aligned_bytes(matrix);
+  for (const auto& [name, matrices] : matrices_) {
+    for (const PackedMatrix& matrix : matrices) total += aligned_bytes(matrix);
+  }
   return total;
 }
 
@@ -149,7 +164,9 @@ std::uint64_t Weights::bytes() const {
 
 std::map<std::string, int> Weights::layouts() const {
   std::map<std::string, int> counts;
-  for (const auto& [name, matrix] : matrices_) ++counts[std::string(layout_name(matrix.layout))];
+  for (const auto& [name, matrices] : matrices_) {
+    for (const PackedMatrix& matrix : matrices) ++counts[std::string(layout_name(matrix.layout))];
+  }
   return counts;
 }
 

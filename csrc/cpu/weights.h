@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,9 @@ class Weights {
   /// Shapes and layouts only: enough to lower a program and to plan its memory.
   explicit Weights(const Program& program);
 
-  const PackedMatrix& matrix(const std::string& name) const { return matrices_.at(name); }
+  const PackedMatrix& matrix(const std::string& name) const { return matrices_.at(name).front(); }
+  /// The matrices of a tensor [experts, n, k].
+  std::span<const PackedMatrix> experts(const std::string& name) const { return matrices_.at(name); }
   const std::vector<float>& vector(const std::string& name) const { return vectors_.at(name); }
   std::uint64_t bytes() const;
   /// Layout names with how many matrices each holds.
@@ -34,7 +37,7 @@ class Weights {
   std::size_t slab_bytes() const;
 
   Buffer slab_;
-  std::map<std::string, PackedMatrix> matrices_;
+  std::map<std::string, std::vector<PackedMatrix>> matrices_;  // one each, or one for each expert
   std::map<std::string, std::vector<float>> vectors_;
 };
 

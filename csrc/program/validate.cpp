@@ -11,6 +11,7 @@ namespace sterna {
 namespace {
 
 constexpr std::size_t kMaxNameBytes = 256;
+constexpr std::int64_t kMaxMatrices = 4096;  // of one weight: the experts of a layer
 
 [[noreturn]] void broken(const std::string& what) { throw ArgumentError("program: " + what); }
 
@@ -154,6 +155,10 @@ std::string value_problem(const Value& value) {
     if (format == nullptr || format->dequantize == nullptr) {
       return "weight " + value.name + " has format " + (format == nullptr ? "unknown" : std::string(format->name)) +
              ", which no weight can have";
+    }
+    if (value.shape.size() > 2 &&
+        (value.shape[0].size > kMaxMatrices || value.shape[1].size > kMaxDim / value.shape[0].size)) {
+      return "weight " + value.name + " has shape " + to_string(value.shape) + ", which is too large";
     }
     if (value.shape.back().size % format->block_size != 0) {
       return "weight " + value.name + " has rows of " + std::to_string(value.shape.back().size) + " elements, " +

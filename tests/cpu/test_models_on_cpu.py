@@ -17,7 +17,7 @@ from sterna.trace import trace
 
 pytestmark = pytest.mark.reference
 
-FLOAT_MODELS = ["llama2", "llama3", "llama-yarn", "llama-256", "mistral", "qwen2", "qwen3", "gemma3", "bitnet", "bitnet-b158"]
+FLOAT_MODELS = ["llama2", "llama3", "llama-yarn", "llama-256", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2moe", "qwen3moe", "bitnet", "bitnet-b158"]
 BITNETS = ["bitnet", "bitnet-b158"]
 # A format that the gguf package cannot read, so that the reader refuses it.
 UNKNOWN_FORMATS = {"llama-256.Q2_0"}
@@ -68,8 +68,8 @@ def test_float_models(name: str, kv_dtype: str) -> None:
     pairs = run_cases(require(name), list(oracle.cases(name)), kv_dtype=kv_dtype)
     error = oracle.relative_rms(pairs)
     print(f"{name}, {kv_dtype}: {error:.2e}")
-    # The oracles' marks are 2e-4 and 3e-3; float32 itself is far closer.
-    assert error <= (3e-6 if kv_dtype == "f32" else 1e-3)
+    # The oracles' marks are 2e-4 and 3e-3; float32 itself is far closer. An f16 cache may send a row to another expert.
+    assert error <= (3e-6 if kv_dtype == "f32" else 3e-3 if "moe" in name else 1e-3)
     assert oracle.differing_argmax(pairs) <= (0 if kv_dtype == "f32" else 1)
 
 
@@ -138,7 +138,7 @@ def test_ternary_models(name: str, format: str, fused: bool, kv_dtype: str, tmp_
     assert misses <= 2
 
 
-INVARIANT = ["llama3", "qwen2", "qwen3", "gemma3", "bitnet-b158.TQ2_0", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M", "llama-256.Q4_0"]
+INVARIANT = ["llama3", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2moe", "qwen3moe", "bitnet-b158.TQ2_0", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M", "llama-256.Q4_0"]
 
 
 def tokens_of(name: str) -> np.ndarray:

@@ -29,6 +29,7 @@ void fill_rows(KernelTable& table) {
   fill_kind<Silu>(table, ActivationKind::kSilu);
   fill_kind<GeluTanh>(table, ActivationKind::kGeluTanh);
   fill_kind<Relu2>(table, ActivationKind::kRelu2);
+  fill_kind<Sigmoid>(table, ActivationKind::kSigmoid);
 }
 
 }  // namespace sterna::cpu::STERNA_LEVEL

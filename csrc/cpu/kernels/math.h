@@ -51,6 +51,10 @@ struct Silu {
   static Level::F apply(Level::F x) { return Level::mul(x, sigmoid(x)); }
 };
 
+struct Sigmoid {
+  static Level::F apply(Level::F x) { return sigmoid(x); }
+};
+
 /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), by way of tanh(u) = 2 sigmoid(2u) - 1.
 struct GeluTanh {
   static Level::F apply(Level::F x) {

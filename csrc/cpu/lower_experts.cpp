@@ -1,0 +1,110 @@
+/// Lowers route and expert_glu.
+#include "base/error.h"
+#include "cpu/lower_ops.h"
+#include "cpu/steps_experts.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// Rows of x, prepared for each expert of a weight.
+struct Prepared {
+  TileSpace tiles;
+  int buffer;
+};
+
+Prepared prepare(Lowering& lowering, const Place& x, bool is_sorted, const ExpertPairs& pairs, int pairs_buffer,
+                 const ActivationRule& rule, std::int64_t k) {
+  auto& step = lowering.make<ExpertPrepareStep>();
+  step.is_sorted = is_sorted;
+  step.pairs = pairs;
+  step.tiles.k = k;
+  step.tiles.block = rule.block;
+  step.tiles.scale_every = rule.scale_every;
+  const int buffer = lowering.temporary(expert_tiles_bytes(step.tiles, pairs, lowering.kernels()));
+  lowering.bind(step.x, x);
+  lowering.bind(step.pairs.base, pairs_buffer);
+  lowering.bind(step.tiles.base, buffer);
+  lowering.add(run_expert_prepare, &step);
+  return {step.tiles, buffer};
+}
+
+/// Place of one row for each pair.
+Place pair_rows(Lowering& lowering, const ExpertPairs& pairs, std::int64_t n, bool outputs) {
+  const std::int64_t stride = (n + 15) / 16 * 16;
+  return {lowering.temporary(pairs.max_pairs * stride * 4), 0, stride, outputs};
+}
+
+Place multiply(Lowering& lowering, const Prepared& x, const ExpertPairs& pairs, int pairs_buffer,
+               std::span<const PackedMatrix> w, std::span<const PackedMatrix> up, ActivationKind glu, bool outputs) {
+  auto& step = lowering.make<ExpertMatmulStep>();
+  step.w = w;
+  step.up = up;
+  step.glu = glu;
+  step.pairs = pairs;
+  step.tiles = x.tiles;
+  lowering.need_unpacked(w[0]);
+  if (!up.empty()) lowering.need_unpacked(up[0]);
+  const Place y = pair_rows(lowering, pairs, w[0].n, outputs);
+  lowering.bind(step.pairs.base, pairs_buffer);
+  lowering.bind(step.tiles.base, x.buffer);
+  lowering.bind(step.y, y);
+  lowering.add(run_expert_matmul, &step);
+  lowering.warm(warm_expert_matmul);
+  return y;
+}
+
+}  // namespace
+
+void lower_route(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<RouteStep>();
+  step.num_experts = lowering.row_size(node.input("x"));
+  step.used = node.integer("used");
+  step.normalize = node.flag("normalize");
+  lowering.bind(step.x, node.input("x"));
+  lowering.bind(step.experts, lowering.define(node.outputs[0]));
+  lowering.bind(step.weights, lowering.define(node.outputs[1]));
+  lowering.add(run_route, &step);
+}
+
+void lower_expert_glu(Lowering& lowering, const Node& node) {
+  const std::span<const PackedMatrix> gate = lowering.experts(node.input("gate"));
+  const std::span<const PackedMatrix> up = lowering.experts(node.input("up"));
+  const std::span<const PackedMatrix> down = lowering.experts(node.input("down"));
+  const ActivationRule rule = activation_rule(node, gate[0]);
+  if (activation_rule(node, up[0]) != rule) {
+    throw UnsupportedModelError("expert_glu " + node.name + ": gate and up need the same activation rule (" +
+                                node.source + ")");
+  }
+  const Place x = lowering.place_of(node.input("x"));
+
+  auto& sort = lowering.make<SortPairsStep>();
+  ExpertPairs pairs;
+  pairs.num_experts = static_cast<std::int64_t>(gate.size());
+  pairs.used = lowering.row_size(node.input("experts"));
+  pairs.max_pairs = lowering.max_rows(x.outputs) * pairs.used;
+  sort.pairs = pairs;
+  const int pairs_buffer = lowering.temporary(pairs.bytes());
+  lowering.need_scratch(pairs.num_experts);
+  lowering.bind(sort.experts, node.input("experts"));
+  lowering.bind(sort.pairs.base, pairs_buffer);
+  lowering.add(run_sort_pairs, &sort);
+
+  const Prepared rows = prepare(lowering, x, false, pairs, pairs_buffer, rule, gate[0].k);
+  const Place hidden = multiply(lowering, rows, pairs, pairs_buffer, gate, up, activation_kind(node, "glu"), x.outputs);
+  const Prepared hidden_rows =
+      prepare(lowering, hidden, true, pairs, pairs_buffer, activation_rule(node, down[0]), down[0].k);
+  const Place parts = multiply(lowering, hidden_rows, pairs, pairs_buffer, down, {}, ActivationKind::kSilu, x.outputs);
+
+  auto& combine = lowering.make<CombineStep>();
+  combine.pairs = pairs;
+  combine.n = down[0].n;
+  lowering.need_scratch(combine.n);
+  lowering.bind(combine.x, parts);
+  lowering.bind(combine.weights, node.input("weights"));
+  lowering.bind(combine.pairs.base, pairs_buffer);
+  lowering.bind(combine.y, lowering.define(node.outputs[0]));
+  if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(combine.residual, residual);
+  lowering.add(run_combine, &combine);
+}
+
+}  // namespace sterna::cpu

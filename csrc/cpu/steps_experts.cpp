@@ -1,0 +1,209 @@
+#include "cpu/steps_experts.h"
+
+#include "cpu/panel_matmul.h"
+#include "engine/softmax.h"
+
+namespace sterna::cpu {
+namespace {
+
+/// e^x for x <= 0; a NaN stays one.
+float power(float x) { return x == x ? exp_nonpositive(x) : x; }
+
+/// NaNs are worse than anything.
+bool is_better(float a, float b) { return a > b || (b != b && a == a); }
+
+/// Ids of the best experts of one row.
+void choose(const RouteStep& step, const float* logits, float* experts) {
+  for (std::int64_t rank = 0; rank < step.used; ++rank) {
+    std::int64_t best = -1;
+    for (std::int64_t i = 0; i < step.num_experts; ++i) {
+      if (best >= 0 && !is_better(logits[i], logits[best])) continue;
+      const bool is_taken = std::find(experts, experts + rank, static_cast<float>(i)) != experts + rank;
+      if (!is_taken) best = i;
+    }
+    experts[rank] = static_cast<float>(best);
+  }
+}
+
+void route_row(const RouteStep& step, const float* logits, float* experts, float* weights) {
+  choose(step, logits, experts);
+  const float largest = logits[static_cast<std::int64_t>(experts[0])];
+  float sum = 0.0f;
+  for (std::int64_t rank = 0; rank < step.used; ++rank) {
+    weights[rank] = power(logits[static_cast<std::int64_t>(experts[rank])] - largest);
+    sum += weights[rank];
+  }
+  if (!step.normalize) {
+    sum = 0.0f;
+    for (std::int64_t i = 0; i < step.num_experts; ++i) sum += power(logits[i] - largest);
+  }
+  for (std::int64_t rank = 0; rank < step.used; ++rank) weights[rank] /= sum;
+}
+
+/// Bytes per row of a tile, in whichever form it has more.
+std::int64_t row_bytes(const TileSpace& tiles, const KernelTable& kernels) {
+  std::int64_t most = 0;
+  for (const std::int64_t rows : {std::int64_t{1}, kMaxFewRows + 1}) {
+    const int tile_rows = tile_form(kernels, rows).rows;
+    most = std::max(most, (tiles.tile_bytes(tile_rows) + tile_rows - 1) / tile_rows);
+  }
+  return (most + 63) / 64 * 64;
+}
+
+/// The tiles of group number `index`. The last tile of each group before it may be short of rows.
+TileSpace group_tiles(const TileSpace& tiles, const ExpertPairs& pairs, std::int64_t index,
+                      const KernelTable& kernels) {
+  TileSpace own = tiles;
+  const std::int64_t rows = pairs.groups()[static_cast<std::size_t>(index)].first + index * (kMaxTileRows - 1);
+  own.base += rows * row_bytes(tiles, kernels);
+  return own;
+}
+
+/// How the work of an ExpertMatmulStep is dealt out: runs of panels, as many in each group.
+struct Pieces {
+  std::int64_t panels;     // of a piece
+  std::int64_t per_group;  // pieces
+  std::int64_t total;
+
+  Pieces(const ExpertMatmulStep& step, const KernelTable& kernels)
+      : panels(panels_at_once(kernels, kMaxFewRows + 1)),
+        per_group((step.w[0].panels() + panels - 1) / panels),
+        total(per_group * step.pairs.count()) {}
+};
+
+/// Pieces begin .. end - 1 of one group.
+void multiply_group(const ExpertMatmulStep& step, const StepContext& context, std::int64_t index, std::int64_t begin,
+                    std::int64_t end, const Pieces& pieces) {
+  const ExpertGroup& group = step.pairs.groups()[static_cast<std::size_t>(index)];
+  const auto expert = static_cast<std::size_t>(group.expert);
+  MatmulPart part{};
+  part.w = &step.w[expert];
+  part.up = step.up.empty() ? nullptr : &step.up[expert];
+  part.glu = step.glu;
+  part.y = step.y;
+  part.y.data = step.y.row(group.first);
+  const TileSpace tiles = group_tiles(step.tiles, step.pairs, index, *context.kernels);
+  const std::int64_t at_once = panels_at_once(*context.kernels, group.count);
+  const std::int64_t items = pieces.panels / at_once;  // of a piece
+  const std::int64_t last = std::min(end * items, (part.w->panels() + at_once - 1) / at_once);
+  multiply_items(part, tiles, context, begin * items, last, group.count);
+}
+
+}  // namespace
+
+void run_route(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const RouteStep*>(arguments);
+  const std::int64_t count = context.rows(step.x.outputs);
+  context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      route_row(step, step.x.row(row), step.experts.row(row), step.weights.row(row));
+    }
+  });
+}
+
+void run_sort_pairs(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const SortPairsStep*>(arguments);
+  context.share(1, 1, [&](std::int64_t, std::int64_t) {
+    const ExpertPairs& pairs = step.pairs;
+    const std::int64_t rows = context.rows(step.experts.outputs);
+    // A counting sort; until a pair has its place, its expert stands there.
+    std::int32_t* const places = pairs.places();
+    std::int32_t* const counts = context.scratch->floats.as<std::int32_t>();
+    std::fill_n(counts, pairs.num_experts, 0);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t rank = 0; rank < pairs.used; ++rank) {
+        const auto expert = static_cast<std::int32_t>(step.experts.row(row)[rank]);
+        places[row * pairs.used + rank] = expert;
+        ++counts[expert];
+      }
+    }
+    std::int32_t first = 0;
+    pairs.count() = 0;
+    for (std::int32_t expert = 0; expert < pairs.num_experts; ++expert) {
+      if (counts[expert] == 0) continue;
+      pairs.group_data()[pairs.count()++] = {expert, first, counts[expert]};
+      first += counts[expert];
+      counts[expert] = first - counts[expert];
+    }
+    for (std::int32_t pair = 0; pair < rows * pairs.used; ++pair) {
+      const std::int32_t place = counts[places[pair]]++;
+      places[pair] = place;
+      pairs.pairs()[place] = pair;
+    }
+  });
+}
+
+void run_expert_prepare(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ExpertPrepareStep*>(arguments);
+  const std::span<const ExpertGroup> groups = step.pairs.groups();
+  const std::int64_t count = context.rows(step.x.outputs) * step.pairs.used;
+  // Runs of places, so long that most tiles have one writer.
+  const std::int64_t piece = (context.row_piece(count) + kMaxTileRows - 1) / kMaxTileRows * kMaxTileRows;
+  context.share(count, piece, [&](std::int64_t begin, std::int64_t end) {
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const ExpertGroup& group = groups[g];
+      const std::int64_t first = std::max<std::int64_t>(begin, group.first);
+      const std::int64_t last = std::min<std::int64_t>(end, group.first + group.count);
+      if (first >= last) continue;
+      const TileSpace tiles = group_tiles(step.tiles, step.pairs, static_cast<std::int64_t>(g), *context.kernels);
+      for (std::int64_t place = first; place < last; ++place) {
+        const std::int64_t row = step.is_sorted ? place : step.pairs.pairs()[place] / step.pairs.used;
+        prepare_row(step.x.row(row), tiles, *context.kernels, place - group.first, group.count);
+      }
+    }
+  });
+}
+
+void run_expert_matmul(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ExpertMatmulStep*>(arguments);
+  const Pieces pieces(step, *context.kernels);
+  const bool is_few =
+      std::ranges::all_of(step.pairs.groups(), [](const ExpertGroup& g) { return g.count <= kMaxFewRows; });
+  const std::int64_t bite = is_few ? pieces.total / (32 * context.num_workers) + 1 : 1;
+  context.share(pieces.total, bite, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t at = begin; at < end;) {
+      const std::int64_t group = at / pieces.per_group;
+      const std::int64_t first = group * pieces.per_group;
+      const std::int64_t last = std::min(end, first + pieces.per_group);
+      multiply_group(step, context, group, at - first, last - first, pieces);
+      at = last;
+    }
+  });
+}
+
+void warm_expert_matmul(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ExpertMatmulStep*>(arguments);
+  const Pieces pieces(step, *context.kernels);
+  const std::int64_t begin = stretch_begin(pieces.total, context.worker, context.num_workers);
+  if (begin == pieces.total) return;
+  const ExpertGroup& group = step.pairs.groups()[static_cast<std::size_t>(begin / pieces.per_group)];
+  const std::int64_t panel = begin % pieces.per_group * pieces.panels;
+  warm_panel(step.w[static_cast<std::size_t>(group.expert)], panel);
+  if (!step.up.empty()) warm_panel(step.up[static_cast<std::size_t>(group.expert)], panel);
+}
+
+std::int64_t expert_tiles_bytes(const TileSpace& tiles, const ExpertPairs& pairs, const KernelTable& kernels) {
+  return (pairs.max_pairs + pairs.max_groups() * (kMaxTileRows - 1)) * row_bytes(tiles, kernels);
+}
+
+void run_combine(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const CombineStep*>(arguments);
+  const KernelTable& kernels = *context.kernels;
+  float* const product = context.scratch->floats.as<float>();
+  const std::int64_t count = context.rows(step.y.outputs);
+  context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::int32_t* places = step.pairs.places() + row * step.pairs.used;
+      const float* weights = step.weights.row(row);
+      float* y = step.y.row(row);
+      kernels.scale(step.x.row(places[0]), weights[0], y, step.n);
+      for (std::int64_t rank = 1; rank < step.pairs.used; ++rank) {
+        kernels.scale(step.x.row(places[rank]), weights[rank], product, step.n);
+        kernels.add(y, product, y, step.n);
+      }
+      if (step.residual.data != nullptr) kernels.add(y, step.residual.row(row), y, step.n);
+    }
+  });
+}
+
+}  // namespace sterna::cpu
