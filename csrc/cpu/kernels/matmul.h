@@ -38,16 +38,6 @@ inline __attribute__((always_inline)) void dot_chunks(const std::uint8_t* unit, 
   }
 }
 
-/// Asks for unit u's share of a block's bytes, `kPrefetchAhead` further on, in the next panels where it must be.
-template <LayoutId id>
-inline __attribute__((always_inline)) void prefetch_ahead(const std::uint8_t* block, int u) {
-  constexpr LayoutSpec spec = Codes<id>::kSpec;
-  constexpr int share = (spec.block_bytes() + spec.units() - 1) / spec.units();
-  const std::uint8_t* from = block + kPrefetchAhead + u * share;
-#pragma GCC unroll 16
-  for (int i = 0; i < share; i += 64) __builtin_prefetch(from + i);
-}
-
 /// -bias * sum, the start of an integer sum.
 template <LayoutId id>
 inline Level::I bias_start(std::int32_t sum) {
