@@ -9,7 +9,7 @@ from sterna import _core
 
 SEED = 31
 SIZES = [1, 15, 16, 17, 31, 64, 100]
-KINDS = ["silu", "gelu_tanh", "relu2"]
+KINDS = ["silu", "gelu_tanh", "relu2", "sigmoid"]
 EPS = 2.0**-24
 
 
@@ -105,13 +105,16 @@ def test_add_mul_scale(size: int) -> None:
         for role, operand in (("rows", y), ("weight", w), ("single", s)):
             names.append(f"{op}.{role}")
             last = net.node(op, names[-1], [("a", x), ("b", operand)])[0]
-    names.append("scale")
+    column = net.any_rows(b[:, :1], "column")
+    net.node("mul", "mul.column", [("a", x), ("b", column)])
+    names += ["mul.column", "scale"]
     net.node("scale", "scale", [("x", x)], factor=-1.7)
     got = every_level(net, last, names, 7)
     with np.errstate(all="ignore"):
         for role, operand in (("rows", b), ("weight", weight), ("single", single)):
             assert_same_bits(got[f"add.{role}"], a + operand, role)
             assert_same_bits(got[f"mul.{role}"], a * operand, role)
+        assert_same_bits(got["mul.column"], a * b[:, :1], "one element per row")
         assert_same_bits(got["scale"], a * np.float32(-1.7))
 
 
@@ -120,6 +123,8 @@ def reference_activation(x: Array, kind: str) -> Array:
     with np.errstate(over="ignore"):
         if kind == "silu":
             return x / (1 + np.exp(-x))
+        if kind == "sigmoid":
+            return 1 / (1 + np.exp(-x))
         if kind == "gelu_tanh":
             # 1 + tanh(u) written as 2 / (1 + e^-2u), which loses nothing where the tanh is close to -1.
             return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -142,8 +147,8 @@ def test_activations_against_float64(kind: str) -> None:
     assert np.isfinite(got).all()
     # An error in the argument of the exponential is one in its result as often as the argument is large; beyond
     # e^-88 the exponential stays where it is, which leaves 1e-35 of what should be nothing.
-    argument = np.abs(x) if kind == "silu" else np.minimum(np.abs(1.6 * (x + 0.0447 * x.astype(np.float64) ** 3)), 90)
-    roundings = 1 if kind == "relu2" else 4 + np.where(x < 0, np.minimum(argument, 90), 0) * (0.5 if kind == "silu" else 4)
+    argument = np.abs(x) if kind in ("silu", "sigmoid") else np.minimum(np.abs(1.6 * (x + 0.0447 * x.astype(np.float64) ** 3)), 90)
+    roundings = 1 if kind == "relu2" else 4 + np.where(x < 0, np.minimum(argument, 90), 0) * (4 if kind == "gelu_tanh" else 0.5)
     error = np.abs(got - want)
     print("largest error in ulp where the result is no tail:", (error / np.maximum(np.abs(want), 1e-30) / EPS)[x > -5].max())
     assert (error <= roundings * EPS * np.abs(want) + 1e-33).all()
@@ -163,9 +168,10 @@ def test_glu_is_activation_times_up(kind: str, size: int) -> None:
     activated = got["activation"]
     with np.errstate(all="ignore"):
         assert_same_bits(got["glu"], activated * up)
-    assert activated[0, 0] == np.inf
-    # -inf * e^-inf has no value; a number there would hide that something overflowed. relu2 cuts it off.
-    assert activated[1, 0] == 0 if kind == "relu2" else not np.isfinite(activated[1, 0])
+    assert activated[0, 0] == (1 if kind == "sigmoid" else np.inf)
+    # -inf * e^-inf has no value; a number there would hide that something overflowed. relu2 cuts it off, and the sigmoid
+    # ends where the exponential does.
+    assert 0 <= activated[1, 0] < 1e-38 if kind in ("relu2", "sigmoid") else not np.isfinite(activated[1, 0])
     assert np.isnan(activated[2, 0]) and np.isnan(got["glu"][3, 0])
     assert (np.abs(activated[5]) <= 1e-30).all()
     assert np.isfinite(np.delete(activated, [0, 1, 2], axis=0)).all()
