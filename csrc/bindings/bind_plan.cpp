@@ -50,7 +50,8 @@ class ArraySource final : public TensorSource {
 KvType kv_type_from(const std::string& name) {
   if (name == "f16") return KvType::kF16;
   if (name == "f32") return KvType::kF32;
-  throw ArgumentError("kv_dtype is \"" + name + "\", must be \"f16\" or \"f32\"");
+  if (name == "q8_0") return KvType::kQ8_0;
+  throw ArgumentError("kv_dtype is \"" + name + "\", must be \"f16\", \"f32\" or \"q8_0\"");
 }
 
 cpu::CpuPlanOptions plan_options(int threads, const std::string& isa, const std::string& kv_dtype,

@@ -7,13 +7,14 @@
 #include "base/error.h"
 
 // The fill functions of each level (cpu/isa/level.h declares them within its own translation units).
-#define STERNA_DECLARE_LEVEL(level)           \
-  namespace sterna::cpu::level {              \
-  void fill_rows(KernelTable& table);         \
-  void fill_attention(KernelTable& table);    \
-  void fill_matmul_block(KernelTable& table); \
-  void fill_matmul_super(KernelTable& table); \
-  void fill_gemm(KernelTable& table);         \
+#define STERNA_DECLARE_LEVEL(level)             \
+  namespace sterna::cpu::level {                \
+  void fill_rows(KernelTable& table);           \
+  void fill_attention(KernelTable& table);      \
+  void fill_attention_q8_0(KernelTable& table); \
+  void fill_matmul_block(KernelTable& table);   \
+  void fill_matmul_super(KernelTable& table);   \
+  void fill_gemm(KernelTable& table);           \
   }
 STERNA_DECLARE_LEVEL(scalar)
 #if defined(STERNA_X86)
@@ -27,7 +28,7 @@ namespace {
 
 using Fill = void (*)(KernelTable&);
 
-KernelTable make_table(std::array<Fill, 5> fills) {
+KernelTable make_table(std::array<Fill, 6> fills) {
   KernelTable table{};
   for (const Fill fill : fills) fill(table);
   return table;
@@ -44,8 +45,8 @@ constexpr LevelEntry kLevels[] = {
     {"scalar", [] { return true; },
      []() -> const KernelTable& {
        static const KernelTable table =
-           make_table({scalar::fill_rows, scalar::fill_attention, scalar::fill_matmul_block, scalar::fill_matmul_super,
-                       scalar::fill_gemm});
+           make_table({scalar::fill_rows, scalar::fill_attention, scalar::fill_attention_q8_0,
+                       scalar::fill_matmul_block, scalar::fill_matmul_super, scalar::fill_gemm});
        return table;
      }},
 #if defined(STERNA_X86)
@@ -55,8 +56,8 @@ constexpr LevelEntry kLevels[] = {
               __builtin_cpu_supports("bmi2");
      },
      []() -> const KernelTable& {
-       static const KernelTable table = make_table(
-           {avx2::fill_rows, avx2::fill_attention, avx2::fill_matmul_block, avx2::fill_matmul_super, avx2::fill_gemm});
+       static const KernelTable table = make_table({avx2::fill_rows, avx2::fill_attention, avx2::fill_attention_q8_0,
+                                                    avx2::fill_matmul_block, avx2::fill_matmul_super, avx2::fill_gemm});
        return table;
      }},
     {"avx512",
@@ -68,8 +69,8 @@ constexpr LevelEntry kLevels[] = {
      },
      []() -> const KernelTable& {
        static const KernelTable table =
-           make_table({avx512::fill_rows, avx512::fill_attention, avx512::fill_matmul_block, avx512::fill_matmul_super,
-                       avx512::fill_gemm});
+           make_table({avx512::fill_rows, avx512::fill_attention, avx512::fill_attention_q8_0,
+                       avx512::fill_matmul_block, avx512::fill_matmul_super, avx512::fill_gemm});
        return table;
      }},
 #endif

@@ -66,7 +66,7 @@ struct AttendArgs {
   const std::int64_t* first_keys = nullptr;
   const std::int64_t* last_keys = nullptr;
   /// By page of the sequence, from the smallest first key to the largest last key: this layer's and head's keys,
-  /// [head_dim][64], and values, [64][value_stride].
+  /// [head_dim][64], and values, [64][value_stride]; in a q8_0 cache each is followed by scales (see KvStorage).
   const std::uint8_t* const* key_tiles = nullptr;
   const std::uint8_t* const* value_tiles = nullptr;
   int value_stride = 0;      // value_dim rounded up to 16
@@ -117,8 +117,11 @@ struct KernelTable {
                const float* sines);
   /// n floats to binary16, ties to even.
   void (*to_half)(const float* x, std::uint16_t* y, std::int64_t n);
+  /// n elements of a key or value row to codes [n] and binary16 scales, one per kKvGroup elements.
+  void (*to_q8_0)(const float* x, std::int8_t* codes, std::uint16_t* scales, std::int64_t n);
   void (*attend_f16)(const AttendArgs& args);
   void (*attend_f32)(const AttendArgs& args);
+  void (*attend_q8_0)(const AttendArgs& args);
 };
 
 }  // namespace sterna::cpu

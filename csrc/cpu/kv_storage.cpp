@@ -12,10 +12,22 @@ constexpr std::int64_t kMaxLayers = 1 << 16;
 // Large enough for huge pages, small enough not to take much more than asked for.
 constexpr std::int64_t kSlabBytes = std::int64_t{8} << 20;
 
+/// Of 64 rows of `dim` elements, stored as `stride` of them.
+std::int64_t tile_bytes(KvType type, std::int64_t dim, std::int64_t stride) {
+  switch (type) {
+    case KvType::kF16:
+      return kPageSlots * stride * 2;
+    case KvType::kF32:
+      return kPageSlots * stride * 4;
+    case KvType::kQ8_0:
+      break;
+  }
+  return kPageSlots * (stride + (dim + kKvGroup - 1) / kKvGroup * 2);
+}
+
 }  // namespace
 
 KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
-  const std::int64_t element = type == KvType::kF16 ? 2 : 4;
   for (const KvSlot& slot : slots) {
     if (slot.layer >= kMaxLayers) throw UnsupportedModelError("attention in layer " + std::to_string(slot.layer));
     Layer layer;
@@ -24,8 +36,8 @@ KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
     layer.head_dim = static_cast<int>(slot.head_dim);
     layer.value_dim = static_cast<int>(slot.value_head_dim);
     layer.value_stride = (layer.value_dim + 15) / 16 * 16;
-    layer.value_offset = kPageSlots * layer.head_dim * element;
-    layer.head_bytes = layer.value_offset + kPageSlots * layer.value_stride * element;
+    layer.value_offset = tile_bytes(type, layer.head_dim, layer.head_dim);
+    layer.head_bytes = layer.value_offset + tile_bytes(type, layer.value_dim, layer.value_stride);
     page_bytes_ += layer.num_heads * layer.head_bytes;
     if (static_cast<std::size_t>(slot.layer) >= layers_.size())
       layers_.resize(static_cast<std::size_t>(slot.layer) + 1);

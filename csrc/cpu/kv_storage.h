@@ -14,7 +14,9 @@
 namespace sterna::cpu {
 
 /// Keys of one head and page lie as [head_dim][64] (64 slots side by side, so that 16 keys fill a vector), values as
-/// [64][value_stride], value_stride being the value dimension rounded up to 16.
+/// [64][value_stride], value_stride being the value dimension rounded up to 16. In a q8_0 cache these are codes, int8;
+/// binary16 scales lie behind the keys and behind the values, [groups][64] both: the scales of 16 slots turn into
+/// floats at once. Zero bytes are zero keys and values of every type.
 class KvStorage {
  public:
   struct Layer {
@@ -34,6 +36,14 @@ class KvStorage {
   std::int32_t num_pages() const { return static_cast<std::int32_t>(pages_.size()); }
   /// Adds slabs until there are at least num_pages. New pages are zero.
   void reserve(std::int32_t num_pages);
+
+  /// Of a q8_0 cache: the scale of slot 0 and the first group; those of the next group are 64 further.
+  static std::uint16_t* key_scales(std::uint8_t* keys, const Layer& layer) {
+    return reinterpret_cast<std::uint16_t*>(keys + kPageSlots * layer.head_dim);
+  }
+  static std::uint16_t* value_scales(std::uint8_t* values, const Layer& layer) {
+    return reinterpret_cast<std::uint16_t*>(values + kPageSlots * layer.value_stride);
+  }
 
   const Layer& layer(std::int64_t index) const { return layers_.at(static_cast<std::size_t>(index)); }
   std::uint8_t* keys(std::int32_t page, const Layer& layer, int head) const {

@@ -28,19 +28,50 @@ void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::
                 const float* key, const float* value, float* scratch) {
   std::uint8_t* keys = context.kv->keys(page, layer, head);
   std::uint8_t* values = context.kv->values(page, layer, head);
-  if (context.kv->type() == KvType::kF32) {
-    float* column = reinterpret_cast<float*>(keys) + slot;
-    for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = key[d];
-    std::memcpy(values + 4 * std::int64_t{slot} * layer.value_stride, value,
-                sizeof(float) * static_cast<std::size_t>(layer.value_dim));
-    return;
+  switch (context.kv->type()) {
+    case KvType::kF32: {
+      float* column = reinterpret_cast<float*>(keys) + slot;
+      for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = key[d];
+      std::memcpy(values + 4 * std::int64_t{slot} * layer.value_stride, value,
+                  sizeof(float) * static_cast<std::size_t>(layer.value_dim));
+      break;
+    }
+    case KvType::kF16: {
+      auto* halves = reinterpret_cast<std::uint16_t*>(scratch);
+      context.kernels->to_half(key, halves, layer.head_dim);
+      std::uint16_t* column = reinterpret_cast<std::uint16_t*>(keys) + slot;
+      for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = halves[d];
+      context.kernels->to_half(
+          value, reinterpret_cast<std::uint16_t*>(values) + std::int64_t{slot} * layer.value_stride, layer.value_dim);
+      break;
+    }
+    case KvType::kQ8_0: {
+      auto* scales = reinterpret_cast<std::uint16_t*>(scratch);
+      const auto scatter_scales = [&](std::uint16_t* first, int dim) {
+        for (int group = 0; group * kKvGroup < dim; ++group) first[group * kPageSlots + slot] = scales[group];
+      };
+      auto* codes = reinterpret_cast<std::int8_t*>(scales + (layer.head_dim + kKvGroup - 1) / kKvGroup);
+      context.kernels->to_q8_0(key, codes, scales, layer.head_dim);
+      auto* column = reinterpret_cast<std::int8_t*>(keys) + slot;
+      for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = codes[d];
+      scatter_scales(KvStorage::key_scales(keys, layer), layer.head_dim);
+      codes = reinterpret_cast<std::int8_t*>(values) + std::int64_t{slot} * layer.value_stride;
+      context.kernels->to_q8_0(value, codes, scales, layer.value_dim);
+      scatter_scales(KvStorage::value_scales(values, layer), layer.value_dim);
+      break;
+    }
   }
-  auto* halves = reinterpret_cast<std::uint16_t*>(scratch);
-  context.kernels->to_half(key, halves, layer.head_dim);
-  std::uint16_t* column = reinterpret_cast<std::uint16_t*>(keys) + slot;
-  for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = halves[d];
-  context.kernels->to_half(value, reinterpret_cast<std::uint16_t*>(values) + std::int64_t{slot} * layer.value_stride,
-                           layer.value_dim);
+}
+
+void call_attend(const KernelTable& kernels, KvType type, const AttendArgs& args) {
+  switch (type) {
+    case KvType::kF16:
+      return kernels.attend_f16(args);
+    case KvType::kF32:
+      return kernels.attend_f32(args);
+    case KvType::kQ8_0:
+      return kernels.attend_q8_0(args);
+  }
 }
 
 /// Queries that go together: two full sets of registers, so that a tile is read from memory once for all of them.
@@ -88,7 +119,7 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   }
   args.key_tiles = context.scratch->key_tiles.data();
   args.value_tiles = context.scratch->value_tiles.data();
-  (context.kv->type() == KvType::kF16 ? context.kernels->attend_f16 : context.kernels->attend_f32)(args);
+  call_attend(*context.kernels, context.kv->type(), args);
 }
 
 }  // namespace

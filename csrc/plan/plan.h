@@ -13,7 +13,11 @@
 
 namespace sterna {
 
-enum class KvType { kF16, kF32 };
+/// How keys and values are rounded in the cache.
+enum class KvType { kF16, kF32, kQ8_0 };
+
+/// Elements of a head's key or value row that share a scale in a q8_0 cache.
+constexpr int kKvGroup = 32;
 
 /// Bytes that a plan holds.
 struct PlanMemory {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from sterna.arguments import LOAD_ALIASES, keyword_arguments
 from sterna.errors import ArgumentError, DeviceError, FileError
 from sterna.info import ModelInfo
-from sterna.memory import MemoryPlan, PlanSettings, parse_budget, plan_memory
+from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, plan_memory
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 MAX_CONTEXT = (1 << 31) - 1  # positions are 32-bit
 MAX_SEQUENCES = 1024
 MAX_THREADS = 1024
-KV_DTYPES = ("f16", "f32")
 
 
 @keyword_arguments(LOAD_ALIASES)
@@ -52,7 +51,7 @@ def load(
     threads: that compute; None is one per CPU that this process may use. The results do not depend on it.
     memory_budget: bytes, or a text such as "4GiB"; None is 80 % of the memory that is available, limits of control
         groups included. MemoryBudgetError when the model does not fit, before anything is allocated.
-    kv_dtype: "f16" or "f32", of the KV cache.
+    kv_dtype: "f16", "f32" or "q8_0", of the KV cache: q8_0 takes about half the memory of f16.
     max_sequences: how many run at the same time; more wait.
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
     seed: of requests that name none; None is a random one for each.

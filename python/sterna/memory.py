@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sterna.errors import ArgumentError, MemoryBudgetError
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PAGE_TOKENS = 64
+# How the cache rounds keys and values: q8_0 is 8.5 bits for each, in groups of 32 along a head's dimension.
+KvDtype = Literal["f16", "f32", "q8_0"]
+KV_DTYPES: tuple[str, ...] = get_args(KvDtype)
 BUDGET_SHARE = 0.8
 # Rows that one prefill run computes, and the most rows and bytes of logits: a vocabulary of 262,144 has a MiB per row.
 PREFILL_TOKENS = 512

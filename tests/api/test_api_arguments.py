@@ -73,7 +73,7 @@ def test_devices(tiny_path: Path) -> None:
         {"context": "8k"},
         {"threads": 0},
         {"threads": 5000},
-        {"kv_dtype": "q8_0"},
+        {"kv_dtype": "q4_0"},
         {"max_sequences": 0},
         {"kv_tokens": 1},
         {"memory_budget": "lots"},

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import gguf
 import numpy as np
 import pytest
 from kernel_cases import LEVELS, Array, Floats, Net, assert_same_bits, compiled, value
 from sterna import _core
 
 SEED = 41
+KV_TYPES = ["f16", "f32", "q8_0"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,17 @@ class Shape:
     value_dim: int
     window: int = 0
     softcap: float = 0.0
+
+
+def cached(x: Array, heads: int, kv_dtype: str) -> Array:
+    """Rows of K or V, [rows, heads * dim], as a cache gives them back: float64 [rows, heads, dim]."""
+    x = x.reshape(len(x), heads, -1)
+    if kv_dtype == "q8_0":
+        # Zeros fill up the last group: they change neither its scale nor its codes.
+        padded = np.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % 32)))
+        blocks = gguf.quants.quantize(padded, gguf.GGMLQuantizationType.Q8_0)
+        return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)[..., : x.shape[2]].astype(np.float64)
+    return x.astype(np.float16 if kv_dtype == "f16" else np.float32).astype(np.float64)
 
 
 class Attention:
@@ -63,9 +76,7 @@ class Attention:
     def expected(self, rows: Sequence[int], kv_dtype: str) -> Array:
         """Rows of the result in float64, [len(rows), heads * value_dim]; K and V are rounded as the cache rounds them."""
         s = self.shape
-        stored = np.float16 if kv_dtype == "f16" else np.float32
-        k = self.k.astype(stored).astype(np.float64).reshape(-1, s.kv_heads, s.dim).repeat(s.heads // s.kv_heads, axis=1)
-        v = self.v.astype(stored).astype(np.float64).reshape(-1, s.kv_heads, s.value_dim).repeat(s.heads // s.kv_heads, axis=1)
+        k, v = (cached(x, s.kv_heads, kv_dtype).repeat(s.heads // s.kv_heads, axis=1) for x in (self.k, self.v))
         result = []
         for row in rows:
             first = max(0, row - s.window + 1) if s.window else 0
@@ -107,7 +118,7 @@ GRID = [
 
 
 @pytest.mark.parametrize("shape", GRID, ids=str)
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", KV_TYPES)
 def test_against_float64(shape: Shape, kv_dtype: str) -> None:
     """Every row of 200, which cross pages and windows; the levels agree bit for bit."""
     attention = Attention(shape, 200)
@@ -123,7 +134,7 @@ def test_against_float64(shape: Shape, kv_dtype: str) -> None:
     assert error.max() <= (2e-5 if shape.softcap >= 50 else 4e-6)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", KV_TYPES)
 @pytest.mark.parametrize(
     "shape", [Shape(4, 2, 16, 16), Shape(3, 1, 20, 17), Shape(2, 2, 16, 16, window=70, softcap=3.0)], ids=str
 )
@@ -134,16 +145,17 @@ def test_scalar_is_the_definition(shape: Shape, kv_dtype: str) -> None:
         assert_same_bits(run(attention.plan(isa=level, kv_dtype=kv_dtype), 131), want, level)
 
 
+@pytest.mark.parametrize("kv_dtype", ["f16", "q8_0"])
 @pytest.mark.parametrize("length", [1024, 1025, 1100])
-def test_spans(length: int) -> None:
+def test_spans(length: int, kv_dtype: str) -> None:
     """Lengths around the end of a span, by chunks and at once, with a page that two chunks share."""
     attention = Attention(Shape(2, 1, 16, 16), length)
-    results = [run(attention.plan(threads=threads), length, chunk) for threads, chunk in ((1, 0), (2, 257), (3, 1000))]
-    results += [run(attention.plan(isa=level), length, 512) for level in LEVELS if level != "scalar"]
+    ways = ({"threads": 1}, 0), ({"threads": 2}, 257), ({"threads": 3}, 1000), *(({"isa": level}, 512) for level in LEVELS[1:])
+    results = [run(attention.plan(kv_dtype=kv_dtype, **options), length, chunk) for options, chunk in ways]
     for other in results[1:]:
         assert_same_bits(other, results[0])
     rows = [0, 1022, 1023, length - 1]
-    want = attention.expected(rows, "f16")
+    want = attention.expected(rows, kv_dtype)
     error = np.linalg.norm(results[0][rows] - want, axis=1) / np.linalg.norm(want, axis=1)
     assert error.max() <= 4e-6
 
@@ -152,7 +164,7 @@ INVARIANT = [Shape(6, 2, 32, 32), Shape(4, 1, 20, 17, window=70), Shape(2, 2, 16
 
 
 @pytest.mark.parametrize("shape", INVARIANT, ids=str)
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", KV_TYPES)
 def test_threads_chunks_and_page_order(shape: Shape, kv_dtype: str) -> None:
     attention = Attention(shape, 200)
     want = run(attention.plan(kv_dtype=kv_dtype), 200)
@@ -163,7 +175,7 @@ def test_threads_chunks_and_page_order(shape: Shape, kv_dtype: str) -> None:
         assert_same_bits(run(plan, 200, 64, pages=[5, 2, 7, 0]), want, "shuffled pages")
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", KV_TYPES)
 def test_stale_pages(kv_dtype: str) -> None:
     """What a page held before does not matter, NaN and infinity included."""
     for level in LEVELS:
@@ -193,7 +205,7 @@ def test_poisoned_pages() -> None:
         operands.append((name, net.node("reshape", f"{name}.heads", [("x", rows)], dims=f"{heads}, 16")[0]))
     last = net.node("attention", "y", operands, layer=0, scale=0.25, window=shape.window, softcap=shape.softcap)[0]
     program = net.finish(last)
-    for kv_dtype in ("f16", "f32"):
+    for kv_dtype in KV_TYPES:
         for level in LEVELS:
             plan = compiled(program, net.source, max_tokens=length, kv_dtype=kv_dtype, isa=level)
             plan.reserve_pages(2)
@@ -250,7 +262,7 @@ def test_folded_norm_and_rope() -> None:
     program = net.finish(last)
     tokens = np.arange(length, dtype=np.int32)
     for level in LEVELS:
-        for kv_dtype in ("f16", "f32"):
+        for kv_dtype in KV_TYPES:
             plan = compiled(program, net.source, isa=level, kv_dtype=kv_dtype, max_tokens=length, threads=2)
             plan.reserve_pages(2)
             plan.run(tokens, tokens, np.zeros(length, np.int32), [[1, 0]], np.zeros(0, np.int32))

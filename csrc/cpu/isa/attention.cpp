@@ -5,8 +5,8 @@
 namespace sterna::cpu::STERNA_LEVEL {
 
 void fill_attention(KernelTable& table) {
-  table.attend_f16 = attend<std::uint16_t>;
-  table.attend_f32 = attend<float>;
+  table.attend_f16 = attend<HalfCache>;
+  table.attend_f32 = attend<FloatCache>;
 }
 
 }  // namespace sterna::cpu::STERNA_LEVEL

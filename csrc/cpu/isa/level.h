@@ -24,6 +24,7 @@ namespace sterna::cpu::STERNA_LEVEL {
 
 void fill_rows(KernelTable& table);
 void fill_attention(KernelTable& table);
+void fill_attention_q8_0(KernelTable& table);
 void fill_matmul_block(KernelTable& table);
 void fill_matmul_super(KernelTable& table);
 void fill_gemm(KernelTable& table);

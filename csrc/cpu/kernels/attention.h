@@ -9,12 +9,14 @@
 ///   span       1,024 keys from a multiple of 1,024; every span starts from m = -inf, l = 0, o = 0
 ///   merge      left to right: m' = max(m1, m2); o = fma(o2, exp(m2 - m'), o1 exp(m1 - m')), l likewise
 ///   result     o / l
-/// Tiles without a visible key are skipped, so a query's result depends on its own range of keys only.
+/// Tiles without a visible key are skipped, so a query's result depends on its own range of keys only. k and v are the
+/// cached numbers as floats: f32 and f16 as they are, q8_0 as code * scale (kernels/kv_cache.h), which is exact.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/kernel_table.h"
+#include "cpu/kernels/kv_cache.h"
 #include "cpu/kernels/math.h"
 #include "engine/batch.h"
 
@@ -22,14 +24,6 @@ namespace sterna::cpu {
 namespace {
 
 constexpr std::int64_t kSpanKeys = 1024;
-
-template <class T>
-inline Level::F load_cached(const T* p) {
-  if constexpr (sizeof(T) == 2)
-    return Level::load_half(p);
-  else
-    return Level::load(p);
-}
 
 /// Lanes first..last of a vector of keys from v, the others from rest.
 inline Level::F visible(Level::F v, int first, int last, Level::F rest) {
@@ -45,8 +39,9 @@ constexpr int kVectors = Q > 4                           ? 2
                                                          : 2;
 
 /// Scores of one tile for Q queries into p[q][64], 16 keys a lane. Asks for the next tile's keys.
-template <int Q, class T>
-inline void tile_scores(const AttendArgs& a, const float* const* queries, const T* keys, const T* next, float* p) {
+template <int Q, class Cache>
+inline void tile_scores(const AttendArgs& a, const float* const* queries, const typename Cache::Code* keys,
+                        const typename Cache::Code* next, float* p) {
   using V = Level;
   constexpr int J = kVectors<Q>;
   for (int first = 0; first < 4; first += J) {
@@ -56,19 +51,35 @@ inline void tile_scores(const AttendArgs& a, const float* const* queries, const 
 #pragma GCC unroll 4
       for (int j = 0; j < J; ++j) acc[q][j] = V::zero();
     }
-    const T* at = keys + 16 * first;
-    for (int d = 0; d < a.head_dim; ++d, at += kPageSlots) {
-      __builtin_prefetch(next + (at - keys));
-      V::F key[J];
+    const typename Cache::Code* at = keys + 16 * first;
+    int d = 0;
+    do {  // once, or for each group of elements that share scales
+      int end = a.head_dim;
+      V::F scales[J];
+      if constexpr (Cache::kScaled) {
+        if (end > d + kKvGroup) end = d + kKvGroup;
+        const std::uint16_t* halves = group_scales<Cache>(keys, a.head_dim, d) + 16 * first;
 #pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) key[j] = load_cached(at + 16 * j);
-#pragma GCC unroll 12
-      for (int q = 0; q < Q; ++q) {
-        const V::F x = V::set(queries[q][d]);
-#pragma GCC unroll 4
-        for (int j = 0; j < J; ++j) acc[q][j] = V::fma(x, key[j], acc[q][j]);
+        for (int j = 0; j < J; ++j) scales[j] = V::load_half(halves + 16 * j);
+        __builtin_prefetch(group_scales<Cache>(next, a.head_dim, d) + 16 * first);
       }
-    }
+      for (; d < end; ++d, at += kPageSlots) {
+        // 64 keys of a byte are one cache line.
+        if (sizeof(*at) > 1 || first == 0) __builtin_prefetch(next + (at - keys));
+        V::F key[J];
+#pragma GCC unroll 4
+        for (int j = 0; j < J; ++j) {
+          key[j] = Cache::load(at + 16 * j);
+          if constexpr (Cache::kScaled) key[j] = V::mul(key[j], scales[j]);
+        }
+#pragma GCC unroll 12
+        for (int q = 0; q < Q; ++q) {
+          const V::F x = V::set(queries[q][d]);
+#pragma GCC unroll 4
+          for (int j = 0; j < J; ++j) acc[q][j] = V::fma(x, key[j], acc[q][j]);
+        }
+      }
+    } while (Cache::kScaled && d < a.head_dim);
 #pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
 #pragma GCC unroll 4
@@ -81,22 +92,31 @@ inline void tile_scores(const AttendArgs& a, const float* const* queries, const 
   }
 }
 
-/// o = o * factor + p v for Q queries and W vectors of the value dimension.
-template <int Q, int W, class T>
-inline void tile_values(const T* values, int stride, int first, int last, const float* p, const float* factors,
-                        float* o) {
+/// o = o * factor + p v for Q queries and W vectors of the value dimension; halves are the scales of these, if any.
+template <int Q, int W, class Cache>
+inline void tile_values(const typename Cache::Code* values, const std::uint16_t* halves, int stride, int first,
+                        int last, const float* p, const float* factors, float* o) {
   using V = Level;
+  // As floats, since the loop below wants one at a time.
+  constexpr int kGroups = Cache::kScaled ? (W + 1) / 2 : 1;
+  alignas(64) float scales[kGroups][Cache::kScaled ? kPageSlots : 1];
+  if constexpr (Cache::kScaled) {
+    for (int i = 0; i < kGroups * kPageSlots; i += 16) V::store(scales[0] + i, V::load_half(halves + i));
+  }
   V::F acc[Q][W];
 #pragma GCC unroll 12
   for (int q = 0; q < Q; ++q) {
 #pragma GCC unroll 4
     for (int w = 0; w < W; ++w) acc[q][w] = V::mul(V::load(o + q * stride + 16 * w), V::set(factors[q]));
   }
-  const T* row = values + first * stride;
+  const typename Cache::Code* row = values + first * stride;
   for (int j = first; j <= last; ++j, row += stride) {
     V::F v[W];
 #pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) v[w] = load_cached(row + 16 * w);
+    for (int w = 0; w < W; ++w) {
+      v[w] = Cache::load(row + 16 * w);
+      if constexpr (Cache::kScaled) v[w] = V::mul(v[w], V::set(scales[w / 2][j]));
+    }
 #pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
       const V::F weight = V::set(p[q * kPageSlots + j]);
@@ -212,30 +232,35 @@ struct AttendState {
 };
 
 /// One tile for queries begin .. end - 1, which all see its keys first .. last.
-template <class T>
+template <class Cache>
 inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t tile, bool is_last, int begin, int end,
                         int first, int last) {
-  const T* keys = reinterpret_cast<const T*>(a.key_tiles[tile]);
-  const T* next = reinterpret_cast<const T*>(a.key_tiles[is_last ? tile : tile + 1]);
+  using Code = typename Cache::Code;
+  const Code* keys = reinterpret_cast<const Code*>(a.key_tiles[tile]);
+  const Code* next = reinterpret_cast<const Code*>(a.key_tiles[is_last ? tile : tile + 1]);
   for_queries(begin, end,
-              [&]<int Q>(int q) { tile_scores<Q>(a, a.queries + q, keys, next, state.p + q * kPageSlots); });
+              [&]<int Q>(int q) { tile_scores<Q, Cache>(a, a.queries + q, keys, next, state.p + q * kPageSlots); });
   alignas(64) float factors[kMaxAttentionQueries];
   tile_softmax(state.p, begin, end, first, last, state.span, factors);
-  const T* values = reinterpret_cast<const T*>(a.value_tiles[tile]);
+  const Code* values = reinterpret_cast<const Code*>(a.value_tiles[tile]);
   for_queries(begin, end, [&]<int Q>(int q) {
     constexpr int W = kVectors<Q>;
     const float* p = state.p + q * kPageSlots;
     float* o = state.span_o + q * a.value_stride;
     int at = 0;
-    for (; at + 16 * W <= a.value_stride; at += 16 * W)
-      tile_values<Q, W>(values + at, a.value_stride, first, last, p, factors + q, o + at);
-    for (; at < a.value_stride; at += 16)
-      tile_values<Q, 1>(values + at, a.value_stride, first, last, p, factors + q, o + at);
+    const auto add_values = [&]<int vectors>() {
+      for (; at + 16 * vectors <= a.value_stride; at += 16 * vectors) {
+        tile_values<Q, vectors, Cache>(values + at, group_scales<Cache>(values, a.value_stride, at), a.value_stride,
+                                       first, last, p, factors + q, o + at);
+      }
+    };
+    add_values.template operator()<W>();
+    add_values.template operator()<1>();
   });
 }
 
 /// The tiles of keys from .. to, all of one span.
-template <class T>
+template <class Cache>
 inline void attend_span(const AttendArgs& a, AttendState& state, std::int64_t from, std::int64_t to) {
   const std::int64_t last_tile = to / kPageSlots;
   for (std::int64_t tile = from / kPageSlots; tile <= last_tile; ++tile) {
@@ -255,7 +280,7 @@ inline void attend_span(const AttendArgs& a, AttendState& state, std::int64_t fr
       int end = row + 1;
       if (first <= last) {
         while (end < a.rows && first_of(end) == first && last_of(end) == last) ++end;
-        attend_tile<T>(a, state, tile, tile == last_tile, row * a.heads, end * a.heads, first, last);
+        attend_tile<Cache>(a, state, tile, tile == last_tile, row * a.heads, end * a.heads, first, last);
       }
       row = end;
     }
@@ -286,7 +311,7 @@ inline void merge_span(const AttendArgs& a, AttendState& state) {
   }
 }
 
-template <class T>
+template <class Cache>
 void attend(const AttendArgs& a) {
   using V = Level;
   const int count = a.rows * a.heads;
@@ -309,7 +334,7 @@ void attend(const AttendArgs& a) {
     for (int i = 0; i < count * stride; i += 16) V::store(state.span_o + i, V::zero());
     const std::int64_t begin = span * kSpanKeys;
     const std::int64_t end = begin + kSpanKeys - 1;
-    attend_span<T>(a, state, begin > first_key ? begin : first_key, end < last_key ? end : last_key);
+    attend_span<Cache>(a, state, begin > first_key ? begin : first_key, end < last_key ? end : last_key);
     merge_span(a, state);
   }
   for (int q = 0; q < count; ++q) {
