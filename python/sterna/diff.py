@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sterna import _core
 from sterna.interpreter import Interpreter
+from sterna.memory import KvDtype
 
 Array = npt.NDArray[Any]
 
 # What float32 sums in another order may differ by; rounding to int8 and to the cache's type is the same on both sides.
 TOLERANCE = 1e-4
-# The same for a row in which the last bit of a folded norm decides about a code: one code in another place.
+# The same for a row in which the last bit of a folded norm or rope decides about a code: one code in another place.
 TIE_TOLERANCE = 1e-2
 
 
@@ -56,7 +57,7 @@ def diff(
     *,
     isa: str = "",
     threads: int = 0,
-    kv_dtype: Literal["f16", "f32"] = "f16",
+    kv_dtype: KvDtype = "f16",
 ) -> Iterator[NodeDifference]:
     """Runs `tokens` as one sequence through a plan of `program` (fused or not) and compares each result, in order."""
     count = len(tokens)

@@ -8,13 +8,14 @@ Program gives the same bits as the unfused one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sterna._core import Program, ProgramNode, rope_inverse_frequencies
 from sterna.errors import ArgumentError
+from sterna.memory import KvDtype
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -22,6 +23,8 @@ F32 = npt.NDArray[np.float32]
 EXACT_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
 # Formats whose activations are rounded in groups of 32. The others have super-blocks of 256, and groups as large.
 GROUP_32_FORMATS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0"})
+
+Q8_0_GROUP = 32
 
 # Codes reach 127, and a norm summed in another order moves x by a few units of float32's last place: 127 * 2^-23 * 8.
 TIE_DISTANCE = 127 * 2.0**-20
@@ -61,6 +64,55 @@ def rounding_ties(x: F32, group: int) -> npt.NDArray[np.bool_]:
     exact = np.divide(groups * 127, largest, out=np.zeros_like(groups), where=largest != 0)
     distance = np.abs(np.abs(exact - np.trunc(exact)) - 0.5)
     ties: npt.NDArray[np.bool_] = (distance < TIE_DISTANCE).any(axis=(1, 2))
+    return ties
+
+
+def round_to_cache(x: F32, kv_dtype: KvDtype) -> F32:
+    """x [rows, heads, head_dim] as a cache gives it back."""
+    if kv_dtype == "q8_0":
+        return round_to_q8_0(x)
+    return x.astype(np.float16).astype(np.float32) if kv_dtype == "f16" else x
+
+
+def _q8_0_groups(x: F32) -> tuple[F32, F32, F32]:
+    """Groups of 32 along the last dimension, filled up with zeros, their scales in float32, and x / scale."""
+    dim = x.shape[-1]
+    padded = np.zeros((*x.shape[:-1], -(-dim // Q8_0_GROUP) * Q8_0_GROUP), np.float32)
+    padded[..., :dim] = x
+    groups = padded.reshape(*x.shape[:-1], -1, Q8_0_GROUP)
+    scales: F32 = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = scales.astype(np.float16)
+        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=(stored > 0) & np.isfinite(stored))
+        return groups, scales, groups * inverse
+
+
+def round_to_q8_0(x: F32) -> F32:
+    """x rounded as GGML's Q8_0, in groups of 32 along the last dimension, of which the last may be shorter.
+
+    scale = absmax / 127; code = x * (1 / scale), halves away from zero; the result is code * float16(scale). A group
+    whose scale is no finite float16 becomes NaN.
+    """
+    _, scales, scaled = _q8_0_groups(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = scales.astype(np.float16).astype(np.float32)
+        stored[~np.isfinite(stored)] = np.nan
+        magnitude = np.abs(scaled)
+        whole = np.floor(magnitude)
+        codes = np.copysign(whole + np.floor(2 * (magnitude - whole)), scaled)
+        rounded: F32 = (codes * stored).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return rounded
+
+
+def q8_0_ties(x: F32) -> npt.NDArray[np.bool_]:
+    """Which rows of x [rows, heads, head_dim] have a code or a scale that the last bits of x decide about: [rows]."""
+    _, scales, scaled = _q8_0_groups(x)
+    magnitude = np.abs(scaled)
+    near = (np.abs(magnitude - np.floor(magnitude) - 0.5) < TIE_DISTANCE).any(axis=-1)
+    few = np.float32(TIE_DISTANCE / 127)
+    with np.errstate(over="ignore", invalid="ignore"):
+        near |= ((scales * (1 - few)).astype(np.float16) != (scales * (1 + few)).astype(np.float16))[..., 0]
+    ties: npt.NDArray[np.bool_] = near.reshape(len(x), -1).any(axis=1)
     return ties
 
 
@@ -157,7 +209,7 @@ class Interpreter:
         program: Program,
         weights: Callable[[str], F32],
         *,
-        kv_dtype: Literal["f16", "f32"] = "f16",
+        kv_dtype: KvDtype = "f16",
         quantize_activations: bool = True,
         function: str = "logits",
     ) -> None:
@@ -167,7 +219,7 @@ class Interpreter:
         self._nodes = program.nodes(function)
         self._output = self._table[program.outputs(function)[0]].name
         self._weights = weights
-        self._kv_type = np.float16 if kv_dtype == "f16" else np.float32
+        self._kv_dtype = kv_dtype
         self._quantize = quantize_activations
         self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
         self._length = 0
@@ -273,6 +325,10 @@ class Interpreter:
         if "positions" in operands:
             q, k = self._turn(node, q, operands, "rope."), self._turn(node, k, operands, "rope.")
         positions = self.values["positions"]
+        if self._kv_dtype == "q8_0" and ("q_norm" in operands or "positions" in operands):
+            tied = q8_0_ties(k)
+            earlier = positions[None, :] <= positions[:, None]
+            self.ties = np.asarray((tied & earlier).any(axis=1))
         keys, values = self._store(attributes["layer"], positions, k, v)
         return attend(q, keys, values, positions, attributes)
 
@@ -283,7 +339,7 @@ class Interpreter:
         for past, new in zip(old, (k, v), strict=True):
             rows = np.zeros((max(self._length, len(past)), *new.shape[1:]), np.float32)
             rows[: len(past)] = past
-            rows[positions] = new.astype(self._kv_type)
+            rows[positions] = round_to_cache(new, self._kv_dtype)
             stored.append(rows)
         self._cache[layer] = (stored[0], stored[1])
         return stored[0][: self._length], stored[1][: self._length]

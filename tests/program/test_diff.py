@@ -12,21 +12,23 @@ import pytest
 import sterna.diff
 from sterna._core import Gguf
 from sterna.diff import NodeDifference, diff
+from sterna.memory import KvDtype
 from sterna.trace import trace
 
 MODELS = ["llama3", "gemma3", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M"]
 
 
-def differences(name: str, fused: bool) -> list[NodeDifference]:
+def differences(name: str, fused: bool, kv_dtype: KvDtype = "f16") -> list[NodeDifference]:
     file = Gguf(oracle.model_path(name))
     program = trace(file).program
-    return list(diff(file, program.fuse() if fused else program, list(range(3, 40))))
+    return list(diff(file, program.fuse() if fused else program, list(range(3, 40)), kv_dtype=kv_dtype))
 
 
+@pytest.mark.parametrize("kv_dtype", ["f16", "q8_0"])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_plans_agree_with_the_reference(name: str, fused: bool) -> None:
-    found = differences(name, fused)
+def test_plans_agree_with_the_reference(name: str, fused: bool, kv_dtype: KvDtype) -> None:
+    found = differences(name, fused, kv_dtype)
     assert len(found) > 8
     assert [d.name for d in found if d.diverges] == []
     assert all(math.isfinite(d.error) for d in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from fake_model import FakeModel
@@ -16,9 +17,11 @@ from sterna.interpreter import (
     activation_group,
     attend,
     matmul,
+    q8_0_ties,
     quantize_activations,
     rms_norm,
     rope,
+    round_to_q8_0,
     rounding_ties,
     route,
 )
@@ -170,7 +173,7 @@ def test_attention_by_hand(changed: dict[str, Any], visible: range) -> None:
         assert out[head] == pytest.approx(softmax_by_hand(scores, values[list(visible), head // 2]), abs=1e-6)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize("chunks", [[1] * 9, [4, 5], [7, 1, 1]])
 def test_decoding_in_chunks_gives_what_one_prefill_gives(kv_dtype: Any, chunks: list[int]) -> None:
     program = trace(
@@ -198,10 +201,42 @@ def test_positions_may_be_run_again() -> None:
 def test_the_cache_rounds_to_its_type() -> None:
     program = trace(FakeModel("llama")).program
     weights = weights_of(program)
-    rounded = Interpreter(program, weights.__getitem__, kv_dtype="f16").run([1, 2, 3])
+    halves = Interpreter(program, weights.__getitem__, kv_dtype="f16").run([1, 2, 3])
+    codes = Interpreter(program, weights.__getitem__, kv_dtype="q8_0").run([1, 2, 3])
     exact = Interpreter(program, weights.__getitem__, kv_dtype="f32").run([1, 2, 3])
-    assert not np.array_equal(rounded, exact)
-    assert rounded == pytest.approx(exact, abs=0.02)
+    errors = [np.linalg.norm(rounded - exact) for rounded in (halves, codes)]
+    assert 0 < errors[0] < errors[1]
+    assert halves == pytest.approx(exact, abs=0.02)
+    assert codes == pytest.approx(exact, abs=0.2)
+
+
+def test_q8_0_is_the_format_of_that_name() -> None:
+    x = RNG.standard_normal((50, 3, 64)).astype(np.float32) * 10.0 ** RNG.uniform(-9, 6, (50, 3, 1)).astype(np.float32)
+    x[3, 1] = 0
+    x[4, 0, 1:9] = x[4, 0, 0] / 127 * np.arange(0.5, 8.5, dtype=np.float32)  # halves, or next to them
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for dim in (64, 40, 33, 32, 7):
+        padded = np.zeros_like(x)
+        padded[..., :dim] = x[..., :dim]
+        want = gguf.quants.dequantize(gguf.quants.quantize(padded, kind), kind)[..., :dim]
+        assert np.array_equal(round_to_q8_0(x[..., :dim]), want)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e7])
+def test_q8_0_has_no_number_for_what_it_cannot_store(bad: float) -> None:
+    x = np.ones((2, 1, 80), np.float32)
+    x[1, 0, 40] = bad
+    rounded = round_to_q8_0(x)
+    assert np.isnan(rounded[1, 0, 32:64]).all()
+    assert np.isfinite(rounded).sum() == 128
+
+
+def test_ties_of_q8_0_are_found() -> None:
+    x = np.full((4, 1, 64), 0.3, np.float32)
+    x[:, 0, 0] = 127  # codes are the numbers themselves
+    x[1, 0, 5] = np.nextafter(np.float32(7.5), np.float32(0))
+    x[2, 0, 40] = 127 * (1 + 2.0**-11)  # a scale in the middle of two halves
+    assert q8_0_ties(x).tolist() == [False, True, True, False]
 
 
 def test_values_are_kept_by_name_and_a_node_can_be_judged_alone() -> None:

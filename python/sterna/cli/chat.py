@@ -42,11 +42,12 @@ def command(
     threads: int | None,
     context: int | None,
     device: str,
+    kv_dtype: str,
     stats: bool,
     **sampling: Any,
 ) -> None:
     """Talk with MODEL over several turns. Each line that is piped in is one turn."""
-    loading = {"threads": threads, "context": context, "device": device}
+    loading = {"threads": threads, "context": context, "device": device, "kv_dtype": kv_dtype}
     converse(model, loading, system, sampling_arguments(sampling), stats=stats)
 
 

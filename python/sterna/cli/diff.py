@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model, json_option
+from sterna.cli.options import find_model, json_option, kv_dtype_option
+from sterna.memory import KvDtype
 
 
 @click.command()
@@ -15,10 +16,20 @@ from sterna.cli.options import find_model, json_option
 )
 @click.option("--isa", default="", help="Instruction set (default: the best).")
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads that compute.")
+@kv_dtype_option
 @click.option("--unfused", is_flag=True, help="The program as traced, without fusion passes.")
 @click.option("--all", "show_all", is_flag=True, help="Every value, not only those that diverge.")
 @json_option
-def command(model: str, num_tokens: int, isa: str, threads: int, unfused: bool, show_all: bool, as_json: bool) -> None:
+def command(
+    model: str,
+    num_tokens: int,
+    isa: str,
+    threads: int,
+    kv_dtype: KvDtype,
+    unfused: bool,
+    show_all: bool,
+    as_json: bool,
+) -> None:
     """Run a short sequence through MODEL's compiled plan and the reference, and name the first value that differs.
 
     Each operation of the reference gets the plan's own inputs, so that it is judged alone. Exit code 1 on a difference.
@@ -34,7 +45,8 @@ def command(model: str, num_tokens: int, isa: str, threads: int, unfused: bool, 
     program = trace(file).program
     vocab_size = file.array_length("tokenizer.ggml.tokens")
     tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens).tolist()
-    differences = list(diff(file, program if unfused else program.fuse(), tokens, isa=isa, threads=threads))
+    program = program if unfused else program.fuse()
+    differences = list(diff(file, program, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype))
     diverging = [difference for difference in differences if difference.diverges]
     shown = differences if show_all else diverging
     if as_json:

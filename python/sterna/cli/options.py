@@ -9,6 +9,7 @@ import click
 
 from sterna.cli import console
 from sterna.hub import ResolvedModel, default_model, resolve
+from sterna.memory import KV_DTYPES
 
 if TYPE_CHECKING:
     from sterna import LLM
@@ -17,11 +18,15 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 context_option = click.option("-c", "--context", type=click.IntRange(min=1), help="Longest sequence, in tokens.")
+kv_dtype_option = click.option(
+    "--kv-dtype", type=click.Choice(KV_DTYPES), default="f16", show_default=True, help="How the KV cache rounds."
+)
 
 _LOADING = (
     click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core)."),
     context_option,
     click.option("--device", default="auto", show_default=True, help="auto or cpu."),
+    kv_dtype_option,
 )
 
 _SAMPLING = (
@@ -36,7 +41,7 @@ _SAMPLING = (
 
 
 def loading_options(function: _F) -> _F:
-    """Adds --threads, --context and --device."""
+    """Adds --threads, --context, --device and --kv-dtype."""
     return _add(_LOADING, function)
 
 
@@ -69,9 +74,9 @@ def find_model(name: str | None, *, refresh: bool = False) -> ResolvedModel:
         return resolve(name, progress=progress, refresh=refresh)
 
 
-def load_model(name: str | None, *, threads: int | None, context: int | None, device: str) -> LLM:
+def load_model(name: str | None, *, threads: int | None, context: int | None, device: str, kv_dtype: str) -> LLM:
     """The model called `name`, loaded; closes itself at the end of a `with` block."""
     found = find_model(name)
     import sterna
 
-    return sterna.load(str(found.path), threads=threads, context=context, device=device)
+    return sterna.load(str(found.path), threads=threads, context=context, device=device, kv_dtype=kv_dtype)

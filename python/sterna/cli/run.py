@@ -35,6 +35,7 @@ def command(
     threads: int | None,
     context: int | None,
     device: str,
+    kv_dtype: str,
     stats: bool,
     as_json: bool,
     **sampling: Any,
@@ -49,7 +50,7 @@ def command(
     model, prompt = split_arguments(arguments)
     if prompt is None and not console.is_terminal(sys.stdin):
         prompt = read_prompt()
-    loading: dict[str, Any] = {"threads": threads, "context": context, "device": device}
+    loading: dict[str, Any] = {"threads": threads, "context": context, "device": device, "kv_dtype": kv_dtype}
     if prompt is None:
         if raw or as_json:
             raise click.UsageError("no prompt")
