@@ -82,6 +82,7 @@ constexpr std::int64_t attend_scratch(std::int64_t queries, std::int64_t value_d
 struct KernelTable {
   const char* isa;
   int tile_rows;
+  int few_rows;  // above them weights are unpacked first and meet many tiles; measured
 
   /// [layout][rows - 1]; null where rows > tile_rows.
   PanelKernel panel[static_cast<int>(LayoutId::kCount)][kMaxTileRows];

@@ -33,6 +33,9 @@ class FewRows {
 
   static int panels(const KernelTable&) { return 1; }
 
+  /// The kernels themselves ask for the next panel.
+  void ask_ahead(std::int64_t, std::int64_t, std::int64_t) const {}
+
   void select(std::int64_t panel) {
     if (w_.layout == LayoutId::kNative) {
       unpack_native_panel(w_, panel, scratch_);
@@ -72,6 +75,18 @@ class ManyRows {
 
   static int panels(const KernelTable& kernels) { return kernels.gemm_panels; }
 
+  /// Asks for the share of tile `index` of `count` of the panels from first_panel on: memory is idle while tiles are
+  /// multiplied.
+  void ask_ahead(std::int64_t first_panel, std::int64_t index, std::int64_t count) const {
+    const std::int64_t last_panel = std::min(first_panel + table_.gemm_panels, w_.panels());
+    if (first_panel >= last_panel) return;
+    const std::int64_t lines = ((last_panel - first_panel) * w_.panel_bytes + 63) / 64;
+    const std::uint8_t* bytes = w_.panel(first_panel);
+    for (std::int64_t line = lines * index / count; line < lines * (index + 1) / count; ++line) {
+      __builtin_prefetch(bytes + 64 * line, 0, 2);
+    }
+  }
+
   void select(std::int64_t first_panel) {
     for (int p = 0; p < table_.gemm_panels; ++p) {
       // A last panel without a neighbour stands in for it; its results are not used.
@@ -110,6 +125,7 @@ void run_items(const MatmulPart& part, const TileSpace& tiles, const StepContext
                std::int64_t end, std::int64_t rows) {
   const KernelTable& kernels = *context.kernels;
   const TileForm form = tile_form(kernels, rows);
+  const std::int64_t tile_count = (rows + form.rows - 1) / form.rows;
   const int width = Weights::panels(kernels) * kPanelRows;
   Buffer& scratch = context.scratch->unpacked;
   Weights gate(*part.w, tiles, context, scratch.data());
@@ -132,8 +148,12 @@ void run_items(const MatmulPart& part, const TileSpace& tiles, const StepContext
     result.up_bias = part.up_bias == nullptr ? nullptr : part.up_bias + feature;
     gate.select(item * Weights::panels(kernels));
     if (up) up->select(item * Weights::panels(kernels));
+    const std::int64_t next = (item + 1) * Weights::panels(kernels);
     for (std::int64_t row = 0; row < rows; row += form.rows) {
-      const ActivationTile tile = tiles.tile(row / form.rows, rows, form);
+      const std::int64_t index = row / form.rows;
+      gate.ask_ahead(next, index, tile_count);
+      if (up) up->ask_ahead(next, index, tile_count);
+      const ActivationTile tile = tiles.tile(index, rows, form);
       gate.multiply(tile, gate_values);
       if (up) up->multiply(tile, up_values);
       result.rows = tile.rows;
@@ -147,8 +167,11 @@ void run_items(const MatmulPart& part, const TileSpace& tiles, const StepContext
 }  // namespace
 
 TileForm tile_form(const KernelTable& kernels, std::int64_t rows) {
-  if (kernels.gemm_rows != 0 && rows > kMaxFewRows) return {kernels.gemm_rows, true};
-  return {kernels.tile_rows, false};
+  if (kernels.gemm_rows != 0 && rows > kernels.few_rows) return {kernels.gemm_rows, true};
+  if (rows <= kernels.tile_rows) return {kernels.tile_rows, false};
+  // Tiles of even size: one of a single row would cost almost as much as a full one.
+  const std::int64_t tiles = (rows + kernels.tile_rows - 1) / kernels.tile_rows;
+  return {static_cast<int>((rows + tiles - 1) / tiles), false};
 }
 
 std::int64_t TileSpace::tile_bytes(int tile_rows) const {
@@ -161,8 +184,11 @@ std::int64_t TileSpace::bytes(const KernelTable& kernels, std::int64_t rows) con
   const auto in_form = [&](const TileForm& form, std::int64_t count) {
     return (count + form.rows - 1) / form.rows * tile_bytes(form.rows);
   };
-  const std::int64_t few = std::min(rows, kMaxFewRows);
-  return std::max(in_form(tile_form(kernels, few), few), in_form(tile_form(kernels, rows), rows));
+  std::int64_t most = in_form(tile_form(kernels, rows), rows);
+  for (std::int64_t few = 1; few <= std::min<std::int64_t>(rows, kernels.few_rows); ++few) {
+    most = std::max(most, in_form(tile_form(kernels, few), few));
+  }
+  return most;
 }
 
 ActivationTile TileSpace::tile(std::int64_t index, std::int64_t rows, const TileForm& form) const {
@@ -186,17 +212,23 @@ ActivationTile TileSpace::tile(std::int64_t index, std::int64_t rows, const Tile
 }
 
 void prepare_row(const float* x, const TileSpace& tiles, const KernelTable& kernels, std::int64_t row,
-                 std::int64_t rows) {
+                 std::int64_t rows, const Columns& columns) {
   const TileForm form = tile_form(kernels, rows);
-  const ActivationTile tile = tiles.tile(row / form.rows, rows, form);
+  ActivationTile tile = tiles.tile(row / form.rows, rows, form);
   const int in_tile = static_cast<int>(row % form.rows);
   if (tiles.block == 0) {
-    for (std::int64_t i = 0; i < tiles.k; ++i) tile.values[i * tile.rows + in_tile] = x[i];
-  } else if (form.gemm) {
-    kernels.quantize_gemm(x, tiles.k, tiles.block, tiles.scale_every, tile, in_tile);
-  } else {
-    kernels.quantize(x, tiles.k, tiles.block, tiles.scale_every, tile, in_tile);
+    for (std::int64_t i = columns.begin; i < columns.end; ++i) tile.values[i * tile.rows + in_tile] = x[i];
+    return;
   }
+  const std::int64_t count = columns.end - columns.begin;
+  const std::int64_t block = std::min(tiles.block, count);
+  tile.codes += columns.begin * tile.rows;
+  tile.scales += columns.begin / tiles.scale_every * tile.rows;
+  tile.sums16 += columns.begin / (form.gemm ? 32 : 16) * tile.rows;
+  tile.sums32 += columns.begin / 32 * tile.rows;
+  tile.pairs32 += columns.begin / 64 * tile.rows;
+  const auto quantize = form.gemm ? kernels.quantize_gemm : kernels.quantize;
+  quantize(x + columns.begin, count, block, tiles.scale_every, tile, in_tile);
 }
 
 int panels_at_once(const KernelTable& kernels, std::int64_t rows) {

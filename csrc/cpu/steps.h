@@ -66,8 +66,6 @@ struct TileForm {
   int rows;
   bool gemm;
 };
-/// Rows above which weights are unpacked first and meet many tiles.
-constexpr std::int64_t kMaxFewRows = 16;
 TileForm tile_form(const KernelTable& kernels, std::int64_t rows);
 
 /// Token rows prepared for matmuls: tiles of TileForm::rows rows, the last one shorter.

@@ -43,7 +43,7 @@ void route_row(const RouteStep& step, const float* logits, float* experts, float
 /// Bytes per row of a tile, in whichever form it has more.
 std::int64_t row_bytes(const TileSpace& tiles, const KernelTable& kernels) {
   std::int64_t most = 0;
-  for (const std::int64_t rows : {std::int64_t{1}, kMaxFewRows + 1}) {
+  for (std::int64_t rows = 1; rows <= kernels.few_rows + 1; ++rows) {
     const int tile_rows = tile_form(kernels, rows).rows;
     most = std::max(most, (tiles.tile_bytes(tile_rows) + tile_rows - 1) / tile_rows);
   }
@@ -66,7 +66,7 @@ struct Pieces {
   std::int64_t total;
 
   Pieces(const ExpertMatmulStep& step, const KernelTable& kernels)
-      : panels(panels_at_once(kernels, kMaxFewRows + 1)),
+      : panels(panels_at_once(kernels, kernels.few_rows + 1)),
         per_group((step.w[0].panels() + panels - 1) / panels),
         total(per_group * step.pairs.count()) {}
 };
@@ -148,7 +148,7 @@ void run_expert_prepare(const void* arguments, const StepContext& context) {
       const TileSpace tiles = group_tiles(step.tiles, step.pairs, static_cast<std::int64_t>(g), *context.kernels);
       for (std::int64_t place = first; place < last; ++place) {
         const std::int64_t row = step.is_sorted ? place : step.pairs.pairs()[place] / step.pairs.used;
-        prepare_row(step.x.row(row), tiles, *context.kernels, place - group.first, group.count);
+        prepare_row(step.x.row(row), tiles, *context.kernels, place - group.first, group.count, {0, tiles.k});
       }
     }
   });
@@ -157,8 +157,8 @@ void run_expert_prepare(const void* arguments, const StepContext& context) {
 void run_expert_matmul(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const ExpertMatmulStep*>(arguments);
   const Pieces pieces(step, *context.kernels);
-  const bool is_few =
-      std::ranges::all_of(step.pairs.groups(), [](const ExpertGroup& g) { return g.count <= kMaxFewRows; });
+  const bool is_few = std::ranges::all_of(step.pairs.groups(),
+                                          [&](const ExpertGroup& g) { return g.count <= context.kernels->few_rows; });
   const std::int64_t bite = is_few ? pieces.total / (32 * context.num_workers) + 1 : 1;
   context.share(pieces.total, bite, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t at = begin; at < end;) {

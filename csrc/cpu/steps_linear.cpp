@@ -20,7 +20,7 @@ void multiply(const MatmulStep& step, const TileSpace& tiles, const StepContext&
   const std::int64_t at_once = panels_at_once(*context.kernels, rows);
   const std::int64_t total = item_count(step, at_once);
   // Few rows stream through memory: bites long enough for that. With many rows an item is work enough.
-  const std::int64_t bite = rows > kMaxFewRows ? 1 : total / (32 * context.num_workers) + 1;
+  const std::int64_t bite = rows > context.kernels->few_rows ? 1 : total / (32 * context.num_workers) + 1;
   context.share(total, bite, [&](std::int64_t begin, std::int64_t end) {
     std::int64_t first = 0;
     for (const MatmulPart& part : step.parts) {
@@ -33,28 +33,41 @@ void multiply(const MatmulStep& step, const TileSpace& tiles, const StepContext&
   });
 }
 
-/// Row `row` of step.x, normed where asked for, into its tile.
+/// Columns of row `row` of step.x, normed where asked for, into its tile.
 void prepare(const PrepareStep& step, const TileSpace& tiles, const StepContext& context, std::int64_t row,
-             std::int64_t rows) {
+             std::int64_t rows, const Columns& columns) {
   const float* x = step.x.row(row);
   if (step.norm != nullptr) {
     float* normed = context.scratch->floats.as<float>();
     context.kernels->rms_norm(x, step.norm, normed, tiles.k, step.eps);
     x = normed;
   }
-  prepare_row(x, tiles, *context.kernels, row, rows);
+  prepare_row(x, tiles, *context.kernels, row, rows, columns);
 }
 
 }  // namespace
 
 void run_prepare(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const PrepareStep*>(arguments);
-  const std::int64_t count = context.rows(step.x.outputs);
-  // Whole tiles, so that two workers do not write to the same cache lines.
-  const int tile_rows = tile_form(*context.kernels, count).rows;
-  const std::int64_t piece = (context.row_piece(count) + tile_rows - 1) / tile_rows * tile_rows;
-  context.share(count, piece, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) prepare(step, step.tiles, context, row, count);
+  const TileSpace& tiles = step.tiles;
+  const std::int64_t rows = context.rows(step.x.outputs);
+  // Rows of a tile share cache lines, so that a tile belongs to one worker; where there are fewer tiles than workers,
+  // its columns to several, who then repeat the norm.
+  const int tile_rows = tile_form(*context.kernels, rows).rows;
+  const std::int64_t tile_count = (rows + tile_rows - 1) / tile_rows;
+  std::int64_t parts = 1;
+  if (tile_count != 0 && tile_count < context.num_workers && tiles.block <= 256) {
+    parts = std::clamp<std::int64_t>(context.num_workers / tile_count, 1, std::max<std::int64_t>(1, tiles.k / 256));
+  }
+  const auto limit = [&](std::int64_t part) { return part == parts ? tiles.k : tiles.k / 256 * part / parts * 256; };
+  context.share(tile_count * parts, context.row_piece(tile_count * parts), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t item = begin; item < end; ++item) {
+      const Columns columns{limit(item % parts), limit(item % parts + 1)};
+      const std::int64_t first = item / parts * tile_rows;
+      for (std::int64_t row = first; row < std::min(first + tile_rows, rows); ++row) {
+        prepare(step, tiles, context, row, rows, columns);
+      }
+    }
   });
 }
 
@@ -68,7 +81,7 @@ void run_fused_matmul(const void* arguments, const StepContext& context) {
   TileSpace tiles = step.matmul.tiles;
   tiles.base = context.scratch->tiles.data();
   const std::int64_t rows = context.rows(step.prepare.x.outputs);
-  for (std::int64_t row = 0; row < rows; ++row) prepare(step.prepare, tiles, context, row, rows);
+  for (std::int64_t row = 0; row < rows; ++row) prepare(step.prepare, tiles, context, row, rows, {0, tiles.k});
   multiply(step.matmul, tiles, context);
 }
 

@@ -17,6 +17,7 @@ void fill_kind(KernelTable& table, ActivationKind kind) {
 void fill_rows(KernelTable& table) {
   table.isa = Level::kName;
   table.tile_rows = Level::kTileRows;
+  table.few_rows = Level::kFewRows;
   table.rms_norm = cpu::rms_norm;
   table.quantize = cpu::quantize<false>;
   table.quantize_gemm = cpu::quantize<true>;

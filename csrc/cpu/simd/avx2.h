@@ -13,6 +13,7 @@ namespace {
 struct Level {
   static constexpr const char* kName = "avx2";
   static constexpr int kTileRows = 4;
+  static constexpr int kFewRows = 8;
   static constexpr int kAttentionQueries = 2;
   static constexpr int kWideBias = 0;
   static constexpr bool kDotTakesAnyByte = false;

@@ -12,6 +12,7 @@ namespace {
 struct Level {
   static constexpr const char* kName = "avx512";
   static constexpr int kTileRows = 8;
+  static constexpr int kFewRows = 40;
   static constexpr int kAttentionQueries = 12;
   static constexpr int kWideBias = 128;
   static constexpr bool kDotTakesAnyByte = true;

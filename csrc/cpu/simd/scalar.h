@@ -16,7 +16,8 @@ namespace {
 
 struct Level {
   static constexpr const char* kName = "scalar";
-  static constexpr int kTileRows = 2;              // token rows that one pass over a weight panel serves
+  static constexpr int kTileRows = 2;  // token rows that one pass over a weight panel serves
+  static constexpr int kFewRows = 16;
   static constexpr int kAttentionQueries = 1;      // queries that one pass over a key tile serves
   static constexpr int kWideBias = 128;            // bias that dot_wide leaves in the sum
   static constexpr bool kDotTakesAnyByte = false;  // whether dot sums codes up to 255 exactly, beyond its promise
