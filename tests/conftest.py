@@ -15,7 +15,7 @@ REFERENCE_CASES = {
     "api/test_real_models.py": 2,
     "chat/test_chat_injection.py": 94,
     "chat/test_chat_templates.py": 1175,
-    "cpu/test_models_on_cpu.py": 87,
+    "cpu/test_models_on_cpu.py": 131,
     "gguf/test_gguf_reader.py": 89,
     "models/test_oracles.py": 35,
     "tokenizer/test_tokenizer_vocabularies.py": 30,

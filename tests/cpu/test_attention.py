@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from kernel_cases import LEVELS, Array, Floats, Net, assert_same_bits, compiled, value
 from sterna import _core
+from sterna.interpreter import round_to_q8_0
 
 SEED = 41
 KV_TYPES = ["f16", "f32", "q8_0"]
@@ -39,9 +40,11 @@ def cached(x: Array, heads: int, kv_dtype: str) -> Array:
 
 
 class Attention:
-    """An attention node over given q, k and v: token t stands for row t of each."""
+    """An attention node over given q, k and v: token t stands for row t of each. `bad` changes (table, row, element)."""
 
-    def __init__(self, shape: Shape, length: int, seed: int = SEED) -> None:
+    def __init__(
+        self, shape: Shape, length: int, seed: int = SEED, bad: tuple[tuple[str, int, int], float] | None = None
+    ) -> None:
         print(f"seed {seed}")
         rng = np.random.default_rng(seed)
         self.shape, self.length = shape, length
@@ -54,13 +57,17 @@ class Attention:
                 (shape.kv_heads, shape.value_dim, 1),
             )
         )
+        if bad is not None:
+            (name, row, element), number = bad
+            getattr(self, name)[row, element] = number
+        add_rows = net.rows if bad is None else net.any_rows
         operands = []
         for name, table, heads, dim in (
             ("q", self.q, shape.heads, shape.dim),
             ("k", self.k, shape.kv_heads, shape.dim),
             ("v", self.v, shape.kv_heads, shape.value_dim),
         ):
-            operands.append((name, net.node("reshape", f"{name}.heads", [("x", net.rows(table, name))], dims=f"{heads}, {dim}")[0]))
+            operands.append((name, net.node("reshape", f"{name}.heads", [("x", add_rows(table, name))], dims=f"{heads}, {dim}")[0]))
         self.scale = shape.dim**-0.5
         last = net.node(
             "attention", "y", operands, layer=0, scale=self.scale, window=shape.window, softcap=shape.softcap
@@ -173,6 +180,45 @@ def test_threads_chunks_and_page_order(shape: Shape, kv_dtype: str) -> None:
         for chunk in (1, 7, 64, 0) if threads < 3 else (7, 64):
             assert_same_bits(run(plan, 200, chunk), want, f"{threads} threads, chunks of {chunk}")
         assert_same_bits(run(plan, 200, 64, pages=[5, 2, 7, 0]), want, "shuffled pages")
+
+
+def hard_rows(length: int, dim: int) -> Array:
+    """Rows of all sizes, with zeros, codes half way between two integers, and numbers next to those: [length, dim]."""
+    rng = np.random.default_rng(SEED)
+    x = (rng.standard_normal((length, dim)) * 10.0 ** rng.uniform(-12, 6, (length, 1))).astype(np.float32)
+    x[::7, ::3] = 0
+    x[1::7] = 0
+    # Scales of a power of two: codes are these numbers.
+    x[2::7] = (rng.integers(-253, 254, x[2::7].shape) / 2).astype(np.float32)
+    x[2::7, ::32] = 127
+    x[3::7] = np.nextafter(x[2::7], np.float32(0))[: len(x[3::7])]
+    x[3::7, ::32] = 127
+    return x
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 17, 31, 32, 33, 48, 64, 80, 129])
+def test_what_a_q8_0_cache_holds(dim: int) -> None:
+    """Rows that see themselves only give their values back: GGML's rounding to Q8_0, exactly, on every level."""
+    attention = Attention(Shape(2, 1, 16, dim, window=1), 140)
+    attention.v = hard_rows(140, dim)
+    attention.source["v.table"] = attention.v.view(np.uint8).reshape(-1).copy()
+    want = cached(attention.v, 1, "q8_0").repeat(2, axis=1).reshape(140, -1)
+    assert np.array_equal(round_to_q8_0(attention.v), want[:, :dim])
+    for level in LEVELS:
+        assert np.array_equal(run(attention.plan(isa=level, kv_dtype="q8_0"), 140), want)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, np.float32(1e7), np.float32(-3e38)])
+def test_q8_0_hides_nothing(bad: float) -> None:
+    """What no scale can express, in one element of one key or value: every row that sees it is NaN, the others are not."""
+    shape = Shape(2, 1, 48, 48)
+    for table, element in (("k", 5), ("k", 40), ("v", 47)):
+        attention = Attention(shape, 90, bad=((table, 70, element), bad))
+        for level in LEVELS:
+            got = run(attention.plan(isa=level, kv_dtype="q8_0"), 90).reshape(90, 2, 48)
+            assert np.isfinite(got[:70]).all()
+            seen = got[70:, :, 32:] if table == "v" else got[70:]
+            assert np.isnan(seen).all(), (table, element, level)
 
 
 @pytest.mark.parametrize("kv_dtype", KV_TYPES)
