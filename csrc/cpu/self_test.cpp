@@ -300,6 +300,13 @@ KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, 
     level.to_half(b.data(), got.data(), n);
     definition.to_half(b.data(), wanted.data(), n);
     checker.expect_same("to_half", std::span<const std::uint16_t>(got), std::span<const std::uint16_t>(wanted));
+    for (const Floats& row : {a, b}) {  // a holds what no scale can express
+      std::vector<std::int8_t> codes(row.size()), right(row.size());
+      level.to_q8_0(row.data(), codes.data(), got.data(), n);
+      definition.to_q8_0(row.data(), right.data(), wanted.data(), n);
+      checker.expect_same("to_q8_0", std::span<const std::int8_t>(codes), std::span<const std::int8_t>(right));
+      checker.expect_same("to_q8_0", std::span<const std::uint16_t>(got), std::span<const std::uint16_t>(wanted));
+    }
   }
   const Floats inputs = checker.numbers(3 * 3 * kMaxGemmWidth + 2 * kMaxGemmWidth);
   for (int which = 0; which < 2 * (kKinds + 1); ++which) {
@@ -325,26 +332,36 @@ KernelCheck check_rope(const KernelTable& level, const KernelTable& definition, 
   return std::move(checker).result();
 }
 
-/// Keys and values of one layer and head in pages, as floats or halves.
+/// Keys and values of one layer and head in pages of a cache.
 struct KvPages {
-  KvPages(Checker& checker, int head_dim, int value_stride, int pages, bool half) {
-    const std::int64_t key_floats = head_dim * kPageSlots, value_floats = kPageSlots * value_stride;
-    const std::int64_t width = half ? 2 : 4;
-    memory = Buffer(static_cast<std::size_t>(pages * (key_floats + value_floats) * width));
-    for (std::int64_t i = 0; i < pages * (key_floats + value_floats); ++i) {
-      if (half) {  // 0.125 to 2, of both signs
-        memory.as<std::uint16_t>()[i] = static_cast<std::uint16_t>(0x3000 + (checker.bits() & 0x8FFF));
-      } else {
-        memory.as<float>()[i] = checker.number();
-      }
-    }
+  KvPages(Checker& checker, KvType type, const KvSlot& slot, int pages) : storage(std::span(&slot, 1), type) {
+    storage.reserve(pages);
+    const KvStorage::Layer& layer = storage.layer(0);
     for (int page = 0; page < pages; ++page) {
-      const std::uint8_t* at = memory.data() + page * (key_floats + value_floats) * width;
-      key_tiles.push_back(at);
-      value_tiles.push_back(at + key_floats * width);
+      std::uint8_t* keys = storage.keys(page, layer, 0);
+      std::uint8_t* values = storage.values(page, layer, 0);
+      std::uint8_t* end = keys + layer.head_bytes;
+      if (type == KvType::kF32) {
+        for (std::int64_t i = 0; i < layer.head_bytes / 4; ++i) reinterpret_cast<float*>(keys)[i] = checker.number();
+      } else if (type == KvType::kF16) {  // 0.125 to 2, of both signs
+        fill_halves(checker, keys, end, 0x3000, 0x8FFF);
+      } else {
+        for (std::uint8_t* code = keys; code != end; ++code) *code = static_cast<std::uint8_t>(checker.bits());
+        // Scales of 0.008 to 0.03.
+        fill_halves(checker, KvStorage::key_scales(keys, layer), values, 0x2000, 0x7FF);
+        fill_halves(checker, KvStorage::value_scales(values, layer), end, 0x2000, 0x7FF);
+      }
+      key_tiles.push_back(keys);
+      value_tiles.push_back(values);
     }
   }
-  Buffer memory;
+  /// Halves whose bits are `first` and some of `mask`.
+  static void fill_halves(Checker& checker, void* begin, void* end, std::uint64_t first, std::uint64_t mask) {
+    for (auto* at = static_cast<std::uint16_t*>(begin); at != end; ++at) {
+      *at = static_cast<std::uint16_t>(first + (checker.bits() & mask));
+    }
+  }
+  KvStorage storage;
   std::vector<const std::uint8_t*> key_tiles, value_tiles;
 };
 
@@ -354,7 +371,7 @@ struct AttentionCase {
   std::int64_t first_key, last_key;
   std::int64_t step;
   float softcap;
-  bool half;
+  KvType type;
 };
 
 /// Rows begin .. begin + rows - 1 in one call; outputs [rows][heads][value_dim].
@@ -388,23 +405,23 @@ Floats attend(const KernelTable& table, const AttentionCase& of, const KvPages& 
   args.value_tiles = pages.value_tiles.data();
   args.value_stride = (of.value_dim + 15) / 16 * 16;
   args.scratch = scratch.data();
-  (of.half ? table.attend_f16 : table.attend_f32)(args);
+  (of.type == KvType::kF32 ? table.attend_f32 : of.type == KvType::kF16 ? table.attend_f16 : table.attend_q8_0)(args);
   return outputs;
 }
 
 /// Groups of queries as the definition has each alone.
 KernelCheck check_attention(const KernelTable& level, const KernelTable& definition, std::uint64_t seed) {
   Checker checker("attention", seed);
-  for (const bool half : {false, true}) {
-    for (const AttentionCase& of : {AttentionCase{1, 1, 64, 64, 0, 0, 0, 0.0f, half},
-                                    {1, 4, 64, 64, 0, 130, 0, 0.0f, half},
-                                    {7, 1, 128, 128, 0, 120, 1, 0.0f, half},
-                                    {5, 3, 80, 80, 10, 1100, 1, 30.0f, half},
-                                    {8, 4, 20, 33, 0, 60, 3, 0.0f, half},
-                                    {2, 16, 32, 32, 60, 70, 64, 0.0f, half}}) {
-      const int stride = (of.value_dim + 15) / 16 * 16;
+  for (const auto& [type, name] : {std::pair{KvType::kF32, "f32"}, {KvType::kF16, "f16"}, {KvType::kQ8_0, "q8_0"}}) {
+    for (const AttentionCase& of : {AttentionCase{1, 1, 64, 64, 0, 0, 0, 0.0f, type},
+                                    {1, 4, 64, 64, 0, 130, 0, 0.0f, type},
+                                    {7, 1, 128, 128, 0, 120, 1, 0.0f, type},
+                                    {5, 3, 80, 80, 10, 1100, 1, 30.0f, type},
+                                    {8, 4, 20, 33, 0, 60, 3, 0.0f, type},
+                                    {2, 16, 32, 32, 60, 70, 64, 0.0f, type}}) {
+      const KvSlot slot{0, 1, of.head_dim, of.value_dim};
       const std::int64_t last_key = of.last_key + (of.rows - 1) * of.step;
-      const KvPages pages(checker, of.head_dim, stride, static_cast<int>(last_key / kPageSlots) + 1, half);
+      const KvPages pages(checker, type, slot, static_cast<int>(last_key / kPageSlots) + 1);
       const Floats queries = checker.numbers(of.rows * of.heads * of.head_dim);
       Floats wanted;
       for (int row = 0; row < of.rows; ++row) {
@@ -413,7 +430,7 @@ KernelCheck check_attention(const KernelTable& level, const KernelTable& definit
           wanted.insert(wanted.end(), one.begin(), one.end());
         }
       }
-      checker.expect_same(std::string(half ? "f16" : "f32") + ", heads of " + std::to_string(of.head_dim) + ", " +
+      checker.expect_same(std::string(name) + ", heads of " + std::to_string(of.head_dim) + ", " +
                               std::to_string(of.rows) + " x " + std::to_string(of.heads) + " queries",
                           attend(level, of, pages, queries, 0, of.rows, 0, of.heads), wanted);
     }

@@ -75,6 +75,16 @@ def test_a_context_beyond_the_trained_one_is_allowed_and_said(
     assert "1024 is longer than the 512 tokens" in caplog.text
 
 
+def test_a_q8_0_cache_takes_half_as_much(tiny_path: Path) -> None:
+    pages = {}
+    for kv_dtype in ("f16", "q8_0"):
+        with sterna.load(tiny_path, context=300, kv_dtype=kv_dtype) as llm:
+            assert llm.info.kv_dtype == kv_dtype
+            pages[kv_dtype] = llm.info.memory.page_bytes
+            assert len(llm.generate([5, 6, 7], max_tokens=100, ignore_eos=True).tokens) == 100
+    assert 0.5 < pages["q8_0"] / pages["f16"] < 0.6
+
+
 def test_the_cache_may_be_larger_than_one_context(tiny_path: Path) -> None:
     plan = sterna.plan(tiny_path, context=100, kv_tokens=1000)
     assert plan.kv == 16 * plan.page_bytes

@@ -336,11 +336,12 @@ def test_kept_values() -> None:
 
 def test_memory_is_known_beforehand() -> None:
     program, source = small_model()
-    for threads, kv_dtype, max_tokens in ((1, "f16", 32), (3, "f32", 500)):
+    for threads, kv_dtype, max_tokens in ((1, "f16", 32), (2, "q8_0", 200), (3, "f32", 500)):
         options = {"threads": threads, "kv_dtype": kv_dtype, "max_tokens": max_tokens, "max_outputs": 8}
         plan = compiled(program, source, keep_values=False, **options)
         assert _core.plan_memory(program, **options) == (plan.weight_bytes, plan.scratch_bytes, plan.kv_page_bytes)
-    assert plan.kv_page_bytes == 64 * 2 * (16 + 16) * 4
+        # Of keys and of values: heads of 16 elements, and for q8_0 a scale of two bytes.
+        assert plan.kv_page_bytes == 2 * 64 * 2 * {"f16": 16 * 2, "f32": 16 * 4, "q8_0": 16 + 2}[kv_dtype]
 
 
 def test_pages_keep_their_contents_when_more_come() -> None:

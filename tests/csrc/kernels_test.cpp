@@ -15,6 +15,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/rope_table.h"
 #include "engine/batch.h"
+#include "plan/plan.h"
 #include "quant/layout.h"
 
 namespace {
@@ -33,6 +34,7 @@ class Exact {
       : count_(count), bytes_(std::make_unique<std::byte[]>(kFront + sizeof(T) * static_cast<std::size_t>(count))) {
     std::memset(bytes_.get(), 0x5A, kFront + sizeof(T) * static_cast<std::size_t>(count));
   }
+  const T* get() const { return reinterpret_cast<const T*>(bytes_.get() + kFront); }
   T* get() { return reinterpret_cast<T*>(bytes_.get() + kFront); }
   T& operator[](std::int64_t i) { return get()[i]; }
   std::int64_t size() const { return count_; }
@@ -198,6 +200,13 @@ void check_rows(std::int64_t n) {
     Exact<std::uint16_t> halves(n);
     kernels->to_half(b.get(), halves.get(), n);
     outcome.add(halves.get(), n);
+    for (const Exact<float>* row : {&b, &a}) {  // a holds what no scale can express
+      Exact<std::int8_t> codes(n);
+      Exact<std::uint16_t> scales((n + kKvGroup - 1) / kKvGroup);
+      kernels->to_q8_0(row->get(), codes.get(), scales.get(), n);
+      outcome.add(codes.get(), n);
+      outcome.add(scales.get(), scales.size());
+    }
     outcome.compare(*kernels);
   }
 }
@@ -216,26 +225,43 @@ void check_rope(int heads, int head_dim, int rotary_dim, bool interleaved) {
   }
 }
 
-template <class T>
-void check_attention(int head_dim, int value_dim, std::int64_t first_key, std::int64_t last_key, float softcap) {
+/// Keys or values of a page, [64][dim] in rows of `stride` elements; keys lie the other way, which makes no difference
+/// here.
+Exact<std::uint8_t> random_tile(KvType type, int dim, int stride) {
+  const std::int64_t count = kPageSlots * stride;
+  const std::int64_t scales = type == KvType::kQ8_0 ? (dim + kKvGroup - 1) / kKvGroup * kPageSlots : 0;
+  Exact<std::uint8_t> tile(count * (type == KvType::kF32 ? 4 : type == KvType::kF16 ? 2 : 1) + 2 * scales);
+  for (std::int64_t i = 0; i < count; ++i) {
+    switch (type) {
+      case KvType::kF32:
+        reinterpret_cast<float*>(tile.get())[i] = random_float();
+        break;
+      case KvType::kF16:  // 0.125 to 2, of both signs
+        reinterpret_cast<std::uint16_t*>(tile.get())[i] = static_cast<std::uint16_t>(0x3000 + (generator() & 0x8FFF));
+        break;
+      case KvType::kQ8_0:
+        tile[i] = static_cast<std::uint8_t>(generator());
+        break;
+    }
+  }
+  for (std::int64_t i = 0; i < scales; ++i) {  // 0.0078 to 0.03
+    reinterpret_cast<std::uint16_t*>(tile.get() + count)[i] =
+        static_cast<std::uint16_t>(0x2000 + (generator() & 0x7FF));
+  }
+  return tile;
+}
+
+void check_attention(KvType type, int head_dim, int value_dim, std::int64_t first_key, std::int64_t last_key,
+                     float softcap) {
   const int stride = (value_dim + 15) / 16 * 16;
   const std::int64_t tiles = last_key / kPageSlots + 1;
-  std::vector<Exact<T>> keys, values;
+  std::vector<Exact<std::uint8_t>> keys, values;
   std::vector<const std::uint8_t*> key_tiles, value_tiles;
   for (std::int64_t i = 0; i < tiles; ++i) {
-    keys.emplace_back(head_dim * kPageSlots);
-    values.emplace_back(kPageSlots * stride);
-    for (Exact<T>* tile : {&keys.back(), &values.back()}) {
-      for (std::int64_t j = 0; j < tile->size(); ++j) {
-        if constexpr (sizeof(T) == 4) {
-          (*tile)[j] = random_float();
-        } else {
-          (*tile)[j] = static_cast<T>(0x3000 + (generator() & 0x8FFF));  // 0.125 to 2, of both signs
-        }
-      }
-    }
-    key_tiles.push_back(reinterpret_cast<const std::uint8_t*>(keys.back().get()));
-    value_tiles.push_back(reinterpret_cast<const std::uint8_t*>(values.back().get()));
+    keys.push_back(random_tile(type, head_dim, head_dim));
+    values.push_back(random_tile(type, value_dim, stride));
+    key_tiles.push_back(keys.back().get());
+    value_tiles.push_back(values.back().get());
   }
   constexpr int kQueries = 24;
   std::vector<Exact<float>> queries;
@@ -273,7 +299,9 @@ void check_attention(int head_dim, int value_dim, std::int64_t first_key, std::i
         args.value_stride = stride;
         Exact<float> scratch(attend_scratch(together, value_dim));
         args.scratch = scratch.get();
-        (sizeof(T) == 4 ? kernels->attend_f32 : kernels->attend_f16)(args);
+        (type == KvType::kF32   ? kernels->attend_f32
+         : type == KvType::kF16 ? kernels->attend_f16
+                                : kernels->attend_q8_0)(args);
       }
       for (Exact<float>& output : outputs) outcome.add(output.get(), value_dim);
       outcome.compare(*kernels);
@@ -297,19 +325,21 @@ int main() {
     check_panels(format);
     ++panels;
   }
-  for (const std::int64_t n : {1, 7, 15, 16, 17, 31, 33, 64}) check_rows(n);
+  for (const std::int64_t n : {1, 7, 15, 16, 17, 31, 33, 49, 64}) check_rows(n);
   for (const bool interleaved : {false, true}) {
     for (const int rotary : {2, 6, 32, 34}) check_rope(3, rotary, rotary, interleaved);
     check_rope(2, 40, 20, interleaved);
   }
   for (const auto& [head_dim, value_dim] : {std::pair{16, 16}, {7, 1}, {20, 33}, {80, 80}, {64, 128}}) {
     for (const auto& [first, last] : {std::pair{0, 0}, {0, 62}, {0, 63}, {0, 64}, {63, 64}, {10, 130}, {127, 127}}) {
-      check_attention<float>(head_dim, value_dim, first, last, 0.0f);
-      check_attention<std::uint16_t>(head_dim, value_dim, first, last, 3.0f);
+      check_attention(KvType::kF32, head_dim, value_dim, first, last, 0.0f);
+      check_attention(KvType::kF16, head_dim, value_dim, first, last, 3.0f);
+      check_attention(KvType::kQ8_0, head_dim, value_dim, first, last, 0.0f);
     }
   }
-  check_attention<float>(16, 16, 0, 1100, 0.0f);
-  check_attention<std::uint16_t>(16, 16, 1000, 1030, 0.0f);
+  check_attention(KvType::kF32, 16, 16, 0, 1100, 0.0f);
+  check_attention(KvType::kF16, 16, 16, 1000, 1030, 0.0f);
+  check_attention(KvType::kQ8_0, 16, 16, 1000, 1030, 0.0f);
   std::printf("%d formats, %d failures\n", panels, failures);
   return failures == 0 && panels == 27 ? 0 : 1;
 }
