@@ -44,8 +44,11 @@ def tensors(path: Path) -> dict[str, F32]:
     return result
 
 
-def ternary_twin(source: Path, target: Path, format: str = "TQ2_0") -> None:
-    """Writes the same model with the matrices of its layers in a ternary format, which loses nothing where they are ternary."""
+def quantised_twin(source: Path, target: Path, format: str = "TQ2_0") -> None:
+    """Writes the same model with the matrices of its layers, routers left out, in another format.
+
+    A ternary format loses nothing where they are ternary.
+    """
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
@@ -55,7 +58,7 @@ def ternary_twin(source: Path, target: Path, format: str = "TQ2_0") -> None:
         element = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(key, field.contents(), field.types[0], element)
     for tensor in reader.tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+        if tensor.name.startswith("blk.") and len(tensor.shape) >= 2 and "ffn_gate_inp" not in tensor.name:
             kind = gguf.GGMLQuantizationType[format]
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
@@ -72,7 +75,7 @@ def ternary_model(name: str, folder: Path) -> Path:
     path = model_path(f"{name}.TQ2_0")
     if not path.exists():
         path = folder / f"{name}.gguf"
-        ternary_twin(model_path(name), path)
+        quantised_twin(model_path(name), path)
     return path
 
 

@@ -135,7 +135,7 @@ def test_ternary_models(name: str, format: str, fused: bool, kv_dtype: str, tmp_
     else:
         path = tmp_path / "model.gguf"
         source = oracle.model_path(name)
-        oracle.ternary_twin(source if source.exists() else require(f"{name}.TQ2_0"), path, format)
+        oracle.quantised_twin(source if source.exists() else require(f"{name}.TQ2_0"), path, format)
     plan = compiled(path, fused=fused, kv_dtype=kv_dtype)
     assert plan.layouts["ternary1_6" if format == "TQ1_0" else "ternary2"] >= 7
     pairs = [(run(plan, case.tokens), case.logits) for case in oracle.cases(name, "logits_a8")]
@@ -147,7 +147,7 @@ def test_ternary_models(name: str, format: str, fused: bool, kv_dtype: str, tmp_
     assert misses <= (8 if kv_dtype == "q8_0" else 2)
 
 
-INVARIANT = ["llama3", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2moe", "qwen3moe", "bitnet-b158.TQ2_0", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M", "llama-256.Q4_0"]
+INVARIANT = ["llama3", "qwen2", "qwen3", "gemma3", "mixtral", "mixtral.Q8_0", "qwen2moe", "qwen3moe", "bitnet-b158.TQ2_0", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M", "llama-256.Q4_0"]
 
 
 def tokens_of(name: str) -> np.ndarray:
@@ -160,7 +160,13 @@ def tokens_of(name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", INVARIANT)
 def test_every_path_gives_the_same_bits(name: str, kv_dtype: str, tmp_path: Path) -> None:
     """Threads, chunks, fusion and levels: all of each, and each pair of values of two of them somewhere."""
-    path = oracle.ternary_model("bitnet-b158", tmp_path) if name == "bitnet-b158.TQ2_0" else require(name)
+    if name == "bitnet-b158.TQ2_0":
+        path = oracle.ternary_model("bitnet-b158", tmp_path)
+    elif name == "mixtral.Q8_0":
+        path = tmp_path / "model.gguf"
+        oracle.quantised_twin(require("mixtral"), path, "Q8_0")
+    else:
+        path = require(name)
     tokens = tokens_of(name)
     assert len(tokens) == 70
     want = run(compiled(path, kv_dtype=kv_dtype, threads=1), tokens)
@@ -185,7 +191,7 @@ def test_all_of_threads_chunks_and_fusion(level: str) -> None:
             assert_same_bits(run(plan, tokens, chunk), want, f"{threads} threads, chunks of {chunk}, fused {fused}")
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llama-256.mix-Q4_K_M"])
+@pytest.mark.parametrize("name", ["gemma3", "mixtral", "llama-256.mix-Q4_K_M"])
 def test_sequences_do_not_see_each_other(name: str) -> None:
     """Three sequences in one batch, on pages that others have used, and rows of the middle only."""
     path, tokens = require(name), tokens_of(name)

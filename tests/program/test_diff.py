@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sterna.diff import NodeDifference, diff
 from sterna.memory import KvDtype
 from sterna.trace import trace
 
-MODELS = ["llama3", "gemma3", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M"]
+MODELS = ["llama3", "gemma3", "mixtral", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M"]
 
 
 def differences(name: str, fused: bool, kv_dtype: KvDtype = "f16") -> list[NodeDifference]:
@@ -32,6 +33,15 @@ def test_plans_agree_with_the_reference(name: str, fused: bool, kv_dtype: KvDtyp
     assert len(found) > 8
     assert [d.name for d in found if d.diverges] == []
     assert all(math.isfinite(d.error) for d in found)
+
+
+def test_quantised_experts_agree_with_the_reference(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    oracle.quantised_twin(oracle.model_path("mixtral"), path, "Q8_0")
+    file = Gguf(path)
+    found = list(diff(file, trace(file).program.fuse(), list(range(3, 40))))
+    assert [d.name for d in found if d.diverges] == []
+    assert sum(d.op == "expert_glu" for d in found) == 2
 
 
 @pytest.mark.parametrize("fused", [False, True])
