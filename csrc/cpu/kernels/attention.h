@@ -38,10 +38,11 @@ constexpr int kVectors = Q > 4                           ? 2
                          : Level::kAttentionQueries >= 4 ? 4
                                                          : 2;
 
-/// Scores of one tile for Q queries into p[q][64], 16 keys a lane. Asks for the next tile's keys.
+/// Scores of one tile for Q queries into p[q][64], 16 keys a lane. Asks for the next tile's keys, and for its values
+/// where so few queries go together that memory sets the pace.
 template <int Q, class Cache>
 inline void tile_scores(const AttendArgs& a, const float* const* queries, const typename Cache::Code* keys,
-                        const typename Cache::Code* next, float* p) {
+                        const typename Cache::Code* next, const typename Cache::Code* next_values, float* p) {
   using V = Level;
   constexpr int J = kVectors<Q>;
   for (int first = 0; first < 4; first += J) {
@@ -66,6 +67,7 @@ inline void tile_scores(const AttendArgs& a, const float* const* queries, const 
       for (; d < end; ++d, at += kPageSlots) {
         // 64 keys of a byte are one cache line.
         if (sizeof(*at) > 1 || first == 0) __builtin_prefetch(next + (at - keys));
+        if (J == 4) __builtin_prefetch(next_values + (at - keys));
         V::F key[J];
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) {
@@ -238,8 +240,10 @@ inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t ti
   using Code = typename Cache::Code;
   const Code* keys = reinterpret_cast<const Code*>(a.key_tiles[tile]);
   const Code* next = reinterpret_cast<const Code*>(a.key_tiles[is_last ? tile : tile + 1]);
-  for_queries(begin, end,
-              [&]<int Q>(int q) { tile_scores<Q, Cache>(a, a.queries + q, keys, next, state.p + q * kPageSlots); });
+  const Code* next_values = reinterpret_cast<const Code*>(a.value_tiles[is_last ? tile : tile + 1]);
+  for_queries(begin, end, [&]<int Q>(int q) {
+    tile_scores<Q, Cache>(a, a.queries + q, keys, next, next_values, state.p + q * kPageSlots);
+  });
   alignas(64) float factors[kMaxAttentionQueries];
   tile_softmax(state.p, begin, end, first, last, state.span, factors);
   const Code* values = reinterpret_cast<const Code*>(a.value_tiles[tile]);
