@@ -8,7 +8,8 @@ MODEL is a path or a name that `sterna.load` takes; tests are named as `sterna b
 (and for several sequences a cache of their own or a common one), is tried first, and the fastest counts, for each test
 by itself. Then the two take turns, and before each pair the machine's limits are measured, because they drift; a row is
 the median of the pairs' ratios, with their range. Neither samples: sterna's greedy choice is the only thing in its time
-that the peer's has not. Prompts of the same token ids, the same context, warm caches, no speculation.
+that the peer's has not. Prompts of the same token ids, the same context, warm caches, no speculation. FILE.json keeps
+the rows of earlier runs that this one does not measure again, so that a table may grow.
 """
 
 from __future__ import annotations
@@ -199,14 +200,16 @@ def processor() -> str:
 
 def report(rows: list[Row], args: argparse.Namespace) -> str:
     """The Markdown file: how it was measured, the table, the peer, and the limits of the machine."""
-    files = " ".join(Path(model).name for model in args.models)
-    options = f"--tests {args.tests!r} --pairs {args.pairs} --threads {args.threads}"
+    models = " ".join(dict.fromkeys(Path(row.model).name for row in rows))
+    tests = ",".join(dict.fromkeys(row.test for row in rows))
+    pairs = min(row.pairs for row in rows)
+    options = f"--tests {tests!r} --pairs {pairs} --threads {args.threads}"
     reads = [row.machine_bytes_per_second / 1e9 for row in rows]
     peaks = [row.machine_macs_per_second / 1e9 for row in rows]
     return f"""# sterna beside llama.cpp on a CPU
 
-`python tools/bench_peers.py {files} {options}`: tokens per second, medians; the ratio is the median over
-{args.pairs} pairs of alternating runs. The limit is the memory bandwidth or the integer peak, whichever is nearer,
+`python tools/bench_peers.py {models} {options}`: tokens per second, medians; the ratio is the median over
+at least {pairs} pairs of alternating runs. The limit is the memory bandwidth or the integer peak, whichever is nearer,
 measured before each pair.
 
 {HEADER}
@@ -217,6 +220,17 @@ Machine: {processor()}, {args.threads} threads; from row to row reads of {min(re
 
 Peer: {Peer.version()}.
 """
+
+
+def saved_rows(path: Path) -> list[Row]:
+    """The rows of an earlier run; none where there is no such file."""
+    if not path.exists():
+        return []
+    rows = []
+    for saved in json.loads(path.read_text(encoding="utf-8")):
+        work = Work(**saved.pop("work"))
+        rows.append(Row(**{**saved, "ratio_range": tuple(saved["ratio_range"])}, work=work))
+    return rows
 
 
 def main() -> None:
@@ -230,14 +244,16 @@ def main() -> None:
     args = parser.parse_args()
     tests = [BenchTest.parse(name.strip()) for name in args.tests.split(",")]
     print(HEADER, flush=True)
-    rows = []
+    rows = saved_rows(args.out.with_suffix(".json")) if args.out else []
     for model in args.models:
-        rows += bench(model, tests, args.pairs, args.threads)
+        found = bench(model, tests, args.pairs, args.threads)
+        measured = {(row.model, row.test) for row in found}
+        rows = [row for row in rows if (row.model, row.test) not in measured] + found
         if args.out:  # what is there is kept, whatever happens to the next model
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(report(rows, args), encoding="utf-8")
-            found = json.dumps([asdict(row) for row in rows], indent=2)
-            args.out.with_suffix(".json").write_text(found + "\n", encoding="utf-8")
+            saved = json.dumps([asdict(row) for row in rows], indent=2)
+            args.out.with_suffix(".json").write_text(saved + "\n", encoding="utf-8")
     print(f"Peer: {Peer.version()}.")
 
 

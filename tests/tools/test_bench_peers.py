@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -105,3 +107,14 @@ def test_report(bench_peers: Any) -> None:
     bench_peers.Peer.version = staticmethod(lambda: "llama.cpp of old")
     text = bench_peers.report([row], args)
     assert line in text and "llama.cpp of old" in text and "folder" not in text
+
+
+def test_rows_of_an_earlier_run(bench_peers: Any, tmp_path: Path) -> None:
+    row = bench_peers.Row(
+        *("m.gguf", "pp512", 3.0, 2.0, "repack on", 1.5, (1.4, 1.6), 7, 0.5, 0.4, "integer", 5e10, 1e12),
+        *(Work(1.0, 2.0), [3.0], [2.0]),
+    )
+    path = tmp_path / "rows.json"
+    assert bench_peers.saved_rows(path) == []
+    path.write_text(json.dumps([dataclasses.asdict(row)]))
+    assert bench_peers.saved_rows(path) == [row]

@@ -41,8 +41,8 @@ std::int64_t fold(Vector v) {
 
 constexpr int kAccumulators = 8;
 constexpr std::int64_t kMacsPerDot = 32;
-/// vpmaddubsw, vpaddw: 32 products of an unsigned and a signed byte, two to a sum of 16 bits, the least that a matmul can
-/// do (to go on to 32 bits now and then costs it more).
+/// vpmaddubsw, vpaddw: 32 products of an unsigned and a signed byte, two to a sum of 16 bits, the least that a matmul
+/// can do (to go on to 32 bits now and then costs it more).
 Vector dot(Vector sum, Vector a, Vector b) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b)); }
 Vector splat(int byte) { return _mm256_set1_epi8(static_cast<char>(byte)); }
 void conceal(Vector& v) { asm volatile("" : "+x"(v)); }
