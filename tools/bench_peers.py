@@ -138,7 +138,7 @@ def bench(model: str, tests: list[BenchTest], pairs: int, threads: int) -> list[
             shares, limit = median_share(work, ours, bandwidths, peaks)
             rows.append(
                 Row(
-                    model=model,
+                    model=Path(model).name if Path(model).exists() else model,
                     test=test.name,
                     sterna=statistics.median(ours),
                     peer=statistics.median(theirs),
