@@ -188,7 +188,7 @@ def test_memory_stays_below_64_mib() -> None:
         print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, worst]))
         """
     )
-    baseline = "import resource, sterna.chat.library; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    baseline = "import resource, sterna.chat.callables; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     start = subprocess.run(
         [sys.executable, "-c", baseline], capture_output=True, text=True, env=environment, check=True

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import plain_jinja
 import pytest
 from sterna.chat import ChatTemplate
+from sterna.chat.callables import FUNCTIONS, TESTS
 from sterna.chat.filters import FILTERS
-from sterna.chat.library import FUNCTIONS, TESTS
 from sterna.chat.sandbox import METHODS, PROPERTIES, STRING_METHODS
 from sterna.errors import TemplateError
 

@@ -1,6 +1,6 @@
 """The jinja2 environment of chat templates: no host objects, no reflection, every operation charged to the budget.
 
-A template gets at values, at the methods named here, at the filters, tests and functions of `library.py`, and at
+A template gets at values, at the methods named here, at the filters, tests and functions of `callables.py`, and at
 nothing else. jinja2's own sandbox stays underneath.
 """
 

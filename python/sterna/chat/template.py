@@ -121,7 +121,7 @@ class ChatTemplate:
         now: datetime | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        from sterna.chat.library import strftime_now
+        from sterna.chat.callables import strftime_now
 
         template = self._template()
         with spend(budget):
@@ -141,7 +141,7 @@ class ChatTemplate:
     def _template(self, budget: Budget | None = None) -> jinja2.Template:
         with self._lock:
             if self._compiled is None:
-                from sterna.chat.library import FILTERS, FUNCTIONS, TESTS
+                from sterna.chat.callables import FILTERS, FUNCTIONS, TESTS
                 from sterna.chat.sandbox import ChatEnvironment
 
                 environment = ChatEnvironment(FILTERS, TESTS, FUNCTIONS)
