@@ -8,7 +8,7 @@ namespace {
 
 /// Rows of x, prepared for each expert of a weight.
 struct Prepared {
-  TileSpace tiles;
+  ExpertTiles tiles;
   int buffer;
 };
 
@@ -17,13 +17,15 @@ Prepared prepare(Lowering& lowering, const Place& x, bool is_sorted, const Exper
   auto& step = lowering.make<ExpertPrepareStep>();
   step.is_sorted = is_sorted;
   step.pairs = pairs;
-  step.tiles.k = k;
-  step.tiles.block = rule.block;
-  step.tiles.scale_every = rule.scale_every;
-  const int buffer = lowering.temporary(expert_tiles_bytes(step.tiles, pairs, lowering.kernels()));
+  TileSpace tiles;
+  tiles.k = k;
+  tiles.block = rule.block;
+  tiles.scale_every = rule.scale_every;
+  step.tiles = ExpertTiles(tiles, lowering.kernels());
+  const int buffer = lowering.temporary(step.tiles.bytes(pairs));
   lowering.bind(step.x, x);
   lowering.bind(step.pairs.base, pairs_buffer);
-  lowering.bind(step.tiles.base, buffer);
+  lowering.bind(step.tiles.first.base, buffer);
   lowering.add(run_expert_prepare, &step);
   return {step.tiles, buffer};
 }
@@ -46,7 +48,7 @@ Place multiply(Lowering& lowering, const Prepared& x, const ExpertPairs& pairs, 
   if (!up.empty()) lowering.need_unpacked(up[0]);
   const Place y = pair_rows(lowering, pairs, w[0].n, outputs);
   lowering.bind(step.pairs.base, pairs_buffer);
-  lowering.bind(step.tiles.base, x.buffer);
+  lowering.bind(step.tiles.first.base, x.buffer);
   lowering.bind(step.y, y);
   lowering.add(run_expert_matmul, &step);
   lowering.warm(warm_expert_matmul);

@@ -8,7 +8,7 @@ namespace sterna::cpu {
 namespace {
 
 /// The step that prepares the rows of x for weights of one rule.
-void fill_prepare(Lowering& lowering, const Node& node, const Place& x, const ActivationRule& rule, PrepareStep& step) {
+void fill_prepare(Lowering& lowering, const Node& node, const Place& x, const ActivationRule& rule, LinearStep& step) {
   const std::vector<float>* norm = lowering.optional_vector(node, "norm");
   step.norm = norm == nullptr ? nullptr : norm->data();
   step.eps = norm == nullptr ? 0.0f : static_cast<float>(node.number("eps"));
@@ -40,14 +40,12 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
                                 ")");
   }
   for (const ActivationRule& rule : rules) {
-    auto& fused = lowering.make<FusedMatmulStep>();
-    fill_prepare(lowering, node, x, rule, fused.prepare);
-    const int buffer = lowering.temporary(lowering.tile_space_bytes(fused.prepare.tiles, x.outputs));
-    lowering.bind(fused.prepare.tiles.base, buffer);
-    lowering.add_many(run_prepare, &fused.prepare);
+    auto& step = lowering.make<LinearStep>();
+    fill_prepare(lowering, node, x, rule, step);
+    const int buffer = lowering.temporary(lowering.tile_space_bytes(step.tiles, x.outputs));
+    lowering.bind(step.tiles.base, buffer);
+    lowering.add_many(run_prepare, &step);
 
-    MatmulStep& step = fused.matmul;
-    step.tiles = fused.prepare.tiles;
     step.parts.reserve(node.outputs.size());  // addresses are bound
     for (std::size_t i = 0; i < node.outputs.size(); ++i) {
       const PackedMatrix& w = lowering.matrix(weights[i]);
@@ -65,13 +63,13 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
       step.parts.push_back(part);
       lowering.bind(step.parts.back().y, lowering.define(node.outputs[i]));
     }
-    lowering.bind(step.tiles.base, buffer);
+    lowering.touch(buffer);
     lowering.touch(x);  // the fused step reads it while results are written
     if (const ValueId residual = node.input("residual"); residual != kNoValue) {
       lowering.bind(step.parts.back().residual, residual);
     }
-    lowering.add(run_fused_matmul, &fused, run_matmul, &step);
-    lowering.warm(warm_fused_matmul);
+    lowering.add(run_linear, &step, run_matmul, &step);
+    lowering.warm(warm_linear);
   }
 }
 

@@ -51,7 +51,7 @@ void Lowering::need_unpacked(const PackedMatrix& w) {
   const std::int64_t native =
       w.layout == LayoutId::kNative ? w.k / 256 * layout_spec(LayoutId::kUnpacked).block_bytes() : 0;
   const int width = limits_.kernels->gemm_panels * kPanelRows;
-  std::int64_t wide = wide_tile_bytes(gemm_kind(w.layout, false), w.k, width);
+  const std::int64_t wide = wide_tile_bytes(gemm_kind(w.layout, false), w.k, width);
   // Two of them: gate and up.
   unpacked_bytes_ = std::max(unpacked_bytes_, 2 * ((wide + 63) / 64 * 64 + native));
 }

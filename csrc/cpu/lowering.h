@@ -99,6 +99,7 @@ class Lowering {
   void need_unpacked(const PackedMatrix& w);
   /// Notes that the step added next uses the place.
   void touch(const Place& place) { touch(place.buffer); }
+  void touch(int buffer);
 
   /// Cosines and sines for a rope, computed once per run for all nodes that share them.
   void bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix);
@@ -114,8 +115,6 @@ class Lowering {
     int first;
     int last;
   };
-
-  void touch(int buffer);
 
   const Program& program_;
   const Weights& weights_;

@@ -180,15 +180,6 @@ struct AttendStep {
 };
 void run_attend(const void* arguments, const StepContext& context);
 
-/// Norms (where asked for) and quantises rows into tiles.
-struct PrepareStep {
-  Rows x;
-  const float* norm;  // null: none
-  float eps;
-  TileSpace tiles;
-};
-void run_prepare(const void* arguments, const StepContext& context);
-
 /// y = w x (+ bias) (+ residual), or activation(w x) * (up x) in place of w x.
 struct MatmulPart {
   const PackedMatrix* w;
@@ -199,21 +190,21 @@ struct MatmulPart {
   Rows residual;  // data null: none
   Rows y;
 };
-/// All parts read the same tiles.
-struct MatmulStep {
-  std::vector<MatmulPart> parts;
+/// Rows of x become tiles, which all parts read.
+struct LinearStep {
+  Rows x;
+  const float* norm;  // of the rows; null: none
+  float eps;
   TileSpace tiles;
+  std::vector<MatmulPart> parts;
 };
+/// Norms (where asked for) and quantises rows into tiles.
+void run_prepare(const void* arguments, const StepContext& context);
 /// Panels are shared out; each meets all tiles while it is in the cache.
 void run_matmul(const void* arguments, const StepContext& context);
-
 /// Both in one step, for so few rows that every worker may as well prepare them for itself.
-struct FusedMatmulStep {
-  PrepareStep prepare;
-  MatmulStep matmul;
-};
+void run_linear(const void* arguments, const StepContext& context);
+void warm_linear(const void* arguments, const StepContext& context);
 constexpr std::int64_t kMaxFusedRows = 4;
-void run_fused_matmul(const void* arguments, const StepContext& context);
-void warm_fused_matmul(const void* arguments, const StepContext& context);
 
 }  // namespace sterna::cpu

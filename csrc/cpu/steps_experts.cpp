@@ -40,25 +40,6 @@ void route_row(const RouteStep& step, const float* logits, float* experts, float
   for (std::int64_t rank = 0; rank < step.used; ++rank) weights[rank] /= sum;
 }
 
-/// Bytes per row of a tile, in whichever form it has more.
-std::int64_t row_bytes(const TileSpace& tiles, const KernelTable& kernels) {
-  std::int64_t most = 0;
-  for (std::int64_t rows = 1; rows <= kernels.few_rows + 1; ++rows) {
-    const int tile_rows = tile_form(kernels, rows).rows;
-    most = std::max(most, (tiles.tile_bytes(tile_rows) + tile_rows - 1) / tile_rows);
-  }
-  return (most + 63) / 64 * 64;
-}
-
-/// The tiles of group number `index`. The last tile of each group before it may be short of rows.
-TileSpace group_tiles(const TileSpace& tiles, const ExpertPairs& pairs, std::int64_t index,
-                      const KernelTable& kernels) {
-  TileSpace own = tiles;
-  const std::int64_t rows = pairs.groups()[static_cast<std::size_t>(index)].first + index * (kMaxTileRows - 1);
-  own.base += rows * row_bytes(tiles, kernels);
-  return own;
-}
-
 /// How the work of an ExpertMatmulStep is dealt out: runs of panels, as many in each group.
 struct Pieces {
   std::int64_t panels;     // of a piece
@@ -82,7 +63,7 @@ void multiply_group(const ExpertMatmulStep& step, const StepContext& context, st
   part.glu = step.glu;
   part.y = step.y;
   part.y.data = step.y.row(group.first);
-  const TileSpace tiles = group_tiles(step.tiles, step.pairs, index, *context.kernels);
+  const TileSpace tiles = step.tiles.of_group(step.pairs, index);
   const std::int64_t at_once = panels_at_once(*context.kernels, group.count);
   const std::int64_t items = pieces.panels / at_once;  // of a piece
   const std::int64_t last = std::min(end * items, (part.w->panels() + at_once - 1) / at_once);
@@ -90,6 +71,26 @@ void multiply_group(const ExpertMatmulStep& step, const StepContext& context, st
 }
 
 }  // namespace
+
+ExpertTiles::ExpertTiles(const TileSpace& tiles, const KernelTable& kernels) : first(tiles) {
+  for (std::int64_t rows = 1; rows <= kernels.few_rows + 1; ++rows) {
+    const int tile_rows = tile_form(kernels, rows).rows;
+    row_bytes = std::max(row_bytes, (tiles.tile_bytes(tile_rows) + tile_rows - 1) / tile_rows);
+  }
+  row_bytes = (row_bytes + 63) / 64 * 64;
+}
+
+std::int64_t ExpertTiles::bytes(const ExpertPairs& pairs) const {
+  return (pairs.max_pairs + pairs.max_groups() * (kMaxTileRows - 1)) * row_bytes;
+}
+
+TileSpace ExpertTiles::of_group(const ExpertPairs& pairs, std::int64_t index) const {
+  TileSpace own = first;
+  // The last tile of each group before it may be short of rows.
+  const std::int64_t rows = pairs.groups()[static_cast<std::size_t>(index)].first + index * (kMaxTileRows - 1);
+  own.base += rows * row_bytes;
+  return own;
+}
 
 void run_route(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const RouteStep*>(arguments);
@@ -145,7 +146,7 @@ void run_expert_prepare(const void* arguments, const StepContext& context) {
       const std::int64_t first = std::max<std::int64_t>(begin, group.first);
       const std::int64_t last = std::min<std::int64_t>(end, group.first + group.count);
       if (first >= last) continue;
-      const TileSpace tiles = group_tiles(step.tiles, step.pairs, static_cast<std::int64_t>(g), *context.kernels);
+      const TileSpace tiles = step.tiles.of_group(step.pairs, static_cast<std::int64_t>(g));
       for (std::int64_t place = first; place < last; ++place) {
         const std::int64_t row = step.is_sorted ? place : step.pairs.pairs()[place] / step.pairs.used;
         prepare_row(step.x.row(row), tiles, *context.kernels, place - group.first, group.count, {0, tiles.k});
@@ -180,10 +181,6 @@ void warm_expert_matmul(const void* arguments, const StepContext& context) {
   const std::int64_t panel = begin % pieces.per_group * pieces.panels;
   warm_panel(step.w[static_cast<std::size_t>(group.expert)], panel);
   if (!step.up.empty()) warm_panel(step.up[static_cast<std::size_t>(group.expert)], panel);
-}
-
-std::int64_t expert_tiles_bytes(const TileSpace& tiles, const ExpertPairs& pairs, const KernelTable& kernels) {
-  return (pairs.max_pairs + pairs.max_groups() * (kMaxTileRows - 1)) * row_bytes(tiles, kernels);
 }
 
 void run_combine(const void* arguments, const StepContext& context) {

@@ -54,12 +54,24 @@ struct SortPairsStep {
 };
 void run_sort_pairs(const void* arguments, const StepContext& context);
 
+/// Tiles of the rows of all groups. Every group begins with a tile of its own.
+struct ExpertTiles {
+  TileSpace first;
+  std::int64_t row_bytes = 0;  // in whichever form a row has more
+
+  ExpertTiles() = default;
+  ExpertTiles(const TileSpace& tiles, const KernelTable& kernels);
+  /// Enough for any groups of `pairs`.
+  std::int64_t bytes(const ExpertPairs& pairs) const;
+  TileSpace of_group(const ExpertPairs& pairs, std::int64_t index) const;
+};
+
 /// Prepares each expert's rows: those of x that chose it, or with `is_sorted` the sorted pairs' own.
 struct ExpertPrepareStep {
   Rows x;
   bool is_sorted;
   ExpertPairs pairs;
-  TileSpace tiles;
+  ExpertTiles tiles;
 };
 void run_expert_prepare(const void* arguments, const StepContext& context);
 
@@ -68,14 +80,11 @@ struct ExpertMatmulStep {
   std::span<const PackedMatrix> w, up;  // up may be empty
   ActivationKind glu;
   ExpertPairs pairs;
-  TileSpace tiles;
+  ExpertTiles tiles;
   Rows y;
 };
 void run_expert_matmul(const void* arguments, const StepContext& context);
 void warm_expert_matmul(const void* arguments, const StepContext& context);
-
-/// Bytes for the tiles of any groups of `pairs`.
-std::int64_t expert_tiles_bytes(const TileSpace& tiles, const ExpertPairs& pairs, const KernelTable& kernels);
 
 /// y = sum over ranks, ascending, of weight * x (+ residual): each product is rounded, then added.
 struct CombineStep {

@@ -9,13 +9,13 @@ namespace sterna::cpu {
 namespace {
 
 /// Items of all parts of a step, an item being `at_once` panels.
-std::int64_t item_count(const MatmulStep& step, std::int64_t at_once) {
+std::int64_t item_count(const LinearStep& step, std::int64_t at_once) {
   std::int64_t total = 0;
   for (const MatmulPart& part : step.parts) total += (part.w->panels() + at_once - 1) / at_once;
   return total;
 }
 
-void multiply(const MatmulStep& step, const TileSpace& tiles, const StepContext& context) {
+void multiply(const LinearStep& step, const TileSpace& tiles, const StepContext& context) {
   const std::int64_t rows = context.rows(step.parts[0].y.outputs);
   const std::int64_t at_once = panels_at_once(*context.kernels, rows);
   const std::int64_t total = item_count(step, at_once);
@@ -34,7 +34,7 @@ void multiply(const MatmulStep& step, const TileSpace& tiles, const StepContext&
 }
 
 /// Columns of row `row` of step.x, normed where asked for, into its tile.
-void prepare(const PrepareStep& step, const TileSpace& tiles, const StepContext& context, std::int64_t row,
+void prepare(const LinearStep& step, const TileSpace& tiles, const StepContext& context, std::int64_t row,
              std::int64_t rows, const Columns& columns) {
   const float* x = step.x.row(row);
   if (step.norm != nullptr) {
@@ -48,7 +48,7 @@ void prepare(const PrepareStep& step, const TileSpace& tiles, const StepContext&
 }  // namespace
 
 void run_prepare(const void* arguments, const StepContext& context) {
-  const auto& step = *static_cast<const PrepareStep*>(arguments);
+  const auto& step = *static_cast<const LinearStep*>(arguments);
   const TileSpace& tiles = step.tiles;
   const std::int64_t rows = context.rows(step.x.outputs);
   // Rows of a tile share cache lines, so that a tile belongs to one worker; where there are fewer tiles than workers,
@@ -72,21 +72,21 @@ void run_prepare(const void* arguments, const StepContext& context) {
 }
 
 void run_matmul(const void* arguments, const StepContext& context) {
-  const auto& step = *static_cast<const MatmulStep*>(arguments);
+  const auto& step = *static_cast<const LinearStep*>(arguments);
   multiply(step, step.tiles, context);
 }
 
-void run_fused_matmul(const void* arguments, const StepContext& context) {
-  const auto& step = *static_cast<const FusedMatmulStep*>(arguments);
-  TileSpace tiles = step.matmul.tiles;
+void run_linear(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const LinearStep*>(arguments);
+  TileSpace tiles = step.tiles;
   tiles.base = context.scratch->tiles.data();
-  const std::int64_t rows = context.rows(step.prepare.x.outputs);
-  for (std::int64_t row = 0; row < rows; ++row) prepare(step.prepare, tiles, context, row, rows, {0, tiles.k});
-  multiply(step.matmul, tiles, context);
+  const std::int64_t rows = context.rows(step.x.outputs);
+  for (std::int64_t row = 0; row < rows; ++row) prepare(step, tiles, context, row, rows, {0, tiles.k});
+  multiply(step, tiles, context);
 }
 
-void warm_fused_matmul(const void* arguments, const StepContext& context) {
-  const MatmulStep& step = static_cast<const FusedMatmulStep*>(arguments)->matmul;
+void warm_linear(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const LinearStep*>(arguments);
   std::int64_t panel = stretch_begin(item_count(step, 1), context.worker, context.num_workers);
   for (const MatmulPart& part : step.parts) {
     if (panel < part.w->panels()) {

@@ -14,7 +14,8 @@ Sizes sizes_of(GemmKind kind, std::int64_t k, int width) {
   if (kind == GemmKind::kDense) return {0, k * width * 4, 0, 0, 0, 0, 0};
   const GemmShape shape = gemm_shape(kind);
   const auto per = [&](int every) { return every == 0 ? 0 : k / every * width * 4; };
-  Sizes sizes{k * width, 0, per(shape.block), per(shape.min_block), per(shape.block), per(shape.group), 0};
+  Sizes sizes{k * width,        0, per(shape.block), per(shape.has_min ? shape.block : 0), per(shape.block),
+              per(shape.group), 0};
   if (kind == GemmKind::kSum) sizes.corrections = std::int64_t{width} * 4;
   if (shape.has_min && shape.group != 0) sizes.min_pairs = per(2 * shape.group);
   return sizes;

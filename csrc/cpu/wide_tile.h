@@ -22,37 +22,36 @@ enum class GemmKind : std::uint8_t {
   kCount,
 };
 
-/// What a kind has for each 32 or 256 k.
+/// How often along k a kind has scales and minimums.
 struct GemmShape {
-  int block;  // k per float scale: 16, 32 or 256; 0: none
-  int group;  // k per integer scale: 16 or 32; 0: none
-  bool has_min;
-  int min_block;  // k per float minimum
+  int block;     // k per float scale: 16, 32 or 256; 0: none
+  int group;     // k per integer scale: 16 or 32; 0: none
+  bool has_min;  // a float minimum with each float scale
 };
 
 constexpr GemmShape gemm_shape(GemmKind kind) {
   using enum GemmKind;
   switch (kind) {
     case kBlock32:
-      return {32, 0, false, 0};
+      return {32, 0, false};
     case kBlock32Min:
-      return {32, 0, true, 32};
+      return {32, 0, true};
     case kBlock16:
-      return {16, 0, false, 0};
+      return {16, 0, false};
     case kSuper32:
-      return {256, 32, false, 0};
+      return {256, 32, false};
     case kSuper32Min:
-      return {256, 32, true, 256};
+      return {256, 32, true};
     case kSuper16:
-      return {256, 16, false, 0};
+      return {256, 16, false};
     case kSuper16Min:
-      return {256, 16, true, 256};
+      return {256, 16, true};
     case kSuperFlat:
-      return {256, 0, false, 0};
+      return {256, 0, false};
     case kDense:
     case kSum:
     default:
-      return {0, 0, false, 0};
+      return {0, 0, false};
   }
 }
 
@@ -77,7 +76,7 @@ struct WideTile {
   std::int8_t* codes = nullptr;         // [k / 4][width][4]
   float* values = nullptr;              // [k][width], dense only
   float* scales = nullptr;              // [k / block][width]
-  float* mins = nullptr;                // [k / min_block][width]; super kinds: -dmin
+  float* mins = nullptr;                // [k / block][width]; super kinds: -dmin
   std::int32_t* corrections = nullptr;  // [k / block][width]; kSum: [width]
   std::int32_t* factors = nullptr;      // [k / group][width]
   std::int32_t* min_pairs = nullptr;    // [k / (2 group)][width], two int16 each

@@ -20,6 +20,24 @@ struct Hidden {
   using V = Level;
 };
 
+inline Level::F load_scales(const std::uint8_t* p, ScaleStore store) {
+  using V = Level;
+  switch (store) {
+    case ScaleStore::kHalf:
+      return V::load_half(reinterpret_cast<const std::uint16_t*>(p));
+    case ScaleStore::kFloat:
+      return V::load(reinterpret_cast<const float*>(p));
+    case ScaleStore::kE8M0: {
+      // 2^(e - 128): exponent e - 1, and for e of 0 and 1 the subnormals 2^-128 and 2^-127.
+      const V::I e = V::iload_u8(p);
+      const V::I subnormal = V::iadd(V::iset(0x00200000), V::shift_left<21>(V::imin(e, V::iset(1))));
+      return V::from_bits(V::imax(V::shift_left<23>(V::isub(e, V::iset(1))), subnormal));
+    }
+    default:  // kUE4M3: the bits, moved to a float's exponent and mantissa, times 2^120 / 2
+      return V::mul(V::from_bits(V::shift_left<20>(V::iload_u8(p))), V::set(0x1p119f));
+  }
+}
+
 /// A layout's codes: as unsigned bytes with a bias.
 template <LayoutId id>
 struct Codes {
@@ -28,6 +46,9 @@ struct Codes {
   /// Codes above 127: biased by 128, and summed by dot_wide.
   static constexpr bool kWide = kSpec.low_bits == 8 || kIq4;
   static constexpr int kBias = kWide ? Level::kWideBias : kSpec.is_table ? 12 : kSpec.bias;
+  /// Scales (float or integer) within a unit, and the chunks that share one.
+  static constexpr int kGroups = kSpec.group < kUnit ? kUnit / kSpec.group : 1;
+  static constexpr int kGroupChunks = 8 / kGroups;
 
   static Level::B table() {
     if constexpr (kIq4) {
@@ -78,25 +99,21 @@ struct Codes {
     if constexpr (kWide) return Level::dot_wide(acc, w, y);
     return Level::dot(acc, w, y);
   }
-};
 
-inline Level::F load_scales(const std::uint8_t* p, ScaleStore store) {
-  using V = Level;
-  switch (store) {
-    case ScaleStore::kHalf:
-      return V::load_half(reinterpret_cast<const std::uint16_t*>(p));
-    case ScaleStore::kFloat:
-      return V::load(reinterpret_cast<const float*>(p));
-    case ScaleStore::kE8M0: {
-      // 2^(e - 128): exponent e - 1, and for e of 0 and 1 the subnormals 2^-128 and 2^-127.
-      const V::I e = V::iload_u8(p);
-      const V::I subnormal = V::iadd(V::iset(0x00200000), V::shift_left<21>(V::imin(e, V::iset(1))));
-      return V::from_bits(V::imax(V::shift_left<23>(V::isub(e, V::iset(1))), subnormal));
-    }
-    default:  // kUE4M3: the bits, moved to a float's exponent and mantissa, times 2^120 / 2
-      return V::mul(V::from_bits(V::shift_left<20>(V::iload_u8(p))), V::set(0x1p119f));
+  /// Calls fn<g>() for each group of a unit.
+  template <class Fn>
+  static inline __attribute__((always_inline)) void each_group(Fn fn) {
+    static_assert(kGroups <= 2);
+    fn.template operator()<0>();
+    if constexpr (kGroups == 2) fn.template operator()<1>();
   }
-}
+
+  /// The float scales of group g of unit u; block layouts.
+  static Level::F group_scales(const std::uint8_t* block, int u, int g) {
+    const int index = kSpec.group >= kUnit ? u * kUnit / kSpec.group : u * kGroups + g;
+    return load_scales(block + kSpec.scale_offset() + index * kPanelRows * kSpec.scale_bytes(), kSpec.scale_store);
+  }
+};
 
 template <GroupStore store>
 inline Level::I load_group(const std::uint8_t* p) {

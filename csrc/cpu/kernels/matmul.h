@@ -48,8 +48,7 @@ template <LayoutId id, int N>
 inline void block_panel(const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
   using V = Level;
   constexpr LayoutSpec spec = Codes<id>::kSpec;
-  constexpr int groups_per_unit = spec.group < kUnit ? kUnit / spec.group : 1;
-  constexpr int chunks = 8 / groups_per_unit;
+  constexpr int chunks = Codes<id>::kGroupChunks;
   constexpr bool biased = Codes<id>::kBias != 0;
   const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
   V::F acc[N];
@@ -63,18 +62,14 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
       prefetch_ahead<id>(panel, u);
-      const auto group = [&]<int g>() __attribute__((always_inline)) {
-        const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
+      Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
+        const std::int32_t* sums = Codes<id>::kGroups == 2 ? sums16 + g * N : sums32;
         V::I sum[N];
         for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
         dot_chunks<id, N, g * chunks, chunks>(unit, table, y, sum);
-        const int scale_index = spec.group >= kUnit ? u * kUnit / spec.group : u * groups_per_unit + g;
-        const V::F d =
-            load_scales(panel + spec.scale_offset() + scale_index * kPanelRows * spec.scale_bytes(), spec.scale_store);
+        const V::F d = Codes<id>::group_scales(panel, u, g);
         for (int n = 0; n < N; ++n) acc[n] = V::fma(V::to_float(sum[n]), V::mul(d, V::set(scales[n])), acc[n]);
-      };
-      group.template operator()<0>();
-      if constexpr (groups_per_unit == 2) group.template operator()<1>();
+      });
       if constexpr (spec.has_min) {
         const V::F minimum = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
         for (int n = 0; n < N; ++n) {
@@ -98,26 +93,23 @@ inline __attribute__((always_inline)) void super_block(const std::uint8_t* block
   using V = Level;
   constexpr LayoutSpec spec = Codes<id>::kSpec;
   constexpr bool biased = Codes<id>::kBias != 0;
-  constexpr int groups_per_unit = spec.group < kUnit ? 2 : 1;
-  constexpr int chunks = 8 / groups_per_unit;
+  constexpr int chunks = Codes<id>::kGroupChunks;
   for (int u = 0; u < spec.units(); ++u, block += spec.unit_bytes(), y += kUnit * N, sums32 += N, sums16 += 2 * N) {
     const std::uint8_t* start = block - u * spec.unit_bytes();
     prefetch_ahead<id>(start, u);
-    const auto group = [&]<int g>() __attribute__((always_inline)) {
-      const std::int32_t* sums = groups_per_unit == 2 ? sums16 + g * N : sums32;
+    Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
+      const std::int32_t* sums = Codes<id>::kGroups == 2 ? sums16 + g * N : sums32;
       V::I sum[N];
       for (int n = 0; n < N; ++n) sum[n] = biased ? bias_start<id>(sums[n]) : V::izero();
       dot_chunks<id, N, g * chunks, chunks>(block, table, y, sum);
-      const int at = (u * groups_per_unit + g) * kPanelRows;
-      const V::I factor = load_group<spec.group_store>(start + spec.group_scale_offset() + at);
+      const int index = u * Codes<id>::kGroups + g;
+      const V::I factor = load_group<spec.group_store>(start + spec.group_scale_offset() + index * kPanelRows);
       for (int n = 0; n < N; ++n) total[n] = V::iadd(total[n], V::imul(sum[n], factor));
       if constexpr (spec.has_min) {
-        const V::I m = load_group_min<id>(start, u * groups_per_unit + g);
+        const V::I m = load_group_min<id>(start, index);
         for (int n = 0; n < N; ++n) minimum[n] = V::iadd(minimum[n], V::imul(m, V::iset(sums[n])));
       }
-    };
-    group.template operator()<0>();
-    if constexpr (groups_per_unit == 2) group.template operator()<1>();
+    });
   }
 }
 

@@ -65,8 +65,7 @@ template <LayoutId id>
 inline void unpack_block_layout(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at) {
   using V = Level;
   constexpr LayoutSpec spec = Codes<id>::kSpec;
-  constexpr int groups_per_unit = spec.group < kUnit ? 2 : 1;
-  constexpr int chunks = 8 / groups_per_unit;
+  constexpr int chunks = Codes<id>::kGroupChunks;
   const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
   const std::int64_t stride = std::int64_t{tile.width} * 4;
   std::int8_t* codes = tile.codes + 4 * at;
@@ -77,18 +76,13 @@ inline void unpack_block_layout(const std::uint8_t* panel, std::int64_t k, const
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
       prefetch_ahead<id>(panel, u);
-      const auto group = [&]<int g>() __attribute__((always_inline)) {
+      Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
         const V::I sum = unpack_chunks<id, g * chunks, chunks>(unit, table, codes, stride, V::izero());
         codes += chunks * stride;
         V::istore(tile.corrections + step, V::isub(V::izero(), sum));
-        const int scale_index = spec.group >= kUnit ? u * kUnit / spec.group : u * groups_per_unit + g;
-        V::store(
-            tile.scales + step,
-            load_scales(panel + spec.scale_offset() + scale_index * kPanelRows * spec.scale_bytes(), spec.scale_store));
+        V::store(tile.scales + step, Codes<id>::group_scales(panel, u, g));
         step += tile.width;
-      };
-      group.template operator()<0>();
-      if constexpr (groups_per_unit == 2) group.template operator()<1>();
+      });
       if constexpr (spec.has_min) {
         V::store(tile.mins + unit_step,
                  V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset())));
@@ -102,8 +96,7 @@ template <LayoutId id>
 inline void unpack_super_layout(const std::uint8_t* panel, std::int64_t k, const WideTile& tile, int at) {
   using V = Level;
   constexpr LayoutSpec spec = Codes<id>::kSpec;
-  constexpr int groups_per_unit = spec.group < kUnit ? 2 : 1;
-  constexpr int chunks = 8 / groups_per_unit;
+  constexpr int chunks = Codes<id>::kGroupChunks;
   const V::B table = spec.is_table ? Codes<id>::table() : V::bset(0);
   const std::int64_t stride = std::int64_t{tile.width} * 4;
   std::int8_t* codes = tile.codes + 4 * at;
@@ -125,10 +118,10 @@ inline void unpack_super_layout(const std::uint8_t* panel, std::int64_t k, const
           correction = unpack_chunks<id, 0, 8>(unit, table, codes, stride, correction);
           codes += 8 * stride;
         } else {
-          const auto group = [&]<int g>() __attribute__((always_inline)) {
+          Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
             const V::I sum = unpack_chunks<id, g * chunks, chunks>(unit, table, codes, stride, V::izero());
             codes += chunks * stride;
-            const int index = u * groups_per_unit + g;
+            const int index = u * Codes<id>::kGroups + g;
             const V::I factor = load_group<spec.group_store>(panel + spec.group_scale_offset() + index * kPanelRows);
             correction = V::iadd(correction, V::imul(sum, factor));
             V::istore(tile.factors + group_step, factor);
@@ -142,9 +135,7 @@ inline void unpack_super_layout(const std::uint8_t* panel, std::int64_t k, const
                 pair_step += tile.width;
               }
             }
-          };
-          group.template operator()<0>();
-          if constexpr (groups_per_unit == 2) group.template operator()<1>();
+          });
         }
       }
     }
