@@ -33,9 +33,6 @@ class FewRows {
 
   static int panels(const KernelTable&) { return 1; }
 
-  /// The kernels themselves ask for the next panel.
-  void ask_ahead(std::int64_t, std::int64_t, std::int64_t) const {}
-
   void select(std::int64_t panel) {
     if (w_.layout == LayoutId::kNative) {
       unpack_native_panel(w_, panel, scratch_);
@@ -75,18 +72,6 @@ class ManyRows {
 
   static int panels(const KernelTable& kernels) { return kernels.gemm_panels; }
 
-  /// Asks for the share of tile `index` of `count` of the panels from first_panel on: memory is idle while tiles are
-  /// multiplied.
-  void ask_ahead(std::int64_t first_panel, std::int64_t index, std::int64_t count) const {
-    const std::int64_t last_panel = std::min(first_panel + table_.gemm_panels, w_.panels());
-    if (first_panel >= last_panel) return;
-    const std::int64_t lines = ((last_panel - first_panel) * w_.panel_bytes + 63) / 64;
-    const std::uint8_t* bytes = w_.panel(first_panel);
-    for (std::int64_t line = lines * index / count; line < lines * (index + 1) / count; ++line) {
-      __builtin_prefetch(bytes + 64 * line, 0, 2);
-    }
-  }
-
   void select(std::int64_t first_panel) {
     for (int p = 0; p < table_.gemm_panels; ++p) {
       // A last panel without a neighbour stands in for it; its results are not used.
@@ -125,7 +110,6 @@ void run_items(const MatmulPart& part, const TileSpace& tiles, const StepContext
                std::int64_t end, std::int64_t rows) {
   const KernelTable& kernels = *context.kernels;
   const TileForm form = tile_form(kernels, rows);
-  const std::int64_t tile_count = (rows + form.rows - 1) / form.rows;
   const int width = Weights::panels(kernels) * kPanelRows;
   Buffer& scratch = context.scratch->unpacked;
   Weights gate(*part.w, tiles, context, scratch.data());
@@ -148,11 +132,8 @@ void run_items(const MatmulPart& part, const TileSpace& tiles, const StepContext
     result.up_bias = part.up_bias == nullptr ? nullptr : part.up_bias + feature;
     gate.select(item * Weights::panels(kernels));
     if (up) up->select(item * Weights::panels(kernels));
-    const std::int64_t next = (item + 1) * Weights::panels(kernels);
     for (std::int64_t row = 0; row < rows; row += form.rows) {
       const std::int64_t index = row / form.rows;
-      gate.ask_ahead(next, index, tile_count);
-      if (up) up->ask_ahead(next, index, tile_count);
       const ActivationTile tile = tiles.tile(index, rows, form);
       gate.multiply(tile, gate_values);
       if (up) up->multiply(tile, up_values);
