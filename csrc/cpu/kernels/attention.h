@@ -1,5 +1,5 @@
-/// Attention of some queries over cached keys and values, tile by tile (a tile is a page of 64 keys). Queries that see
-/// all of a tile go through it together; those at its edges, a row at a time.
+/// Attention of some queries over cached keys and values, tile by tile (a tile is a page of 64 keys). Queries go
+/// through a tile together; only values that not all of them see are added a row at a time.
 ///
 /// Contract for one query (s: scores of a tile's visible keys, others left out):
 ///   score      q.k by fma over head_dim ascending, times scale, then softcap * tanh(score / softcap)
@@ -38,14 +38,16 @@ constexpr int kVectors = Q > 4                           ? 2
                          : Level::kAttentionQueries >= 4 ? 4
                                                          : 2;
 
-/// Scores of one tile for Q queries into p[q][64], 16 keys a lane. Asks for the next tile's keys, and for its values
-/// where so few queries go together that memory sets the pace.
+/// Scores of keys first_key .. last_key of one tile (and of neighbours that fill its vectors) for Q queries into
+/// p[q][64], 16 keys a vector. Asks for the next tile's keys, and for its values where so few queries go together that
+/// memory sets the pace.
 template <int Q, class Cache>
 inline void tile_scores(const AttendArgs& a, const float* const* queries, const typename Cache::Code* keys,
-                        const typename Cache::Code* next, const typename Cache::Code* next_values, float* p) {
+                        const typename Cache::Code* next, const typename Cache::Code* next_values, int first_key,
+                        int last_key, float* p) {
   using V = Level;
   constexpr int J = kVectors<Q>;
-  for (int first = 0; first < 4; first += J) {
+  for (int first = first_key / (16 * J) * J; 16 * first <= last_key; first += J) {
     V::F acc[Q][J];
 #pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
@@ -192,16 +194,26 @@ inline void exp_differences(const float* before, const float* after, float* fact
   }
 }
 
-/// Turns the scores of queries begin .. end - 1 into weights; sums move on. `factors` is for what was summed before.
-inline void tile_softmax(float* p, int begin, int end, int first, int last, RunningSums& sums, float* factors) {
+/// The keys of a tile that each row sees, as 0..63; none where first > last.
+struct SeenKeys {
+  int first[kMaxAttentionQueries];
+  int last[kMaxAttentionQueries];
+};
+
+/// Turns the scores of queries begin .. end - 1 into weights, 0 for neighbours of seen keys; sums move on. `factors` is
+/// for what was summed before.
+inline void tile_softmax(float* p, int heads, int begin, int end, const SeenKeys& seen, RunningSums& sums,
+                         float* factors) {
   using V = Level;
   const V::F lowest = V::set(-__builtin_inff());
   alignas(64) float next[kMaxAttentionQueries];
   for (int i = 0; i < kMaxAttentionQueries; i += 16) V::store(next + i, V::load(sums.m + i));
   for (int q = begin; q < end; ++q) {
     const float* scores = p + q * kPageSlots;
+    const int first = seen.first[q / heads];
+    const int last = seen.last[q / heads];
     V::F largest = lowest;
-    for (int j = 0; j < 4; ++j) {
+    for (int j = first / 16; 16 * j <= last; ++j) {
       largest = V::max(largest, visible(V::load(scores + 16 * j), first - 16 * j, last - 16 * j, lowest));
     }
     const float tile_largest = V::largest(largest);
@@ -211,8 +223,10 @@ inline void tile_softmax(float* p, int begin, int end, int first, int last, Runn
   exp_differences(sums.m, next, all, begin, end);
   for (int q = begin; q < end; ++q) {
     float* scores = p + q * kPageSlots;
+    const int first = seen.first[q / heads];
+    const int last = seen.last[q / heads];
     V::F sum = V::zero();
-    for (int j = 0; j < 4; ++j) {
+    for (int j = first / 16; 16 * j <= last; ++j) {
       const V::F weight = exp(V::sub(V::load(scores + 16 * j), V::set(next[q])));
       const V::F kept = visible(weight, first - 16 * j, last - 16 * j, V::zero());
       V::store(scores + 16 * j, kept);
@@ -233,34 +247,62 @@ struct AttendState {
   RunningSums all;
 };
 
-/// One tile for queries begin .. end - 1, which all see its keys first .. last.
+/// o = o * factor + p v for queries begin .. end - 1 and keys first .. last of a tile; the factors become 1.
 template <class Cache>
-inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t tile, bool is_last, int begin, int end,
-                        int first, int last) {
-  using Code = typename Cache::Code;
-  const Code* keys = reinterpret_cast<const Code*>(a.key_tiles[tile]);
-  const Code* next = reinterpret_cast<const Code*>(a.key_tiles[is_last ? tile : tile + 1]);
-  const Code* next_values = reinterpret_cast<const Code*>(a.value_tiles[is_last ? tile : tile + 1]);
+inline void add_values(const AttendArgs& a, AttendState& state, std::int64_t tile, int begin, int end, int first,
+                       int last, float* factors) {
+  if (first > last) return;
+  const auto* values = reinterpret_cast<const typename Cache::Code*>(a.value_tiles[tile]);
   for_queries(begin, end, [&]<int Q>(int q) {
-    tile_scores<Q, Cache>(a, a.queries + q, keys, next, next_values, state.p + q * kPageSlots);
-  });
-  alignas(64) float factors[kMaxAttentionQueries];
-  tile_softmax(state.p, begin, end, first, last, state.span, factors);
-  const Code* values = reinterpret_cast<const Code*>(a.value_tiles[tile]);
-  for_queries(begin, end, [&]<int Q>(int q) {
-    constexpr int W = kVectors<Q>;
     const float* p = state.p + q * kPageSlots;
     float* o = state.span_o + q * a.value_stride;
     int at = 0;
-    const auto add_values = [&]<int vectors>() {
-      for (; at + 16 * vectors <= a.value_stride; at += 16 * vectors) {
-        tile_values<Q, vectors, Cache>(values + at, group_scales<Cache>(values, a.value_stride, at), a.value_stride,
-                                       first, last, p, factors + q, o + at);
+    const auto add_vectors = [&]<int W>() {
+      for (; at + 16 * W <= a.value_stride; at += 16 * W) {
+        tile_values<Q, W, Cache>(values + at, group_scales<Cache>(values, a.value_stride, at), a.value_stride, first,
+                                 last, p, factors + q, o + at);
       }
     };
-    add_values.template operator()<W>();
-    add_values.template operator()<1>();
+    add_vectors.template operator()<kVectors<Q>>();
+    add_vectors.template operator()<1>();
   });
+  for (int q = begin; q < end; ++q) factors[q] = 1.0f;
+}
+
+/// One tile for rows begin .. end - 1, which all see some of its keys.
+template <class Cache>
+inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t tile, bool is_last, int begin, int end,
+                        const SeenKeys& seen) {
+  using Code = typename Cache::Code;
+  int first = seen.first[begin], common_first = first;
+  int last = seen.last[begin], common_last = last;
+  for (int row = begin + 1; row < end; ++row) {
+    first = seen.first[row] < first ? seen.first[row] : first;
+    common_first = seen.first[row] > common_first ? seen.first[row] : common_first;
+    last = seen.last[row] > last ? seen.last[row] : last;
+    common_last = seen.last[row] < common_last ? seen.last[row] : common_last;
+  }
+  const int heads = a.heads;
+  const Code* keys = reinterpret_cast<const Code*>(a.key_tiles[tile]);
+  const Code* next = reinterpret_cast<const Code*>(a.key_tiles[is_last ? tile : tile + 1]);
+  const Code* next_values = reinterpret_cast<const Code*>(a.value_tiles[is_last ? tile : tile + 1]);
+  for_queries(begin * heads, end * heads, [&]<int Q>(int q) {
+    tile_scores<Q, Cache>(a, a.queries + q, keys, next, next_values, first, last, state.p + q * kPageSlots);
+  });
+  alignas(64) float factors[kMaxAttentionQueries];
+  tile_softmax(state.p, heads, begin * heads, end * heads, seen, state.span, factors);
+
+  // A value that a row does not see must not meet it, not even with weight 0: it may be NaN.
+  const auto add_row = [&](int row, int from, int to) {
+    add_values<Cache>(a, state, tile, row * heads, (row + 1) * heads, from, to, factors);
+  };
+  if (common_first > common_last) {
+    for (int row = begin; row < end; ++row) add_row(row, seen.first[row], seen.last[row]);
+    return;
+  }
+  for (int row = begin; row < end; ++row) add_row(row, seen.first[row], common_first - 1);
+  add_values<Cache>(a, state, tile, begin * heads, end * heads, common_first, common_last, factors);
+  for (int row = begin; row < end; ++row) add_row(row, common_last + 1, seen.last[row]);
 }
 
 /// The tiles of keys from .. to, all of one span.
@@ -269,22 +311,19 @@ inline void attend_span(const AttendArgs& a, AttendState& state, std::int64_t fr
   const std::int64_t last_tile = to / kPageSlots;
   for (std::int64_t tile = from / kPageSlots; tile <= last_tile; ++tile) {
     const std::int64_t base = tile * kPageSlots;
-    // Keys that a row sees of the tile, as 0..63; none where first > last.
-    const auto first_of = [&](int row) {
-      const std::int64_t key = a.first_keys[row] > from ? a.first_keys[row] : from;
-      return static_cast<int>(key > base ? (key - base < kPageSlots ? key - base : kPageSlots) : 0);
-    };
-    const auto last_of = [&](int row) {
-      const std::int64_t key = a.last_keys[row] < to ? a.last_keys[row] : to;
-      return static_cast<int>(key < base + kPageSlots - 1 ? (key >= base ? key - base : -1) : kPageSlots - 1);
-    };
+    SeenKeys seen;
+    for (int row = 0; row < a.rows; ++row) {
+      const std::int64_t first = (a.first_keys[row] > from ? a.first_keys[row] : from) - base;
+      const std::int64_t last = (a.last_keys[row] < to ? a.last_keys[row] : to) - base;
+      seen.first[row] = static_cast<int>(first > 0 ? (first < kPageSlots ? first : kPageSlots) : 0);
+      seen.last[row] = static_cast<int>(last < kPageSlots - 1 ? (last >= 0 ? last : -1) : kPageSlots - 1);
+    }
+    const auto sees = [&](int row) { return seen.first[row] <= seen.last[row]; };
     for (int row = 0; row < a.rows;) {
-      const int first = first_of(row);
-      const int last = last_of(row);
       int end = row + 1;
-      if (first <= last) {
-        while (end < a.rows && first_of(end) == first && last_of(end) == last) ++end;
-        attend_tile<Cache>(a, state, tile, tile == last_tile, row * a.heads, end * a.heads, first, last);
+      if (sees(row)) {
+        while (end < a.rows && sees(end)) ++end;
+        attend_tile<Cache>(a, state, tile, tile == last_tile, row, end, seen);
       }
       row = end;
     }
