@@ -19,8 +19,9 @@ struct ActivationTile {
   std::int8_t* codes = nullptr;     // [k / 4][rows][4]; for gemm kernels code + 128, unsigned
   float* scales = nullptr;          // [k / block][rows], block as the activation rule says
   std::int32_t* sums16 = nullptr;   // [k / 16][rows], sums of codes; for gemm kernels [k / 32][rows], two int16 each
-  std::int32_t* sums32 = nullptr;   // [k / 32][rows]
-  std::int32_t* pairs32 = nullptr;  // [k / 64][rows], two int16 each: sums32 once more, for gemm kernels
+  std::int32_t* sums32 = nullptr;   // [k / 32][rows]; not for gemm kernels
+  std::int32_t* pairs32 = nullptr;  // [k / 64][rows], two int16 each: these sums for gemm kernels
+  float* scaled_sums = nullptr;     // [k / 32][rows], the sum of 32 codes times their scale
   float* values = nullptr;          // [k][rows], for dense weights, where nothing is quantised
   int rows = 0;
 };

@@ -158,7 +158,7 @@ TileForm tile_form(const KernelTable& kernels, std::int64_t rows) {
 std::int64_t TileSpace::tile_bytes(int tile_rows) const {
   if (block == 0) return align(k * tile_rows * 4);
   return align(k * tile_rows) + align(k / scale_every * tile_rows * 4) + align(k / 16 * tile_rows * 4) +
-         align(k / 32 * tile_rows * 4) + align((k + 63) / 64 * tile_rows * 4);
+         2 * align(k / 32 * tile_rows * 4);
 }
 
 std::int64_t TileSpace::bytes(const KernelTable& kernels, std::int64_t rows) const {
@@ -186,9 +186,9 @@ ActivationTile TileSpace::tile(std::int64_t index, std::int64_t rows, const Tile
   p += align(k / scale_every * form.rows * 4);
   tile.sums16 = reinterpret_cast<std::int32_t*>(p);
   p += align(k / 16 * form.rows * 4);
-  tile.sums32 = reinterpret_cast<std::int32_t*>(p);
+  tile.sums32 = tile.pairs32 = reinterpret_cast<std::int32_t*>(p);  // a form has one of them
   p += align(k / 32 * form.rows * 4);
-  tile.pairs32 = reinterpret_cast<std::int32_t*>(p);
+  tile.scaled_sums = reinterpret_cast<float*>(p);
   return tile;
 }
 
@@ -208,6 +208,7 @@ void prepare_row(const float* x, const TileSpace& tiles, const KernelTable& kern
   tile.sums16 += columns.begin / (form.gemm ? 32 : 16) * tile.rows;
   tile.sums32 += columns.begin / 32 * tile.rows;
   tile.pairs32 += columns.begin / 64 * tile.rows;
+  tile.scaled_sums += columns.begin / 32 * tile.rows;
   const auto quantize = form.gemm ? kernels.quantize_gemm : kernels.quantize;
   quantize(x + columns.begin, count, block, tiles.scale_every, tile, in_tile);
 }

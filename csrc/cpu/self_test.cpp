@@ -244,6 +244,8 @@ KernelCheck check_quantize(const KernelTable& level, const KernelTable& definiti
            static_cast<const std::int32_t*>(wanted.tile.sums16), k / 16);
       same("sums", static_cast<const std::int32_t*>(got.tile.sums32),
            static_cast<const std::int32_t*>(wanted.tile.sums32), k / 32);
+      same("scaled sums", static_cast<const float*>(got.tile.scaled_sums),
+           static_cast<const float*>(wanted.tile.scaled_sums), k / 32);
     }
   }
   return std::move(checker).result();

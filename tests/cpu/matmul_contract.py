@@ -82,7 +82,7 @@ def blocks(
         acc = fma(sums[:, :, g], factor, acc)
         if info.has_min:
             minimum = decoded["min"].astype(np.float32).reshape(n, k // info.group_size)[:, unit]
-            acc = fma(row_sums[:, unit][:, None], minimum[None, :] * scales[:, unit][:, None], acc)
+            acc = fma(minimum[None, :], (row_sums[:, unit] * scales[:, unit])[:, None], acc)
     return acc
 
 

@@ -95,15 +95,20 @@ std::vector<const KernelTable*> levels() {
 /// Buffers of one tile, each of its own.
 struct Tile {
   Tile(std::int64_t k, int rows, std::int64_t scale_every)
-      : codes(k * rows), scales(k / scale_every * rows), sums16(k / 16 * rows), sums32(k / 32 * rows) {
+      : codes(k * rows),
+        scales(k / scale_every * rows),
+        scaled_sums(k / 32 * rows),
+        sums16(k / 16 * rows),
+        sums32(k / 32 * rows) {
     tile.codes = codes.get();
     tile.scales = scales.get();
     tile.sums16 = sums16.get();
-    tile.sums32 = sums32.get();
+    tile.sums32 = tile.pairs32 = sums32.get();
+    tile.scaled_sums = scaled_sums.get();
     tile.rows = rows;
   }
   Exact<std::int8_t> codes;
-  Exact<float> scales;
+  Exact<float> scales, scaled_sums;
   Exact<std::int32_t> sums16, sums32;
   ActivationTile tile;
 };

@@ -109,7 +109,7 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
   const float* mins = w.mins;
   const std::int32_t* corrections = w.corrections;
   const float* row_scales = tile.scales;
-  const std::int32_t* row_sums = tile.sums32;
+  const float* row_sums = tile.scaled_sums;
   for (std::int64_t u = 0; u < k / 32; ++u, row_scales += N) {
 #pragma GCC unroll 2
     for (int g = 0; g < groups; ++g) {
@@ -126,8 +126,7 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
     }
     if constexpr (shape.has_min) {
       each<N>([&](int n, int p) __attribute__((always_inline)) {
-        const V::F row_sum = V::to_float(V::iset(row_sums[n]));
-        acc[n][p] = V::fma(row_sum, V::mul(V::load(mins + p * 16), V::set(row_scales[n])), acc[n][p]);
+        acc[n][p] = V::fma(V::load(mins + p * 16), V::set(row_sums[n]), acc[n][p]);
       });
       mins += kWidth;
       row_sums += N;

@@ -5,7 +5,7 @@
 ///
 ///   block layouts   acc = 0; for each group of min(group, 32) k, ascending:
 ///                     acc = fma(float(sum u*y), d_group * d_y, acc)
-///                     acc = fma(float(sum y), min * d_y, acc)                 with a minimum
+///                     acc = fma(min, float(sum y) * d_y, acc)                 with a minimum
 ///   super layouts   acc = 0; for each block of 256 k, ascending, with exact int32 sums over its groups g:
 ///                     acc = fma(float(sum_g group_scale_g * sum u*y), d * d_y, acc)
 ///                     acc = fma(float(sum_g group_min_g * sum y), (-dmin) * d_y, acc)   with a minimum
@@ -57,6 +57,7 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
   const float* scales = tile.scales;
   const std::int32_t* sums32 = tile.sums32;
   const std::int32_t* sums16 = tile.sums16;
+  const float* scaled_sums = tile.scaled_sums;
   for (const std::uint8_t* end = panel + k / spec.block * spec.block_bytes(); panel != end;
        panel += spec.block_bytes()) {
     for (int u = 0; u < spec.units(); ++u) {
@@ -72,14 +73,13 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
       });
       if constexpr (spec.has_min) {
         const V::F minimum = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
-        for (int n = 0; n < N; ++n) {
-          acc[n] = V::fma(V::set(static_cast<float>(sums32[n])), V::mul(minimum, V::set(scales[n])), acc[n]);
-        }
+        for (int n = 0; n < N; ++n) acc[n] = V::fma(minimum, V::set(scaled_sums[n]), acc[n]);
       }
       y += kUnit * N;
       scales += N;
       sums32 += N;
       sums16 += 2 * N;
+      scaled_sums += N;
     }
   }
   for (int n = 0; n < N; ++n) V::store(out + n * kPanelRows, acc[n]);

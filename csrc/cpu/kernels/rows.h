@@ -60,7 +60,14 @@ template <bool for_gemm>
 void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every, const ActivationTile& tile,
               int row) {
   using V = Level;
-  const int rows = tile.rows;
+  const std::int64_t rows = tile.rows;
+  std::int8_t* codes = tile.codes + 4 * row;
+  float* scales = tile.scales + row;
+  float* scaled_sums = tile.scaled_sums + row;
+  std::int32_t* sums16 = tile.sums16 + row;
+  std::int32_t* sums32 = tile.sums32 + row;
+  std::int32_t* pairs32 = tile.pairs32 + row;
+  std::int32_t even_sum = 0;
   for (std::int64_t begin = 0; begin < k; begin += block) {
     V::I largest = V::izero();
     for (std::int64_t i = begin; i < begin + block; i += 16) {
@@ -74,32 +81,39 @@ void quantize(const float* x, std::int64_t k, std::int64_t block, std::int64_t s
     } else {
       inverse = 127.0f / magnitude;
     }
-    for (std::int64_t i = begin; i < begin + block; i += scale_every) tile.scales[i / scale_every * rows + row] = scale;
+    for (std::int64_t i = 0; i < block; i += scale_every, scales += rows) *scales = scale;
     for (std::int64_t i = begin; i < begin + block; i += 32) {
-      std::int32_t sums[2];
+      V::I halves[2];
+      alignas(16) std::int8_t bytes[32];
       for (int half = 0; half < 2; ++half) {
-        const std::int64_t at = i + 16 * half;
-        V::I codes = V::round(V::mul(V::load(x + at), V::set(inverse)));
-        codes = V::imin(V::imax(codes, V::iset(-127)), V::iset(127));
-        sums[half] = V::isum(codes);
-        alignas(16) std::int8_t bytes[16];
-        V::store_s8(bytes, codes);
-        for (int c = 0; c < 4; ++c) {
-          std::uint32_t four;
-          std::memcpy(&four, bytes + 4 * c, 4);
-          if constexpr (for_gemm) four ^= 0x80808080u;  // + 128
-          std::memcpy(tile.codes + ((at / 4 + c) * rows + row) * 4, &four, 4);
-        }
+        const V::I rounded = V::round(V::mul(V::load(x + i + 16 * half), V::set(inverse)));
+        halves[half] = V::imin(V::imax(rounded, V::iset(-127)), V::iset(127));
+        V::store_s8(bytes + 16 * half, halves[half]);
       }
+      for (int c = 0; c < 8; ++c, codes += 4 * rows) {
+        std::uint32_t four;
+        std::memcpy(&four, bytes + 4 * c, 4);
+        if constexpr (for_gemm) four ^= 0x80808080u;  // + 128
+        std::memcpy(codes, &four, 4);
+      }
+      std::int32_t sums[2];
+      V::isum2(halves[0], halves[1], sums);
       const std::int32_t sum32 = sums[0] + sums[1];
-      tile.sums32[i / 32 * rows + row] = sum32;
+      *scaled_sums = static_cast<float>(sum32) * scale;
+      scaled_sums += rows;
       if constexpr (for_gemm) {
-        tile.sums16[i / 32 * rows + row] = pair(sums[0], sums[1]);
-        std::int32_t& both = tile.pairs32[i / 64 * rows + row];
-        both = i % 64 == 0 ? sum32 & 0xFFFF : pair(both, sum32);
+        *sums16 = pair(sums[0], sums[1]);
+        sums16 += rows;
+        const bool is_even = i % 64 == 0;
+        if (is_even) even_sum = sum32;
+        *pairs32 = pair(even_sum, is_even ? 0 : sum32);
+        pairs32 += is_even ? 0 : rows;
       } else {
-        tile.sums16[i / 16 * rows + row] = sums[0];
-        tile.sums16[(i / 16 + 1) * rows + row] = sums[1];
+        sums16[0] = sums[0];
+        sums16[rows] = sums[1];
+        sums16 += 2 * rows;
+        *sums32 = sum32;
+        sums32 += rows;
       }
     }
   }

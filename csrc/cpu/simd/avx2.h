@@ -120,11 +120,13 @@ struct Level {
   static I shift_right_signed(I a) {
     return {_mm256_srai_epi32(a.lo, n), _mm256_srai_epi32(a.hi, n)};
   }
-  static std::int32_t isum(I v) {
-    const __m256i a = _mm256_add_epi32(v.lo, v.hi);
-    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xB1)));
+  /// The sums of a's and of b's lanes.
+  static void isum2(I a, I b, std::int32_t* sums) {
+    const __m256i x = _mm256_add_epi32(a.lo, a.hi);
+    const __m256i y = _mm256_add_epi32(b.lo, b.hi);
+    const __m256i pairs = _mm256_add_epi32(_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
+    const __m128i c = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(c, _mm_unpackhi_epi64(c, c)));
   }
   static std::int32_t ilargest(I v) {
     const __m256i a = _mm256_max_epi32(v.lo, v.hi);

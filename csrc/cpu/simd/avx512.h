@@ -98,7 +98,13 @@ struct Level {
   static I shift_right_signed(I a) {
     return _mm512_srai_epi32(a, n);
   }
-  static std::int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }
+  /// The sums of a's and of b's lanes.
+  static void isum2(I a, I b, std::int32_t* sums) {
+    const __m512i pairs = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m256i c = _mm256_add_epi32(_mm512_castsi512_si256(pairs), _mm512_extracti64x4_epi64(pairs, 1));
+    const __m128i d = _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(d, _mm_unpackhi_epi64(d, d)));
+  }
   static std::int32_t ilargest(I v) { return _mm512_reduce_max_epi32(v); }
   static I bits(F v) { return _mm512_castps_si512(v); }
   static F from_bits(I v) { return _mm512_castsi512_ps(v); }

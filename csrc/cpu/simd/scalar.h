@@ -158,10 +158,16 @@ struct Level {
   static I shift_right_signed(I a) {
     return lanes<I>([&](int i) { return a.v[i] >> n; });
   }
-  static std::int32_t isum(I a) {
-    std::int64_t s = 0;
-    for (int i = 0; i < 16; ++i) s += a.v[i];
-    return wrap(s);
+  /// The sums of a's and of b's lanes.
+  static void isum2(I a, I b, std::int32_t* sums) {
+    std::int64_t of_a = 0;
+    std::int64_t of_b = 0;
+    for (int i = 0; i < 16; ++i) {
+      of_a += a.v[i];
+      of_b += b.v[i];
+    }
+    sums[0] = wrap(of_a);
+    sums[1] = wrap(of_b);
   }
   static std::int32_t ilargest(I a) {
     std::int32_t m = a.v[0];
