@@ -124,7 +124,7 @@ def bench(model: str, tests: list[BenchTest], pairs: int, threads: int) -> list[
     rows = []
     machine = Machine(threads=threads, buffer_bytes=SHORT_BUFFER_BYTES)
     context = max(test.context for test in tests)
-    kv_tokens = max((test.context + 64) * test.batch for test in tests)
+    kv_tokens = max(test.kv_tokens for test in tests)
     sequences = max(test.batch for test in tests)
     with sterna.load(model, context=context, threads=threads, max_sequences=sequences, kv_tokens=kv_tokens) as llm:
         program = trace(Gguf(llm.info.path)).program

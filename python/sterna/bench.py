@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sterna import _core
 from sterna.errors import ArgumentError
+from sterna.memory import PAGE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class BenchTest:
     def context(self) -> int:
         """Tokens that one sequence needs."""
         return self.depth + self.prompt + self.generate + 2
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV cache that lets all sequences run together: none shares a page with another."""
+        return self.batch * -(-self.context // PAGE_TOKENS) * PAGE_TOKENS
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _measure(path: Path, tests: list[Any], threads: int, repetitions: int) -> li
     most = max(test.batch for test in tests)
     plan = compile_cpu(program, file, threads=threads, max_outputs=max(64, most))
     context = max(test.context for test in tests)
-    engine = Engine(plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=context * most)
+    kv_tokens = max(test.kv_tokens for test in tests)
+    engine = Engine(plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens)
     common = {
         "model": file.find_string("general.name") or path.stem,
         "path": str(path),
