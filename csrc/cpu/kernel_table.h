@@ -9,6 +9,8 @@
 
 namespace sterna::cpu {
 
+/// Bytes from a weight panel's start that are asked for before a step begins; kernels for one row ask as far ahead.
+constexpr int kWarmBytes = 6144;
 constexpr int kMaxTileRows = 8;
 constexpr int kMaxGemmWidth = 32;
 

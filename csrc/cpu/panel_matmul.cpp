@@ -6,9 +6,6 @@
 namespace sterna::cpu {
 namespace {
 
-/// As far as the kernels ask ahead: where they begin to.
-constexpr std::int64_t kWarmBytes = 4096;
-
 std::int64_t align(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 bool is_sum(const PackedMatrix& w, const TileSpace& tiles) { return w.uniform_scale && tiles.block == tiles.k; }

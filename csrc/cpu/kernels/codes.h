@@ -10,8 +10,9 @@ namespace sterna::cpu {
 namespace {
 
 /// Bytes ahead of the codes being multiplied that are asked for. The scales behind a block's codes break the stream
-/// that the hardware would follow: without asking, K-quants come from memory at half its speed.
-constexpr int kPrefetchAhead = 4096;
+/// that the hardware would follow: without asking, K-quants come from memory at half its speed. Steps of few rows are
+/// short: what lies before their first request counts, so they ask nearer. Measured.
+constexpr int prefetch_distance(int rows) { return rows < 4 ? kWarmBytes : 12288; }
 
 /// The level where a template parameter hides it from checks of branches that are not taken: levels have the words
 /// that they need.
@@ -156,12 +157,12 @@ constexpr int largest_code() {
   return most > spec.bias ? most : spec.bias;
 }
 
-/// Asks for unit u's share of a block's bytes, `kPrefetchAhead` further on, in the next panels where it must be.
-template <LayoutId id>
+/// Asks for unit u's share of a block's bytes further on, in the next panels where it must be.
+template <LayoutId id, int N>
 inline __attribute__((always_inline)) void prefetch_ahead(const std::uint8_t* block, int u) {
   constexpr LayoutSpec spec = Codes<id>::kSpec;
   constexpr int share = (spec.block_bytes() + spec.units() - 1) / spec.units();
-  const std::uint8_t* from = block + kPrefetchAhead + u * share;
+  const std::uint8_t* from = block + prefetch_distance(N) + u * share;
 #pragma GCC unroll 16
   for (int i = 0; i < share; i += 64) __builtin_prefetch(from + i);
 }

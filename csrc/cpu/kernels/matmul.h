@@ -62,7 +62,7 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
        panel += spec.block_bytes()) {
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
-      prefetch_ahead<id>(panel, u);
+      prefetch_ahead<id, N>(panel, u);
       Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
         const std::int32_t* sums = Codes<id>::kGroups == 2 ? sums16 + g * N : sums32;
         V::I sum[N];
@@ -96,7 +96,7 @@ inline __attribute__((always_inline)) void super_block(const std::uint8_t* block
   constexpr int chunks = Codes<id>::kGroupChunks;
   for (int u = 0; u < spec.units(); ++u, block += spec.unit_bytes(), y += kUnit * N, sums32 += N, sums16 += 2 * N) {
     const std::uint8_t* start = block - u * spec.unit_bytes();
-    prefetch_ahead<id>(start, u);
+    prefetch_ahead<id, N>(start, u);
     Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
       const std::int32_t* sums = Codes<id>::kGroups == 2 ? sums16 + g * N : sums32;
       V::I sum[N];

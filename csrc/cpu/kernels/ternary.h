@@ -37,7 +37,7 @@ inline __attribute__((always_inline)) void masked_pairs(const std::uint8_t* bloc
     for (int n = 0; n < N; ++n) sum[j][n] = V::izero();
   }
   for (int plane = 0; plane < 16; ++plane, block += 64, y += 16 * N) {
-    __builtin_prefetch(block + kPrefetchAhead);
+    __builtin_prefetch(block + prefetch_distance(N));
     const V::B bytes = V::bload(block);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -60,7 +60,7 @@ inline __attribute__((always_inline)) void shifted_pairs(const std::uint8_t* blo
                                                          Level::I (&total)[N]) {
   using V = Level;
   for (int plane = 0; plane < 16; ++plane, block += 64, y += 16 * N) {
-    __builtin_prefetch(block + kPrefetchAhead);
+    __builtin_prefetch(block + prefetch_distance(N));
     V::B bytes = V::bload(block);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -98,12 +98,12 @@ inline __attribute__((always_inline)) void telescoped_quintets(const std::uint8_
       t = next;
     }
   };
-  __builtin_prefetch(block + kPrefetchAhead + 13 * 64);
+  __builtin_prefetch(block + prefetch_distance(N) + 13 * 64);
   for (int q = 0; q < 12; ++q, block += 64) {
-    __builtin_prefetch(block + kPrefetchAhead);
+    __builtin_prefetch(block + prefetch_distance(N));
     digits.template operator()<5>(V::bload(block));
   }
-  __builtin_prefetch(block + kPrefetchAhead);
+  __builtin_prefetch(block + prefetch_distance(N));
   digits.template operator()<4>(V::bload(block));
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
@@ -131,9 +131,9 @@ template <int N>
 inline __attribute__((always_inline)) void compared_quintets(const std::uint8_t* block, const std::int8_t* y,
                                                              Level::I (&total)[N]) {
   using V = Level;
-  __builtin_prefetch(block + kPrefetchAhead + 13 * 64);
+  __builtin_prefetch(block + prefetch_distance(N) + 13 * 64);
   for (int q = 0; q < 13; ++q) {
-    __builtin_prefetch(block + kPrefetchAhead + 64 * q);
+    __builtin_prefetch(block + prefetch_distance(N) + 64 * q);
     V::B t = V::bload(block + 64 * q);
     const int digits = q == 12 ? 4 : 5;
     for (int i = 0; i < digits; ++i, y += 4 * N) {

@@ -46,7 +46,7 @@ inline Level::I unpack_quintets(const std::uint8_t* block, std::int8_t* out, std
   using V = Level;
   V::I sum = V::izero();
   for (int q = 0; q < 13; ++q) {
-    __builtin_prefetch(block + kPrefetchAhead + 64 * q);
+    __builtin_prefetch(block + kWarmBytes + 64 * q);
     V::B t = V::bload(block + 64 * q);
     const int digits = q == 12 ? 4 : 5;
     for (int i = 0; i < digits; ++i, out += stride) {
@@ -75,7 +75,7 @@ inline void unpack_block_layout(const std::uint8_t* panel, std::int64_t k, const
        panel += spec.block_bytes()) {
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
-      prefetch_ahead<id>(panel, u);
+      prefetch_ahead<id, 1>(panel, u);
       Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
         const V::I sum = unpack_chunks<id, g * chunks, chunks>(unit, table, codes, stride, V::izero());
         codes += chunks * stride;
@@ -113,7 +113,7 @@ inline void unpack_super_layout(const std::uint8_t* panel, std::int64_t k, const
       V::I even_min = V::izero();
       for (int u = 0; u < spec.units(); ++u) {
         const std::uint8_t* unit = panel + u * spec.unit_bytes();
-        prefetch_ahead<id>(panel, u);
+        prefetch_ahead<id, 1>(panel, u);
         if constexpr (spec.group_store == GroupStore::kNone) {
           correction = unpack_chunks<id, 0, 8>(unit, table, codes, stride, correction);
           codes += 8 * stride;
