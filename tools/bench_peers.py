@@ -1,7 +1,7 @@
 """sterna beside llama.cpp on the same files, measured in turn in one run.
 
     python tools/bench_peers.py MODEL... [--tests pp512,tg128,tg128@d4096,"tg128 b4"] [--pairs 7] [--threads 2]
-                                [--out FILE.md]
+                                [--peer-model FILE] [--out FILE.md]
 
 MODEL is a path or a name that `sterna.load` takes; tests are named as `sterna bench` names them. The peer (`pip install
 'sterna[peers]'`, built for the machine) runs with its best settings: each of repacking and flash attention, on and off
@@ -9,7 +9,8 @@ MODEL is a path or a name that `sterna.load` takes; tests are named as `sterna b
 by itself. Then the two take turns, and before each pair the machine's limits are measured, because they drift; a row is
 the median of the pairs' ratios, with their range. Neither samples: sterna's greedy choice is the only thing in its time
 that the peer's has not. Prompts of the same token ids, the same context, warm caches, no speculation. FILE.json keeps
-the rows of earlier runs that this one does not measure again, so that a table may grow.
+the rows of earlier runs that this one does not measure again, so that a table may grow. With --peer-model the peer runs
+another file: the same shape in a format that it reads.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Row:
     work: Work
     sterna_runs: list[float]
     peer_runs: list[float]
+    peer_model: str = ""  # where the peer ran another file
 
 
 class PeerMeasurement:
@@ -119,8 +121,8 @@ def run_pairs(
     return *runs, bandwidths, peaks
 
 
-def bench(model: str, tests: list[BenchTest], pairs: int, threads: int) -> list[Row]:
-    """All tests of one model."""
+def bench(model: str, tests: list[BenchTest], pairs: int, threads: int, peer_model: str | None = None) -> list[Row]:
+    """All tests of one model; the peer runs peer_model, where there is one."""
     rows = []
     machine = Machine(threads=threads, buffer_bytes=SHORT_BUFFER_BYTES)
     context = max(test.context for test in tests)
@@ -129,8 +131,9 @@ def bench(model: str, tests: list[BenchTest], pairs: int, threads: int) -> list[
     with sterna.load(model, context=context, threads=threads, max_sequences=sequences, kv_tokens=kv_tokens) as llm:
         program = trace(Gguf(llm.info.path)).program
         for test in tests:
-            settings = best_settings(llm.info.path, test, threads)
-            peer = PeerMeasurement(llm.info.path, test, threads, settings)
+            peer_path = peer_model or llm.info.path
+            settings = best_settings(peer_path, test, threads)
+            peer = PeerMeasurement(peer_path, test, threads, settings)
             ours, theirs, bandwidths, peaks = run_pairs(Measurement(llm.engine, test).run, peer.run, machine, pairs)
             peer.close()
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -154,6 +157,7 @@ def bench(model: str, tests: list[BenchTest], pairs: int, threads: int) -> list[
                     work=work,
                     sterna_runs=ours,
                     peer_runs=theirs,
+                    peer_model=Path(peer_model).name if peer_model else "",
                 )
             )
             print(format_row(rows[-1]), flush=True)
@@ -170,8 +174,9 @@ def median_share(work: Work, speeds: list[float], bandwidths: list[float], peaks
 def format_row(row: Row) -> str:
     """A line of the Markdown table."""
     low, high = row.ratio_range
+    model = Path(row.model).name + (f" (llama.cpp: {row.peer_model})" if row.peer_model else "")
     return (
-        f"| {Path(row.model).name} | {row.test} | {speed(row.sterna)} | {speed(row.peer)} | "
+        f"| {model} | {row.test} | {speed(row.sterna)} | {speed(row.peer)} | "
         f"{row.ratio:.2f} ({low:.2f} to {high:.2f}) | {100 * row.share:.0f} % / {100 * row.peer_share:.0f} % "
         f"{row.limit} | {row.peer_settings} |"
     )
@@ -240,13 +245,14 @@ def main() -> None:
     parser.add_argument("--tests", default="pp512,tg128", help="names with commas between")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer-model", metavar="FILE", help="what llama.cpp runs in place of MODEL")
     parser.add_argument("--out", type=Path, help="Markdown file; the same name with .json beside it holds the rows")
     args = parser.parse_args()
     tests = [BenchTest.parse(name.strip()) for name in args.tests.split(",")]
     print(HEADER, flush=True)
     rows = saved_rows(args.out.with_suffix(".json")) if args.out else []
     for model in args.models:
-        found = bench(model, tests, args.pairs, args.threads)
+        found = bench(model, tests, args.pairs, args.threads, args.peer_model)
         measured = {(row.model, row.test) for row in found}
         rows = [row for row in rows if (row.model, row.test) not in measured] + found
         if args.out:  # what is there is kept, whatever happens to the next model
