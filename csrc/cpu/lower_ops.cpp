@@ -25,6 +25,7 @@ void lower_rms_norm(Lowering& lowering, const Node& node) {
   step.heads = lowering.row_size(x) / step.n;
   step.eps = static_cast<float>(node.number("eps"));
   lowering.bind(step.x, x);
+  if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(step.residual, residual);
   lowering.bind(step.y, lowering.define(node.outputs[0]));
   lowering.add(run_norm, &step);
 }

@@ -87,9 +87,9 @@ struct EmbedStep {
 };
 void run_embed(const void* arguments, const StepContext& context);
 
-/// y = rms_norm of each of `heads` parts of n floats of a row.
+/// y = rms_norm of each of `heads` parts of n floats of a row (+ residual).
 struct NormStep {
-  Rows x, y;
+  Rows x, residual, y;  // residual's data null: none
   const float* weight;  // null: none
   std::int64_t heads, n;
   float eps;

@@ -28,10 +28,11 @@ void run_embed(const void* arguments, const StepContext& context) {
 void run_norm(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const NormStep*>(arguments);
   each_row(context, step.x.outputs, [&](std::int64_t row) {
+    float* y = step.y.row(row);
     for (std::int64_t h = 0; h < step.heads; ++h) {
-      context.kernels->rms_norm(step.x.row(row) + h * step.n, step.weight, step.y.row(row) + h * step.n, step.n,
-                                step.eps);
+      context.kernels->rms_norm(step.x.row(row) + h * step.n, step.weight, y + h * step.n, step.n, step.eps);
     }
+    if (step.residual.data != nullptr) context.kernels->add(y, step.residual.row(row), y, step.heads * step.n);
   });
 }
 

@@ -74,7 +74,7 @@ std::vector<OpSpec> make_table() {
        {rule, folded_eps},
        unembed_shapes},
       {"rms_norm",
-       {{"x", kResult, kOne}, {"w", kWeight, kOptional}},
+       {{"x", kResult, kOne}, {"w", kWeight, kOptional}, {"residual", kResult, kOptional}},
        {{"eps", kRequired, 0.0, {}, {}}},
        rms_norm_shapes},
       {"rope",

@@ -55,6 +55,16 @@ void check_optional_vector(const Program& program, const Node& node, std::string
   if (const ValueId id = node.input(role); id != kNoValue) check_vector(node, role, program.value(id), size);
 }
 
+void check_residual(const Program& program, const Node& node, const Shape& result) {
+  const ValueId id = node.input("residual");
+  if (id == kNoValue) return;
+  const Value& residual = program.value(id);
+  if (residual.shape != result) {
+    fail(node,
+         "residual " + residual.name + " has shape " + to_string(residual.shape) + ", the result " + to_string(result));
+  }
+}
+
 void check_positive(const Node& node, std::string_view name) {
   if (!(node.number(name) > 0))
     fail(node, std::string(name) + " is " + std::to_string(node.number(name)) + ", must be above 0");
@@ -136,13 +146,8 @@ std::vector<Shape> linear_shapes(const Program& program, const Node& node) {
     if (shapes.size() != 2 || shapes[0] != shapes[1]) fail(node, "glu needs two weights of equal shape, gate and up");
     shapes.pop_back();
   }
-  if (const ValueId residual = node.input("residual"); residual != kNoValue) {
-    if (weights.size() != 1) fail(node, "residual needs exactly one weight");
-    const Value& r = program.value(residual);
-    if (r.shape != shapes[0]) {
-      fail(node, "residual " + r.name + " has shape " + to_string(r.shape) + ", the result " + to_string(shapes[0]));
-    }
-  }
+  if (node.input("residual") != kNoValue && weights.size() != 1) fail(node, "residual needs exactly one weight");
+  check_residual(program, node, shapes[0]);
   return shapes;
 }
 
@@ -161,6 +166,7 @@ std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node) {
   const std::size_t rank = operand(program, node, "x").shape.size();
   const Shape& x = rows(program, node, "x", rank == 3 ? 3 : 2);
   check_optional_vector(program, node, "w", x.back().size);
+  check_residual(program, node, x);
   check_positive(node, "eps");
   return {x};
 }
@@ -242,12 +248,7 @@ std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node) {
     fail(node, "uses " + std::to_string(experts[1].size) + " of " + std::to_string(enk[0].size) + " experts");
   }
   const Shape shape = {x[0], back[1]};
-  if (const ValueId residual = node.input("residual"); residual != kNoValue) {
-    const Value& r = program.value(residual);
-    if (r.shape != shape) {
-      fail(node, "residual " + r.name + " has shape " + to_string(r.shape) + ", the result " + to_string(shape));
-    }
-  }
+  check_residual(program, node, shape);
   return {shape};
 }
 

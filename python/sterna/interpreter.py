@@ -306,7 +306,8 @@ class Interpreter:
         return self._project(node, x, operands, attributes["activation"])
 
     def _rms_norm(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
-        return rms_norm(operands["x"][0], operands["w"][0] if "w" in operands else None, attributes["eps"])
+        normed = rms_norm(operands["x"][0], operands["w"][0] if "w" in operands else None, attributes["eps"])
+        return operands["residual"][0] + normed if "residual" in operands else normed
 
     def _turn(self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], prefix: str) -> F32:
         factors = operands["factors"][0].tolist() if "factors" in operands else []

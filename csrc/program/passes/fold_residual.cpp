@@ -1,4 +1,4 @@
-/// fold_residual: an addition moves into the linear, or the experts, whose result it adds.
+/// fold_residual: an addition moves into the linear, the experts, or the norm, whose result it adds.
 #include "program/passes/passes.h"
 #include "program/passes/rewrite.h"
 
@@ -10,7 +10,8 @@ namespace {
 int foldable_node(const Program& program, const Uses& uses, const Node& add, ValueId operand, ValueId other) {
   const Node* node = uses.producer(operand);
   if (node == nullptr || !uses.is_read_once(operand) || program.value(other).kind != ValueKind::kNode) return -1;
-  if (node->op != "expert_glu" && (node->op != "linear" || node->input_list("w").size() != 1)) return -1;
+  const bool is_linear = node->op == "linear" && node->input_list("w").size() == 1;
+  if (!is_linear && node->op != "expert_glu" && node->op != "rms_norm") return -1;
   if (node->input("residual") != kNoValue || add.op != "add") return -1;
   return uses.producer_index(operand);
 }

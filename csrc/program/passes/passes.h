@@ -15,7 +15,7 @@ void merge_linears(Program& program);
 void fold_norm(Program& program);
 /// The ropes of q and k, and the norms of each head before them, become roles of the attention that reads them.
 void fold_rope(Program& program);
-/// The addition of a linear's or the experts' result to something else becomes its role "residual".
+/// The addition of a linear's, the experts' or a norm's result to something else becomes its role "residual".
 void fold_residual(Program& program);
 /// A glu over the two results of one linear becomes its attribute "glu".
 void fold_glu(Program& program);
