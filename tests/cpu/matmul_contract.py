@@ -78,11 +78,11 @@ def blocks(
     acc = np.zeros((m, n), np.float32)
     for g in range(k // group):
         unit = g * group // 32
-        factor = d[:, g * group // info.group_size][None, :] * scales[:, unit][:, None]
-        acc = fma(sums[:, :, g], factor, acc)
         if info.has_min:
             minimum = decoded["min"].astype(np.float32).reshape(n, k // info.group_size)[:, unit]
             acc = fma(minimum[None, :], (row_sums[:, unit] * scales[:, unit])[:, None], acc)
+        factor = d[:, g * group // info.group_size][None, :] * scales[:, unit][:, None]
+        acc = fma(sums[:, :, g], factor, acc)
     return acc
 
 

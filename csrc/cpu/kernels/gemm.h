@@ -111,6 +111,13 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
   const float* row_scales = tile.scales;
   const float* row_sums = tile.scaled_sums;
   for (std::int64_t u = 0; u < k / 32; ++u, row_scales += N) {
+    if constexpr (shape.has_min) {
+      each<N>([&](int n, int p) __attribute__((always_inline)) {
+        acc[n][p] = V::fma(V::load(mins + p * 16), V::set(row_sums[n]), acc[n][p]);
+      });
+      mins += kWidth;
+      row_sums += N;
+    }
 #pragma GCC unroll 2
     for (int g = 0; g < groups; ++g) {
       V::I sum[N][kP];
@@ -123,13 +130,6 @@ inline void gemm_block(const WideTile& w, std::int64_t k, const ActivationTile& 
       y += chunks * 4 * N;
       scales += kWidth;
       corrections += kWidth;
-    }
-    if constexpr (shape.has_min) {
-      each<N>([&](int n, int p) __attribute__((always_inline)) {
-        acc[n][p] = V::fma(V::load(mins + p * 16), V::set(row_sums[n]), acc[n][p]);
-      });
-      mins += kWidth;
-      row_sums += N;
     }
   }
   store_results<N>(acc, out);

@@ -4,8 +4,8 @@
 /// every number of rows:
 ///
 ///   block layouts   acc = 0; for each group of min(group, 32) k, ascending:
-///                     acc = fma(float(sum u*y), d_group * d_y, acc)
 ///                     acc = fma(min, float(sum y) * d_y, acc)                 with a minimum
+///                     acc = fma(float(sum u*y), d_group * d_y, acc)
 ///   super layouts   acc = 0; for each block of 256 k, ascending, with exact int32 sums over its groups g:
 ///                     acc = fma(float(sum_g group_scale_g * sum u*y), d * d_y, acc)
 ///                     acc = fma(float(sum_g group_min_g * sum y), (-dmin) * d_y, acc)   with a minimum
@@ -63,6 +63,10 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
     for (int u = 0; u < spec.units(); ++u) {
       const std::uint8_t* unit = panel + u * spec.unit_bytes();
       prefetch_ahead<id, N>(panel, u);
+      if constexpr (spec.has_min) {
+        const V::F minimum = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
+        for (int n = 0; n < N; ++n) acc[n] = V::fma(minimum, V::set(scaled_sums[n]), acc[n]);
+      }
       Codes<id>::each_group([&]<int g>() __attribute__((always_inline)) {
         const std::int32_t* sums = Codes<id>::kGroups == 2 ? sums16 + g * N : sums32;
         V::I sum[N];
@@ -71,10 +75,6 @@ inline void block_panel(const std::uint8_t* panel, std::int64_t k, const Activat
         const V::F d = Codes<id>::group_scales(panel, u, g);
         for (int n = 0; n < N; ++n) acc[n] = V::fma(V::to_float(sum[n]), V::mul(d, V::set(scales[n])), acc[n]);
       });
-      if constexpr (spec.has_min) {
-        const V::F minimum = V::load_half(reinterpret_cast<const std::uint16_t*>(panel + spec.min_offset()));
-        for (int n = 0; n < N; ++n) acc[n] = V::fma(minimum, V::set(scaled_sums[n]), acc[n]);
-      }
       y += kUnit * N;
       scales += N;
       sums32 += N;
