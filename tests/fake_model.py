@@ -81,6 +81,9 @@ class FakeModel:
         value = self.metadata[key]
         return len(value) if isinstance(value, list) else self.fail(key, "is no array")
 
+    def weight_format(self, name: str) -> str:
+        return self._tensors[name].format
+
     def fail(self, key: str, problem: str) -> NoReturn:
         raise ModelFormatError(f"{self.path}: {key}: {problem}", self.path, key, 0)
 

@@ -51,6 +51,8 @@ def random_weights(
             values.astype(np.float16) if format == "F16" else (values.view(np.uint32) >> 16).astype(np.uint16)
         )
     count = n * k // info.block_size
+    if info.is_ternary:
+        return random_ternary(info, count, rng, smallest, largest)
     good: list[Bytes] = []
     found = 0
     while found < count:
@@ -66,9 +68,26 @@ def random_weights(
     return np.ascontiguousarray(np.concatenate(good)[:count]).reshape(-1)
 
 
+def random_ternary(
+    info: _core.FormatInfo, count: int, rng: np.random.Generator, smallest: float = 2.0**-10, largest: float = 4.0
+) -> Bytes:
+    """Blocks of a ternary format, flat: any valid codes, under scales of blocks or one of the tensor, which no half holds."""
+    blocks = rng.integers(0, 256, (count, info.block_bytes), dtype=np.uint8)
+    if info.name != "Q1_0_TERNARY":
+        blocks ^= blocks & (blocks >> 1) & 0x55  # 3 becomes 2
+    scales = np.exp(rng.uniform(np.log(smallest), np.log(largest), count)).astype(np.float32)
+    if info.tail_bytes:
+        tail = np.zeros(info.tail_bytes, np.uint8)
+        tail[:4] = scales[:1].view(np.uint8)
+        return np.concatenate([blocks.reshape(-1), tail])
+    for offset in range(0, info.block_bytes, {"Q1_0_TERNARY": 18, "Q2_0_TERNARY": 18, "Q2_0_G128_TERNARY": 34}[info.name]):
+        blocks[:, offset : offset + 2] = scales.astype("<f2").view(np.uint8).reshape(count, 2)
+    return blocks.reshape(-1)
+
+
 def dequantized(data: Bytes, format: str, n: int, k: int) -> Floats:
     """The floats that a tensor's bytes stand for, [n, k]."""
-    return _core.dequantize(data.reshape(-1, FORMATS[format].block_bytes), format).reshape(n, k)
+    return _core.dequantize(data, format).reshape(n, k)
 
 
 class Net:

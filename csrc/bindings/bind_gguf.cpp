@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "gguf/gguf.h"
+#include "gguf/ternary_scan.h"
 #include "gguf/text.h"
 
 namespace py = pybind11;
@@ -36,6 +37,12 @@ py::str from_path(const std::string& path) {
   PyObject* decoded = PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<py::ssize_t>(path.size()));
   if (decoded == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::str>(decoded);
+}
+
+I2sOrder i2s_order_from(const std::string& name) {
+  if (name == "x86") return I2sOrder::kX86;
+  if (name == "arm") return I2sOrder::kArm;
+  throw ArgumentError("i2s_order is \"" + printable(name) + "\", must be \"x86\" or \"arm\"");
 }
 
 py::dtype to_dtype(ValueType type) {
@@ -118,6 +125,17 @@ py::array read_tensor(const GgufModel& model, const std::string& name) {
   return out;
 }
 
+py::object scan(const GgufModel& model, const std::string& name) {
+  const TensorInfo& tensor = model.require(name);
+  if (!is_scannable(*tensor.format)) return py::none();
+  TernaryScan found;
+  {
+    const py::gil_scoped_release released;
+    found = scan_ternary(model, tensor);
+  }
+  return py::cast(found);
+}
+
 py::tuple shape_of(const TensorInfo& tensor) {
   py::tuple shape(tensor.shape.size());
   for (std::size_t i = 0; i < tensor.shape.size(); ++i) shape[i] = tensor.shape[i];
@@ -142,13 +160,24 @@ void bind_gguf(py::module_& m) {
         return py::str("TensorInfo({!r}, {}, {})").format(to_str(t.name), shape_of(t), to_str(t.format->name));
       });
 
+  py::class_<TernaryScan>(m, "TernaryScan")
+      .def_readonly("codes", &TernaryScan::codes)
+      .def_readonly("first_fourth", &TernaryScan::first_fourth)
+      .def_readonly("unused_bytes", &TernaryScan::unused_bytes)
+      .def_readonly("least_scale", &TernaryScan::least_scale)
+      .def_readonly("largest_scale", &TernaryScan::largest_scale)
+      .def_readonly("bad_scales", &TernaryScan::bad_scales)
+      .def_readonly("first_bad_block", &TernaryScan::first_bad_block)
+      .def_readonly("one_scale", &TernaryScan::one_scale);
+
   py::class_<GgufModel, std::shared_ptr<GgufModel>>(m, "Gguf")
-      .def(py::init([](const py::object& path) {
+      .def(py::init([](const py::object& path, const std::string& i2s_order) {
              const std::string name = to_path(path);
+             const I2sOrder order = i2s_order_from(i2s_order);
              const py::gil_scoped_release released;
-             return std::make_shared<GgufModel>(GgufModel::open(name));
+             return std::make_shared<GgufModel>(GgufModel::open(name, order));
            }),
-           py::arg("path"))
+           py::arg("path"), py::kw_only(), py::arg("i2s_order") = "x86")
       .def_property_readonly("path", [](const GgufModel& g) { return from_path(g.path()); })
       .def_property_readonly("version", &GgufModel::version)
       .def_property_readonly("alignment", &GgufModel::alignment)
@@ -269,7 +298,16 @@ void bind_gguf(py::module_& m) {
                              })
       .def("find", &GgufModel::find, py::arg("name"), py::return_value_policy::reference_internal)
       .def("require", &GgufModel::require, py::arg("name"), py::return_value_policy::reference_internal)
-      .def("read", read_tensor, py::arg("name"));
+      .def("read", read_tensor, py::arg("name"))
+      .def(
+          "weight_format",
+          [](const GgufModel& g, const std::string& name) {
+            const TensorInfo& tensor = g.require(name);
+            const py::gil_scoped_release released;
+            return std::string(weight_format(g, tensor).name);
+          },
+          py::arg("name"))
+      .def("scan_ternary", scan, py::arg("name"));
 }
 
 }  // namespace sterna::bindings

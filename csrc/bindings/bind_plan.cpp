@@ -101,14 +101,15 @@ py::tuple pack_and_dequantize(const Bytes& data, const std::string& format_name,
   if (format == nullptr) throw ArgumentError("no format " + format_name);
   PackedMatrix matrix = make_matrix(*format, n, k);
   const std::int64_t row_bytes = k / format->block_size * format->block_bytes;
-  if (data.size() != n * row_bytes)
-    throw ArgumentError("data has " + std::to_string(data.size()) + " bytes, not " + std::to_string(n * row_bytes));
-  const std::span<const std::uint8_t> bytes(data.data(), static_cast<std::size_t>(data.size()));
-  bool finite = true;
+  const std::int64_t size = n * row_bytes + format->tail_bytes;
+  if (data.size() != size)
+    throw ArgumentError("data has " + std::to_string(data.size()) + " bytes, not " + std::to_string(size));
+  const auto bytes = std::span(data.data(), static_cast<std::size_t>(size)).first(static_cast<std::size_t>(n * row_bytes));
+  bool finite = format->tail_bytes == 0 || set_tensor_scale(matrix, {data.data() + bytes.size(), format->tail_bytes});
   for (std::int64_t panel = 0; panel < matrix.panels(); ++panel) {
     const auto begin = static_cast<std::size_t>(panel * kPanelRows * row_bytes);
-    const auto size = std::min(bytes.size() - begin, static_cast<std::size_t>(kPanelRows * row_bytes));
-    finite = pack_panel(matrix, panel, bytes.subspan(begin, size)) && finite;
+    const auto count = std::min(bytes.size() - begin, static_cast<std::size_t>(kPanelRows * row_bytes));
+    finite = pack_panel(matrix, panel, bytes.subspan(begin, count)) && finite;
   }
   py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(k)});
   for (std::int64_t row = 0; row < n; ++row) dequantize_row(matrix, row, values.mutable_data() + row * k);

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "gguf/reader.h"
 #include "quant/format.h"
 
 namespace py = pybind11;
@@ -36,12 +37,22 @@ const Format& format_by_name(const std::string& name) {
   return *format;
 }
 
+/// Blocks of a whole tensor.
 py::ssize_t count_blocks(const Bytes& data, const Format& format) {
-  if (data.size() % format.block_bytes != 0) {
+  const py::ssize_t bytes = data.size() - format.tail_bytes;
+  if (bytes < 0 || bytes % format.block_bytes != 0) {
+    const std::string tail = format.tail_bytes == 0 ? "" : " and " + std::to_string(format.tail_bytes) + " behind them";
     throw ArgumentError("data: " + std::to_string(data.size()) + " bytes are not whole blocks of " +
-                        std::string(format.name) + " (" + std::to_string(format.block_bytes) + " bytes each)");
+                        std::string(format.name) + " (" + std::to_string(format.block_bytes) + " bytes each" + tail +
+                        ")");
   }
-  return data.size() / format.block_bytes;
+  return bytes / format.block_bytes;
+}
+
+/// The number that multiplies all of a tensor: in its tail, or one.
+float tensor_scale(const Bytes& data, const Format& format) {
+  if (format.tail_bytes == 0) return 1.0f;
+  return load_little_endian<float>(data.data() + data.size() - format.tail_bytes);
 }
 
 py::array_t<float> dequantize(const Bytes& data, const std::string& name) {
@@ -50,10 +61,14 @@ py::array_t<float> dequantize(const Bytes& data, const std::string& name) {
   const py::ssize_t blocks = count_blocks(data, format);
   py::array_t<float> result(blocks * format.block_size);
   const std::uint8_t* source = data.data();
+  const float scale = tensor_scale(data, format);
   float* out = result.mutable_data();
   const py::gil_scoped_release release;
   for (py::ssize_t i = 0; i < blocks; ++i) {
     format.dequantize(source + i * format.block_bytes, out + i * format.block_size);
+  }
+  if (format.tail_bytes != 0) {
+    for (py::ssize_t i = 0; i < blocks * format.block_size; ++i) out[i] *= scale;
   }
   return result;
 }
@@ -72,6 +87,7 @@ py::dict decode_blocks(const Bytes& data, const std::string& name) {
   py::array_t<std::int16_t> group_min({blocks, group_scales});
   const std::uint8_t* source = data.data();
   std::int8_t* codes_out = codes.mutable_data();
+  const float of_all = tensor_scale(data, format);
   float* scale_out = scale.mutable_data();
   float* min_out = min.mutable_data();
   std::int16_t* group_scale_out = group_scale.mutable_data();
@@ -82,7 +98,7 @@ py::dict decode_blocks(const Bytes& data, const std::string& name) {
     for (py::ssize_t i = 0; i < blocks; ++i) {
       format.decode(source + i * format.block_bytes, decoded);
       codes_out = std::copy_n(decoded.codes, format.block_size, codes_out);
-      scale_out = std::copy_n(decoded.scale, scales, scale_out);
+      for (py::ssize_t s = 0; s < scales; ++s) *scale_out++ = of_all * decoded.scale[s];
       min_out = std::copy_n(decoded.min, scales, min_out);
       group_scale_out = std::copy_n(decoded.group_scale, group_scales, group_scale_out);
       group_min_out = std::copy_n(decoded.group_min, group_scales, group_min_out);
@@ -108,6 +124,8 @@ void bind_quant(py::module_& m) {
       .def_property_readonly("scales", [](const Format& f) { return scale_kind_name(f.scales); })
       .def_property_readonly("group_size", [](const Format& f) { return f.group_size; })
       .def_property_readonly("has_min", [](const Format& f) { return f.has_min; })
+      .def_property_readonly("tail_bytes", [](const Format& f) { return f.tail_bytes; })
+      .def_property_readonly("is_ternary", [](const Format& f) { return f.is_ternary; })
       .def("__repr__", [](const Format& f) { return "<FormatInfo " + std::string(f.name) + ">"; });
   m.def("formats", [] { return std::vector<Format>(formats().begin(), formats().end()); });
   m.def("dequantize", &dequantize, py::arg("data"), py::arg("format"));

@@ -10,10 +10,11 @@ std::int64_t align(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 bool is_sum(const PackedMatrix& w, const TileSpace& tiles) { return w.uniform_scale && tiles.block == tiles.k; }
 
-/// Integer sums become results where one scale holds for all of a row.
-void scale_sums(const PackedMatrix& w, const ActivationTile& tile, float* values, int width) {
+/// Integer sums become results where one scale holds for all of a row; others, where the matrix has a factor.
+void scale_results(const PackedMatrix& w, bool sum, const ActivationTile& tile, float* values, int width) {
+  if (!sum && w.factor == 1.0f) return;
   for (int row = 0; row < tile.rows; ++row) {
-    const float scale = w.scale * tile.scales[row];
+    const float scale = sum ? w.scale * tile.scales[row] : w.factor;
     for (int r = 0; r < width; ++r) values[row * width + r] *= scale;
   }
 }
@@ -42,7 +43,7 @@ class FewRows {
   /// values[row][16] of the selected panel.
   void multiply(const ActivationTile& tile, float* values) const {
     kernels_[tile.rows - 1](panel_, w_.k, tile, values);
-    if (sum_) scale_sums(w_, tile, values, kPanelRows);
+    scale_results(w_, sum_, tile, values, kPanelRows);
   }
 
  private:
@@ -86,10 +87,10 @@ class ManyRows {
   void multiply(const ActivationTile& tile, float* values) const {
     if (sum_) {
       table_.gemm_sum[tile.rows - 1](tile_, w_.k, tile, values);
-      scale_sums(w_, tile, values, tile_.width);
     } else {
       table_.gemm[static_cast<int>(layout_)][tile.rows - 1](tile_, w_.k, tile, values);
     }
+    scale_results(w_, sum_, tile, values, tile_.width);
   }
 
  private:

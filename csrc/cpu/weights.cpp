@@ -33,8 +33,8 @@ std::size_t aligned_bytes(const PackedMatrix& matrix) {
   return (bytes + Buffer::kAlignment - 1) / Buffer::kAlignment * Buffer::kAlignment;
 }
 
-[[noreturn]] void not_finite(std::string_view name) {
-  throw UnsupportedModelError("tensor " + std::string(name) + " holds a NaN or infinite number");
+[[noreturn]] void fault(std::string_view name, const std::string& what) {
+  throw UnsupportedModelError("tensor " + std::string(name) + " holds " + what);
 }
 
 /// `bytes` holds the rows of one job or more.
@@ -48,7 +48,7 @@ void pack(const PackJob& job, const TensorSource& source, std::span<std::uint8_t
   for (std::int64_t panel = job.first_panel; panel < job.last_panel; ++panel) {
     const std::span<std::uint8_t> rows = bytes.first(std::min(bytes.size(), panel_size));
     bytes = bytes.subspan(rows.size());
-    if (!pack_panel(matrix, panel, rows)) not_finite(job.name);
+    if (!pack_panel(matrix, panel, rows)) fault(job.name, find_fault(matrix, panel * kPanelRows, rows));
   }
 }
 
@@ -86,7 +86,7 @@ std::size_t element_count(const Value& value) {
 std::vector<float> read_vector(const Value& value, const TensorSource& source) {
   const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
   const auto count = static_cast<std::int64_t>(element_count(value));
-  if (format.dequantize == nullptr || count % format.block_size != 0) {
+  if (format.dequantize == nullptr || format.tail_bytes != 0 || count % format.block_size != 0) {
     throw UnsupportedModelError("tensor " + value.name + " has format " + std::string(format.name) +
                                 ", which holds no vector of floats");
   }
@@ -96,8 +96,23 @@ std::vector<float> read_vector(const Value& value, const TensorSource& source) {
   for (std::int64_t b = 0; b < count / format.block_size; ++b) {
     format.dequantize(bytes.data() + b * format.block_bytes, vector.data() + b * format.block_size);
   }
-  if (!std::all_of(vector.begin(), vector.end(), [](float x) { return std::isfinite(x); })) not_finite(value.name);
+  if (!std::all_of(vector.begin(), vector.end(), [](float x) { return std::isfinite(x); })) {
+    fault(value.name, "a NaN or infinite number");
+  }
   return vector;
+}
+
+/// The scale behind the blocks of a tensor, for all its matrices.
+void read_tensor_scale(const std::string& name, std::span<PackedMatrix> matrices, const TensorSource& source) {
+  const std::uint32_t tail_bytes = matrices[0].format->tail_bytes;
+  if (tail_bytes == 0) return;
+  std::int64_t offset = 0;
+  for (const PackedMatrix& matrix : matrices) offset += matrix.n * row_bytes(matrix);
+  std::vector<std::uint8_t> tail(tail_bytes);
+  source.read(name, static_cast<std::uint64_t>(offset), tail);
+  for (PackedMatrix& matrix : matrices) {
+    if (!set_tensor_scale(matrix, tail)) fault(name, "a scale behind its codes that is NaN or infinite");
+  }
 }
 
 }  // namespace
@@ -116,6 +131,7 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
     }
     auto& [name, matrices] = *matrices_.find(value.name);
     if (!matrices[0].bytes.empty()) continue;
+    read_tensor_scale(name, matrices, source);
     std::int64_t offset = 0;
     for (PackedMatrix& matrix : matrices) {
       matrix.bytes = left.first(static_cast<std::size_t>(matrix.panels() * matrix.panel_bytes));

@@ -51,6 +51,12 @@ std::uint32_t read_alignment(const Metadata& metadata) {
   return alignment;
 }
 
+/// Whether the architecture is one of BitNet's: "bitnet", "bitnet-25", "bitnet-b1.58".
+bool is_bitnet(const Metadata& metadata) {
+  constexpr std::string_view kKey = "general.architecture";
+  return metadata.type_of(kKey) == ValueType::kString && metadata.get_string(kKey).starts_with("bitnet");
+}
+
 /// "-00001-of-00003.gguf"; parts count from 1 in file names.
 std::string part_suffix(std::uint32_t part, std::uint32_t count) {
   const auto five = [](std::uint32_t n) {
@@ -86,8 +92,9 @@ Split read_split(const Metadata& metadata) {
 
 }  // namespace
 
-GgufModel GgufModel::open(const std::string& path) {
+GgufModel GgufModel::open(const std::string& path, I2sOrder order) {
   GgufModel model;
+  model.order_ = order;
   const std::uint64_t used = model.add_part(path, kMostMetadataBytes, model.metadata_);
   model.open_rest(path, kMostMetadataBytes - used);
   model.index_tensors();
@@ -112,7 +119,7 @@ std::uint64_t GgufModel::add_part(const std::string& path, std::uint64_t budget,
   metadata = Metadata::parse(reader, num_pairs);
   const std::uint32_t alignment = read_alignment(metadata);
   if (part == 0) alignment_ = alignment;
-  return parse_tensor_table(reader, num_tensors, alignment, part, tensors_);
+  return parse_tensor_table(reader, num_tensors, alignment, part, {is_bitnet(metadata_), order_}, tensors_);
 }
 
 void GgufModel::open_rest(const std::string& path, std::uint64_t budget) {

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "base/checked.h"
+#include "base/error.h"
 #include "gguf/text.h"
 
 namespace sterna {
@@ -15,56 +16,31 @@ namespace {
 constexpr std::uint64_t kMostNameBytes = 256;
 constexpr std::uint32_t kMostDims = 4;
 
-/// Why ggml.h has an id that no table entry may carry.
-const char* retired_type(std::uint32_t id) {
-  switch (id) {
-    case 4:
-      return "Q4_2, which was removed from GGUF";
-    case 5:
-      return "Q4_3, which was removed from GGUF";
-    case 9:
-      return "Q8_1, which is for activations and never stored";
-    case 15:
-      return "Q8_K, which is for activations and never stored";
-    case 31:
-      return "Q4_0_4_4, which was removed from GGUF (repack from Q4_0)";
-    case 32:
-      return "Q4_0_4_8, which was removed from GGUF (repack from Q4_0)";
-    case 33:
-      return "Q4_0_8_8, which was removed from GGUF (repack from Q4_0)";
-    case 36:
-      return "IQ4_NL_4_4, which was removed from GGUF (repack from IQ4_NL)";
-    case 37:
-      return "IQ4_NL_4_8, which was removed from GGUF (repack from IQ4_NL)";
-    case 38:
-      return "IQ4_NL_8_8, which was removed from GGUF (repack from IQ4_NL)";
-    default:
-      return nullptr;
-  }
-}
-
 std::string quoted(const TensorInfo& tensor) { return "\"" + printable(tensor.name) + "\""; }
 
-/// Where the last member of an entry, its offset into the data, stands in the file.
-std::uint64_t offset_member_at(const TensorInfo& tensor) {
-  return tensor.entry_offset + 8 + tensor.name.size() + 4 + 8 * tensor.shape.size() + 4;
-}
+// Where the members of an entry stand in the file.
+std::uint64_t shape_member_at(const TensorInfo& tensor) { return tensor.entry_offset + 8 + tensor.name.size() + 4; }
+std::uint64_t type_member_at(const TensorInfo& tensor) { return shape_member_at(tensor) + 8 * tensor.shape.size(); }
+std::uint64_t offset_member_at(const TensorInfo& tensor) { return type_member_at(tensor) + 4; }
 
-/// The bytes of a tensor: rows of whole blocks. Nothing when they pass 2^64.
-std::optional<std::uint64_t> tensor_bytes(const TensorInfo& tensor) {
+/// Nothing when they pass 2^64.
+std::optional<std::uint64_t> count_elements(const TensorInfo& tensor) {
   std::optional<std::uint64_t> elements = 1;
-  std::optional<std::uint64_t> bytes = tensor.format->block_bytes;
-  for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
-    const bool is_row = i + 1 == tensor.shape.size();
-    bytes = checked_mul(*bytes, is_row ? tensor.shape[i] / tensor.format->block_size : tensor.shape[i]);
-    elements = checked_mul(*elements, tensor.shape[i]);
-    if (!bytes || !elements) return std::nullopt;
-  }
-  return bytes;
+  for (const std::uint64_t size : tensor.shape) elements = elements ? checked_mul(*elements, size) : elements;
+  return elements;
 }
 
-/// One entry; `offset` is still relative to the data.
-TensorInfo parse_entry(Reader& reader, std::uint64_t index, std::uint32_t file, std::vector<std::uint8_t>& scratch) {
+/// The bytes of a tensor: rows of whole blocks, and what is behind them. Nothing when they pass 2^64.
+std::optional<std::uint64_t> tensor_bytes(const TensorInfo& tensor) {
+  const auto elements = count_elements(tensor);
+  if (!elements) return std::nullopt;
+  const auto bytes = checked_mul(*elements / tensor.format->block_size, tensor.format->block_bytes);
+  return bytes ? checked_add(*bytes, tensor.format->tail_bytes) : bytes;
+}
+
+/// One entry and its type; `offset` is still relative to the data, format and bytes are not known yet.
+TensorInfo parse_entry(Reader& reader, std::uint64_t index, std::uint32_t file, std::vector<std::uint8_t>& scratch,
+                       std::uint32_t& type) {
   const auto field = [&](const char* member) { return Field{"tensor", index, {}, member}; };
   TensorInfo tensor{};
   tensor.file = file;
@@ -84,7 +60,6 @@ TensorInfo parse_entry(Reader& reader, std::uint64_t index, std::uint32_t file, 
     reader.fail(field("n_dims"), dims_at,
                 quoted(tensor) + " has " + std::to_string(dims) + " dimensions; 1 to 4 are possible");
   }
-  const std::uint64_t shape_at = reader.position();
   tensor.shape.resize(dims);
   for (std::uint32_t i = 0; i < dims; ++i) {
     const Field shape_field{"tensor", index, {}, "shape", i};
@@ -94,27 +69,57 @@ TensorInfo parse_entry(Reader& reader, std::uint64_t index, std::uint32_t file, 
     tensor.shape[dims - 1 - i] = size;
   }
 
-  const std::uint64_t type_at = reader.position();
-  const std::uint32_t type = reader.u32(field("type"));
-  tensor.format = find_format(type);
-  if (tensor.format == nullptr) {
-    const char* retired = retired_type(type);
-    reader.fail(field("type"), type_at,
-                quoted(tensor) + " has type " + std::to_string(type) + ", " +
-                    (retired != nullptr ? retired : "which is unknown"));
+  type = reader.u32(field("type"));
+  tensor.offset = reader.u64(field("offset"));
+  return tensor;
+}
+
+/// What the ambiguous types of the table mean.
+std::vector<TypeMeaning> choose_ambiguous(const Reader& reader, std::uint64_t data, std::uint32_t alignment,
+                                          const Writer& writer, std::span<const TensorInfo> tensors,
+                                          std::span<const std::uint32_t> types) {
+  std::vector<std::uint64_t> offsets;
+  offsets.reserve(tensors.size());
+  for (const TensorInfo& tensor : tensors) offsets.push_back(tensor.offset);
+  std::sort(offsets.begin(), offsets.end());
+  const std::uint64_t end = reader.file().size() - data;
+  std::vector<TensorExtent> extents;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!is_ambiguous_type(types[i])) continue;
+    const TensorInfo& tensor = tensors[i];
+    const auto next = std::upper_bound(offsets.begin(), offsets.end(), tensor.offset);
+    const std::uint64_t limit = next == offsets.end() ? end : std::min(*next, end);
+    const std::uint64_t room = limit > tensor.offset ? limit - tensor.offset : 0;
+    extents.push_back({types[i], count_elements(tensor).value_or(0), tensor.shape.back(), room});
   }
+  return choose_formats(extents, alignment, writer);
+}
+
+/// Gives a tensor the format that its type stands for, and its size.
+void set_format(const Reader& reader, std::size_t index, std::uint32_t type, const TypeMeaning& meaning,
+                TensorInfo& tensor) {
+  const auto field = [&](const char* member) { return Field{"tensor", index, {}, member}; };
+  if (!count_elements(tensor)) {
+    reader.fail(field("shape"), shape_member_at(tensor), "the size of " + quoted(tensor) + " overflows 64 bits");
+  }
+  if (meaning.format == nullptr) {
+    const std::string problem = quoted(tensor) + " has type " + std::to_string(type) + ", " + meaning.problem;
+    if (meaning.is_foreign) throw UnsupportedModelError(reader.file().name() + ": " + problem);
+    reader.fail(field("type"), type_member_at(tensor), problem);
+  }
+  tensor.format = meaning.format;
   const std::uint32_t block = tensor.format->block_size;
   if (tensor.shape.back() % block != 0) {
-    reader.fail({"tensor", index, {}, "shape", 0}, shape_at,
+    reader.fail({"tensor", index, {}, "shape", 0}, shape_member_at(tensor),
                 quoted(tensor) + " has rows of " + std::to_string(tensor.shape.back()) +
                     " elements, no multiple of the " + std::to_string(block) + " in a block of " +
                     std::string(tensor.format->name));
   }
   const auto bytes = tensor_bytes(tensor);
-  if (!bytes) reader.fail(field("shape"), shape_at, "the size of " + quoted(tensor) + " overflows 64 bits");
+  if (!bytes) {
+    reader.fail(field("shape"), shape_member_at(tensor), "the size of " + quoted(tensor) + " overflows 64 bits");
+  }
   tensor.bytes = *bytes;
-  tensor.offset = reader.u64(field("offset"));
-  return tensor;
 }
 
 /// Pads to the data. The padding is zero by definition; other bytes there mean that the table is longer than its count,
@@ -174,12 +179,23 @@ void place(const Reader& reader, std::uint64_t data, std::uint32_t alignment, st
 }  // namespace
 
 std::uint64_t parse_tensor_table(Reader& reader, std::uint64_t count, std::uint32_t alignment, std::uint32_t file,
-                                 std::vector<TensorInfo>& tensors) {
+                                 const Writer& writer, std::vector<TensorInfo>& tensors) {
   const std::size_t first = tensors.size();
   std::vector<std::uint8_t> scratch;
-  for (std::uint64_t i = 0; i < count; ++i) tensors.push_back(parse_entry(reader, i, file, scratch));
+  std::vector<std::uint32_t> types;
+  std::uint32_t type = 0;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    tensors.push_back(parse_entry(reader, i, file, scratch, type));
+    types.push_back(type);
+  }
   const std::uint64_t data = skip_padding(reader, alignment, count > 0);
-  place(reader, data, alignment, std::span(tensors).subspan(first));
+  const std::span<TensorInfo> own = std::span(tensors).subspan(first);
+  const std::vector<TypeMeaning> ambiguous = choose_ambiguous(reader, data, alignment, writer, own, types);
+  auto next = ambiguous.begin();
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    set_format(reader, i, types[i], is_ambiguous_type(types[i]) ? *next++ : meaning_of(types[i]), own[i]);
+  }
+  place(reader, data, alignment, own);
   return data;
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "gguf/dialects.h"
 #include "gguf/reader.h"
 #include "quant/format.h"
 
@@ -24,8 +25,9 @@ struct TensorInfo {
 constexpr std::uint64_t kLeastTensorEntryBytes = 8 + 1 + 4 + 8 + 4 + 8;
 
 /// Reads `count` entries and appends them to `tensors`, then checks that the data which follow the table at `alignment`
-/// hold them: aligned, within the file, disjoint. Returns where the data begin. Throws ModelFormatError.
+/// hold them: aligned, within the file, disjoint. Returns where the data begin. Throws ModelFormatError;
+/// UnsupportedModelError for a format that cannot be read.
 std::uint64_t parse_tensor_table(Reader& reader, std::uint64_t count, std::uint32_t alignment, std::uint32_t file,
-                                 std::vector<TensorInfo>& tensors);
+                                 const Writer& writer, std::vector<TensorInfo>& tensors);
 
 }  // namespace sterna

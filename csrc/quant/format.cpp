@@ -6,6 +6,7 @@
 
 #include "quant/formats/dequantize.h"
 #include "quant/formats/formats.h"
+#include "quant/formats/joined.h"
 
 namespace sterna {
 namespace {
@@ -48,6 +49,22 @@ consteval Format super(FormatId id, std::string_view name, std::uint32_t bytes) 
           dequantize_super<kDecode, 256, kGroupSize, kHasMin>};
 }
 
+/// A format whose tensors have one scale, behind their blocks.
+consteval Format with_tail(Format format) {
+  format.tail_bytes = 32;
+  format.is_ternary = true;
+  return format;
+}
+
+/// 256 weights of a format with smaller blocks, all of one scale.
+template <auto kDecode, std::uint32_t kBlockSize, std::uint32_t kBlockBytes>
+consteval Format joined(FormatId id, std::string_view name) {
+  Format format = super<decode_joined<kDecode, kBlockSize, kBlockBytes>, 256, kNoMin>(id, name, 0);
+  format.block_bytes = 256 / kBlockSize * kBlockBytes;
+  format.is_ternary = true;
+  return format;
+}
+
 constexpr Format kFormats[] = {
     plain(FormatId::kF32, "F32", 4, dequantize_f32),
     plain(FormatId::kF16, "F16", 2, dequantize_f16),
@@ -78,9 +95,18 @@ constexpr Format kFormats[] = {
     plain(FormatId::kBF16, "BF16", 2, dequantize_bf16),
     super<decode_tq1_0, 256, kNoMin>(FormatId::kTQ1_0, "TQ1_0", 54),
     super<decode_tq2_0, 256, kNoMin>(FormatId::kTQ2_0, "TQ2_0", 66),
+    with_tail(block<decode_i2_s, 128, 128, kNoMin>(FormatId::kI2_S, "I2_S", 32)),
     block<decode_mxfp4, 32, 32, kNoMin>(FormatId::kMXFP4, "MXFP4", 17),
     block<decode_nvfp4, 64, 16, kNoMin>(FormatId::kNVFP4, "NVFP4", 36),
     block<decode_q1_0, 128, 128, kNoMin>(FormatId::kQ1_0, "Q1_0", 18),
+    block<decode_q2_0, 64, 64, kNoMin>(FormatId::kQ2_0, "Q2_0", 18),
+    with_tail(block<decode_i2_s_arm, 128, 128, kNoMin>(FormatId::kI2_S_ARM, "I2_S_ARM", 32)),
+    block<decode_q2_0_g128, 128, 128, kNoMin>(FormatId::kQ2_0_G128, "Q2_0_G128", 34),
+    with_tail(joined<decode_i2_s, 128, 32>(FormatId::kI2_S_Ternary, "I2_S_TERNARY")),
+    with_tail(joined<decode_i2_s_arm, 128, 32>(FormatId::kI2_S_ARM_Ternary, "I2_S_ARM_TERNARY")),
+    joined<decode_q1_0, 128, 18>(FormatId::kQ1_0_Ternary, "Q1_0_TERNARY"),
+    joined<decode_q2_0, 64, 18>(FormatId::kQ2_0_Ternary, "Q2_0_TERNARY"),
+    joined<decode_q2_0_g128, 128, 34>(FormatId::kQ2_0_G128_Ternary, "Q2_0_G128_TERNARY"),
 };
 
 static_assert(std::ranges::adjacent_find(kFormats, std::ranges::greater_equal{}, &Format::id) == std::end(kFormats),

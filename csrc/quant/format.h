@@ -39,10 +39,24 @@ enum class FormatId : std::uint32_t {
   kBF16 = 30,
   kTQ1_0 = 34,
   kTQ2_0 = 35,
+  kI2_S = 36,  // bitnet.cpp's; in ggml a type that was removed (gguf/dialects.h)
   kMXFP4 = 39,
   kNVFP4 = 40,
   kQ1_0 = 41,
+  kQ2_0 = 42,
+  // Other meanings of the same ids, and other ways to read the same bytes. No file has these numbers.
+  kI2_S_ARM = 0x10000,
+  kQ2_0_G128,
+  // 256 weights with one scale, of a tensor that has one scale throughout: what TQ2_0 would say.
+  kI2_S_Ternary,
+  kI2_S_ARM_Ternary,
+  kQ1_0_Ternary,
+  kQ2_0_Ternary,
+  kQ2_0_G128_Ternary,
 };
+
+/// Ids below are those of files.
+constexpr std::uint32_t kFirstVariant = 0x10000;
 
 /// How a block's scales are kept.
 enum class ScaleKind {
@@ -72,6 +86,8 @@ struct Format {
   void (*decode)(const std::uint8_t* block, DecodedBlock& out);
   /// Writes block_size floats, bit for bit what gguf.quants gives. Null for integer types, which are never weights.
   void (*dequantize)(const std::uint8_t* block, float* out);
+  std::uint32_t tail_bytes = 0;  // behind a tensor's blocks; they begin with a float that multiplies all weights
+  bool is_ternary = false;       // codes other than -1, 0 and 1 are faults
 };
 
 /// The table entry, or null for an id that GGUF does not have (or has removed).

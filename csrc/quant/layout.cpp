@@ -32,6 +32,12 @@ LayoutId layout_for(const Format& format) {
       return LayoutId::kTable4UE4M3;
     case FormatId::kQ1_0:
       return LayoutId::kInt1;
+    case FormatId::kQ2_0:
+      return LayoutId::kInt2;
+    case FormatId::kQ2_0_G128:
+    case FormatId::kI2_S:
+    case FormatId::kI2_S_ARM:
+      return LayoutId::kInt2Wide;
     case FormatId::kQ2_K:
       return LayoutId::kInt2Super;
     case FormatId::kQ3_K:
@@ -45,6 +51,11 @@ LayoutId layout_for(const Format& format) {
     case FormatId::kIQ4_XS:
       return LayoutId::kTable4Super;
     case FormatId::kTQ2_0:
+    case FormatId::kI2_S_Ternary:
+    case FormatId::kI2_S_ARM_Ternary:
+    case FormatId::kQ1_0_Ternary:
+    case FormatId::kQ2_0_Ternary:
+    case FormatId::kQ2_0_G128_Ternary:
       return LayoutId::kTernary2;
     case FormatId::kTQ1_0:
       return LayoutId::kTernary1_6;

@@ -25,6 +25,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "base/buffer.h"
@@ -50,6 +51,8 @@ enum class LayoutId : std::uint8_t {
   kTable4E8M0,   // MXFP4
   kTable4UE4M3,  // NVFP4
   kInt1,         // Q1_0
+  kInt2,         // Q2_0
+  kInt2Wide,     // the same with a scale per 128: Q2_0_G128, and I2_S where k is no multiple of 256
   // Super-blocks of 256: value = d * group_scale * (code - bias) (- dmin * group_min).
   kInt2Super,    // Q2_K
   kInt3Super,    // Q3_K
@@ -57,7 +60,7 @@ enum class LayoutId : std::uint8_t {
   kInt5Super,    // Q5_K
   kInt6Super,    // Q6_K
   kTable4Super,  // IQ4_XS
-  kTernary2,     // TQ2_0
+  kTernary2,     // TQ2_0, and every other format whose tensor has one scale throughout
   kTernary1_6,   // TQ1_0
   kNative,       // IQ1 to IQ3: the file's own blocks, row by row inside a panel block, decoded per tile to kUnpacked
   kUnpacked,     // never stored: one byte a code, float scales; what kNative is decoded to
@@ -129,6 +132,10 @@ constexpr LayoutSpec layout_spec(LayoutId id) {
       return {id, "table4_ue4m3", kBlock, 64, 4, 0, 0, true, 16, ScaleStore::kUE4M3, GroupStore::kNone, false};
     case kInt1:
       return {id, "int1", kBlock, 128, 1, 0, 1, false, 128, kHalf, GroupStore::kNone, false, 2};
+    case kInt2:
+      return {id, "int2", kBlock, 64, 2, 0, 1, false, 64, kHalf, GroupStore::kNone, false};
+    case kInt2Wide:
+      return {id, "int2_wide", kBlock, 128, 2, 0, 1, false, 128, kHalf, GroupStore::kNone, false};
     case kInt2Super:
       return {id, "int2_super", kSuper, 256, 2, 0, 0, false, 16, kHalf, GroupStore::kNibbles, true};
     case kInt3Super:
@@ -170,6 +177,10 @@ struct PackedMatrix {
   Buffer storage;
   bool uniform_scale = false;  // ternary layouts: every block of the matrix has the scale `scale`
   float scale = 0.0f;
+  // A scale behind a tensor's blocks (Format::tail_bytes) is a float, those of a panel are halves: value = factor *
+  // (block_scale * scale in the block) * code, one of both being 1.
+  float block_scale = 1.0f;  // within the panels' scales
+  float factor = 1.0f;       // not in the panels
 
   std::int64_t panels() const { return (n + kPanelRows - 1) / kPanelRows; }
   const std::uint8_t* panel(std::int64_t p) const { return bytes.data() + p * panel_bytes; }
@@ -185,12 +196,17 @@ std::int64_t panel_bytes(LayoutId layout, const Format& format, std::int64_t k);
 PackedMatrix describe_matrix(const Format& format, std::int64_t n, std::int64_t k);
 /// An empty matrix of the right size with memory of its own, to be filled panel by panel.
 PackedMatrix make_matrix(const Format& format, std::int64_t n, std::int64_t k);
+/// Tells a matrix, before it is packed, the scale behind its tensor's blocks. Returns whether it is finite.
+bool set_tensor_scale(PackedMatrix& matrix, std::span<const std::uint8_t> tail);
 /// Packs rows 16 * panel .. of the matrix from their bytes in the file, [rows, row bytes]; rows beyond n are padding.
-/// Returns false when a scale is NaN, infinite, or too large for its codes. Different panels may be packed by different
-/// threads.
+/// Returns false when a scale is NaN, infinite, or too large for its codes, or a code means nothing; find_fault says
+/// which. Different panels may be packed by different threads.
 bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
 /// The same for every format through decoded codes: the definition of what pack_panel writes.
 bool pack_panel_by_codes(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
+/// What is wrong with rows that pack_panel has refused, and where: "a code that means nothing in row 3, column 17"; rows
+/// count from `first_row`.
+std::string find_fault(const PackedMatrix& matrix, std::int64_t first_row, std::span<const std::uint8_t> rows);
 /// Decodes a panel of a kNative matrix to the kUnpacked layout, k / 256 blocks of layout_spec(kUnpacked).block_bytes().
 void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out);
 /// After all panels: finds out whether a ternary matrix has one scale everywhere.

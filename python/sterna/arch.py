@@ -39,7 +39,20 @@ NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
     "residual_scale": (0, 1),
 }
 
-TERNARY_FORMATS = frozenset({"TQ1_0", "TQ2_0"})
+# Those of weights as they are packed: a Q2_0 tensor with one scale and three codes is a Q2_0_TERNARY one.
+TERNARY_FORMATS = frozenset(
+    {
+        "TQ1_0",
+        "TQ2_0",
+        "I2_S",
+        "I2_S_ARM",
+        "I2_S_TERNARY",
+        "I2_S_ARM_TERNARY",
+        "Q1_0_TERNARY",
+        "Q2_0_TERNARY",
+        "Q2_0_G128_TERNARY",
+    }
+)
 
 
 class TensorInfo(Protocol):
@@ -70,6 +83,9 @@ class ModelFile(Protocol):
     def __contains__(self, key: str) -> bool: ...
     def get(self, key: str, default: Any = None) -> Any: ...
     def array_length(self, key: str) -> int: ...
+    def weight_format(self, name: str) -> str:
+        """The format that a tensor is packed from: its own, or the ternary one that its contents allow."""
+
     def fail(self, key: str, problem: str) -> object:
         """Raises ModelFormatError about a key."""
 
@@ -328,13 +344,14 @@ class TensorTable:
         self._expected = config.tensor_shapes()
         self._tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in file.tensors}
         self._values: dict[str, Value] = {}
+        self._formats = {name: file.weight_format(tensor.name) for name, tensor in self._tensors.items()}
         linear_formats = set()
         for name, tensor in self._tensors.items():
             layer = _LAYER.fullmatch(name)
             if layer and int(layer[1]) >= config.num_hidden_layers:
                 self.fail(name, f"its layer is beyond block_count {config.num_hidden_layers}")
             if layer and len(tensor.shape) > 1:
-                linear_formats.add(tensor.format)
+                linear_formats.add(self._formats[name])
         self.all_ternary = bool(linear_formats) and linear_formats <= TERNARY_FORMATS
 
     def __contains__(self, name: str) -> bool:
@@ -360,7 +377,7 @@ class TensorTable:
                 shape = expected  # some converters drop an extent of 1
             if shape != expected:
                 self.fail(name, f"has shape {list(shape)}, expected {list(expected)}")
-            self._values[name] = ops.weight(name, shape, tensor.format)
+            self._values[name] = ops.weight(name, shape, self._formats[name])
         return self._values[name]
 
 
@@ -389,7 +406,7 @@ class Weights:
 
     @property
     def all_ternary(self) -> bool:
-        """Whether every matrix of every layer is ternary (TQ1_0, TQ2_0)."""
+        """Whether every matrix of every layer is ternary: TQ1_0, TQ2_0, I2_S, or Q1_0 or Q2_0 with one scale."""
         return self._table.all_ternary
 
 

@@ -54,15 +54,20 @@ def linear(x: Floats, data: Bytes, format: str, n: int, rule: str = "auto") -> F
     info = FORMATS[format]
     codes, scales = quantize(x, block)
     scales = np.repeat(scales, block // (256 if info.scales == "super" else 32), axis=1)
-    decoded = _core.decode_blocks(data.reshape(-1, info.block_bytes), format)
+    decoded = _core.decode_blocks(data, format)
+    factor = np.float32(1)
+    if info.tail_bytes and decoded["scale"].flat[0].astype(np.float16) != decoded["scale"].flat[0]:
+        factor = decoded["scale"].flat[0]  # the panels' scales are halves
+        decoded["scale"] = np.ones_like(decoded["scale"])
     weights = decoded["codes"].astype(np.int64).reshape(n, k)
     with np.errstate(all="ignore"):
         if info.scales == "super":
-            if format in ("TQ1_0", "TQ2_0") and block == k and np.unique(decoded["scale"].view(np.uint32)).size == 1:
+            ternary = info.is_ternary or format in ("TQ1_0", "TQ2_0")
+            if ternary and block == k and np.unique(decoded["scale"].view(np.uint32)).size == 1:
                 total = grouped_sums(codes, weights, k)[:, :, 0].astype(np.float32)
-                return total * (decoded["scale"].reshape(-1)[0] * scales[:, :1])
-            return super_blocks(codes, scales, weights, decoded, info.group_size)
-        return blocks(codes, scales, weights, decoded, info)
+                return total * (factor * decoded["scale"].reshape(-1)[0] * scales[:, :1])
+            return super_blocks(codes, scales, weights, decoded, info.group_size) * factor
+        return blocks(codes, scales, weights, decoded, info) * factor
 
 
 def blocks(

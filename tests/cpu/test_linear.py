@@ -33,7 +33,7 @@ TERNARY = ["TQ1_0", "TQ2_0"]
 
 
 def k_of(format: str, blocks: int) -> int:
-    return blocks * (128 if format == "Q1_0" else max(FORMATS[format].block_size, 32))
+    return blocks * max(FORMATS[format].block_size, 32)
 
 
 def random_rows(m: int, k: int, rng: np.random.Generator) -> Floats:

@@ -11,6 +11,7 @@
 ///                     acc = fma(float(sum_g group_min_g * sum y), (-dmin) * d_y, acc)   with a minimum
 ///   ternary, one scale and one activation scale per row
 ///                   acc = float(sum over k of u*y), multiplied by (d * d_y) by the caller
+///   (block and super layouts are multiplied by the matrix's factor by the caller, where it is not 1)
 ///   dense           acc = 0; acc = fma(w, x, acc) for k ascending
 ///
 /// Integer sums are exact: at most 256 * 127 * 128 * 32 for super layouts and 127 * k for ternary.

@@ -160,11 +160,12 @@ float get_scale(const LayoutSpec& spec, const std::uint8_t* p, int index) {
 bool is_finite_scale(float scale) { return std::isfinite(scale * 128.0f); }
 
 /// Scales of one row of a block. Returns whether all are finite.
-bool put_scales(const LayoutSpec& spec, const DecodedBlock& block, int row, std::uint8_t* out) {
+bool put_scales(const PackedMatrix& matrix, const LayoutSpec& spec, const DecodedBlock& block, int row,
+                std::uint8_t* out) {
   bool finite = true;
   for (int s = 0; s < spec.scale_count(); ++s) {
     finite = finite && is_finite_scale(block.scale[s]);
-    put_scale(spec, out + spec.scale_offset(), s * kPanelRows + row, block.scale[s]);
+    put_scale(spec, out + spec.scale_offset(), s * kPanelRows + row, matrix.block_scale * block.scale[s]);
   }
   if (spec.has_min) {
     finite = finite && std::isfinite(block.min[0]);
@@ -181,6 +182,12 @@ bool put_scales(const LayoutSpec& spec, const DecodedBlock& block, int row, std:
     if (spec.has_min) out[spec.group_min_offset() + at] = static_cast<std::uint8_t>(block.group_min[g]);
   }
   return finite;
+}
+
+/// Whether all codes of a block mean something.
+bool are_valid_codes(const Format& format, const std::int8_t* codes) {
+  if (!format.is_ternary) return true;
+  return std::all_of(codes, codes + format.block_size, [](std::int8_t code) { return code <= 1; });
 }
 
 /// Rows of plain numbers become [k][16].
@@ -241,7 +248,7 @@ bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std
     std::memset(wide->bytes, codes[0], static_cast<std::size_t>(chunks) * 64);
     for (int r = 0; r < count; ++r) {
       matrix.format->decode(rows.data() + r * row_bytes + b * matrix.format->block_bytes, decoded);
-      finite = put_scales(spec, decoded, r, out) && finite;
+      finite = put_scales(matrix, spec, decoded, r, out) && are_valid_codes(*matrix.format, decoded.codes) && finite;
       encode(spec, codes, decoded.codes);
       for (int c = 0; c < chunks; ++c)
         std::memcpy(wide->bytes + c * 64 + r * kChunk, decoded.codes + c * kChunk, kChunk);
@@ -277,6 +284,17 @@ bool pack_panel_by_codes(PackedMatrix& matrix, std::int64_t panel, std::span<con
   return pack_quantised(matrix, out, rows, count);
 }
 
+bool set_tensor_scale(PackedMatrix& matrix, std::span<const std::uint8_t> tail) {
+  std::uint32_t bits = 0;
+  for (int i = 3; i >= 0; --i) bits = bits << 8 | tail[static_cast<std::size_t>(i)];
+  const auto scale = std::bit_cast<float>(bits);
+  // Where a half holds it, the matrix is that of any dialect with scales in its blocks.
+  const bool fits = half_to_float(float_to_half(scale)) == scale;
+  matrix.block_scale = fits ? scale : 1.0f;
+  matrix.factor = fits ? 1.0f : scale;
+  return std::isfinite(scale);
+}
+
 bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows) {
   const quant::FastPack fast = quant::fast_pack(*matrix.format, matrix.k);
   if (fast == nullptr || matrix.n - panel * kPanelRows < kPanelRows) return pack_panel_by_codes(matrix, panel, rows);
@@ -307,6 +325,36 @@ void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::ui
   }
 }
 
+std::string find_fault(const PackedMatrix& matrix, std::int64_t first_row, std::span<const std::uint8_t> rows) {
+  const Format& format = *matrix.format;
+  const auto place = [&](std::int64_t block, std::int64_t in_block) {
+    const std::int64_t per_row = matrix.k / format.block_size;
+    std::string text = " in row ";
+    text += std::to_string(first_row + block / per_row);
+    text += ", column ";
+    text += std::to_string(block % per_row * format.block_size + in_block);
+    return text;
+  };
+  float values[256];
+  DecodedBlock decoded;
+  const auto blocks = static_cast<std::int64_t>(rows.size() / format.block_bytes);
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::uint8_t* block = rows.data() + b * format.block_bytes;
+    if (format.is_ternary) {
+      format.decode(block, decoded);
+      const std::int8_t* begin = decoded.codes;
+      const std::int8_t* end = begin + format.block_size;
+      const std::int8_t* found = std::find_if(begin, end, [](std::int8_t code) { return code > 1; });
+      if (found != end) return "a ternary code that means nothing, 3," + place(b, found - begin);
+    }
+    format.dequantize(block, values);
+    for (std::uint32_t i = 0; i < format.block_size; ++i) {
+      if (!std::isfinite(values[i])) return "a NaN or infinite number" + place(b, i);
+    }
+  }
+  return "a scale that is too large for its codes";
+}
+
 void finish_matrix(PackedMatrix& matrix) {
   if (matrix.layout != LayoutId::kTernary2 && matrix.layout != LayoutId::kTernary1_6) return;
   const LayoutSpec spec = layout_spec(matrix.layout);
@@ -320,7 +368,7 @@ void finish_matrix(PackedMatrix& matrix) {
     }
   }
   matrix.uniform_scale = true;
-  matrix.scale = half_to_float(first);
+  matrix.scale = matrix.factor * half_to_float(first);
 }
 
 void dequantize_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
@@ -378,7 +426,7 @@ void dequantize_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
         const int code = unpack_code(spec, panel, i / kChunk, r * kChunk + i % kChunk);
         const float value = scale * static_cast<float>(spec.is_table ? table[code] : spec.step * code - spec.bias);
         if (!spec.has_min)
-          out[i] = value;
+          out[i] = matrix.factor * value;
         else
           out[i] = spec.scales == ScaleKind::kSuper ? value - group_minimum : value + minimum;
       }
