@@ -104,7 +104,8 @@ py::tuple pack_and_dequantize(const Bytes& data, const std::string& format_name,
   const std::int64_t size = n * row_bytes + format->tail_bytes;
   if (data.size() != size)
     throw ArgumentError("data has " + std::to_string(data.size()) + " bytes, not " + std::to_string(size));
-  const auto bytes = std::span(data.data(), static_cast<std::size_t>(size)).first(static_cast<std::size_t>(n * row_bytes));
+  const auto bytes =
+      std::span(data.data(), static_cast<std::size_t>(size)).first(static_cast<std::size_t>(n * row_bytes));
   bool finite = format->tail_bytes == 0 || set_tensor_scale(matrix, {data.data() + bytes.size(), format->tail_bytes});
   for (std::int64_t panel = 0; panel < matrix.panels(); ++panel) {
     const auto begin = static_cast<std::size_t>(panel * kPanelRows * row_bytes);

@@ -89,8 +89,8 @@ struct KernelTable {
 
   /// [layout][rows - 1]; null where rows > tile_rows.
   PanelKernel panel[static_cast<int>(LayoutId::kCount)][kMaxTileRows];
-  /// Integer sums over all of k, as floats, for ternary matrices with one scale: [kTernary2, kTernary1_6][rows - 1].
-  PanelKernel panel_sum[2][kMaxTileRows];
+  /// Integer sums over all of k, as floats, for matrices with one scale: [layout][rows - 1] of is_ternary_layout.
+  PanelKernel panel_sum[static_cast<int>(LayoutId::kCount)][kMaxTileRows];
 
   /// Matmuls of many rows: rows and panels of a tile; zero where the level has none of its own.
   int gemm_rows;

@@ -25,8 +25,8 @@ class FewRows {
   FewRows(const PackedMatrix& w, const TileSpace& tiles, const StepContext& context, std::uint8_t* scratch)
       : w_(w), sum_(is_sum(w, tiles)), scratch_(scratch) {
     const LayoutId layout = w.layout == LayoutId::kNative ? LayoutId::kUnpacked : w.layout;
-    kernels_ = context.kernels->panel[static_cast<int>(layout)];
-    if (sum_) kernels_ = context.kernels->panel_sum[w.layout == LayoutId::kTernary1_6 ? 1 : 0];
+    const KernelTable& table = *context.kernels;
+    kernels_ = sum_ ? table.panel_sum[static_cast<int>(layout)] : table.panel[static_cast<int>(layout)];
   }
 
   static int panels(const KernelTable&) { return 1; }

@@ -123,7 +123,7 @@ std::vector<Rounding> roundings(const Weights& w) {
   if (w.format.scales == ScaleKind::kNone) return {{0, 0, false}};
   const std::int64_t every = w.format.scales == ScaleKind::kSuper ? 256 : 32;
   std::vector<Rounding> found{{every, every, false}, {w.k, every, false}};
-  if (w.layout == LayoutId::kTernary2 || w.layout == LayoutId::kTernary1_6) found.push_back({w.k, every, true});
+  if (is_ternary_layout(w.layout)) found.push_back({w.k, every, true});
   return found;
 }
 
@@ -154,8 +154,7 @@ Floats multiply_few(const KernelTable& table, const Weights& w, const Rounding& 
                     int rows) {
   const PreparedRows prepared(table, rounding, w.k, x, {rows, false});
   const int layout = static_cast<int>(w.layout);
-  const PanelKernel kernel = rounding.sum ? table.panel_sum[w.layout == LayoutId::kTernary1_6 ? 1 : 0][rows - 1]
-                                          : table.panel[layout][rows - 1];
+  const PanelKernel kernel = rounding.sum ? table.panel_sum[layout][rows - 1] : table.panel[layout][rows - 1];
   Floats result(static_cast<std::size_t>(rows * kPanels * kPanelRows));
   Floats out(static_cast<std::size_t>(rows * kPanelRows));
   for (int p = 0; p < kPanels; ++p) {

@@ -1,5 +1,5 @@
-/// Sources: ggml.h (enum ggml_type) of ggml-org/llama.cpp and of the forks of microsoft/BitNet (I2_S 36, I8_S 37, TL1 38,
-/// TL2 39; ggml_nbytes for their sizes) and PrismML (Q2_0 with 128 weights a block as 42, PQ2_0 142, PTQ1_0 143).
+/// Sources: ggml.h (enum ggml_type) of ggml-org/llama.cpp and of the forks of microsoft/BitNet (I2_S 36, I8_S 37, TL1
+/// 38, TL2 39; ggml_nbytes for their sizes) and PrismML (Q2_0 with 128 weights a block as 42, PQ2_0 142, PTQ1_0 143).
 #include "gguf/dialects.h"
 
 #include <algorithm>
@@ -38,8 +38,8 @@ bool is_repacked_iq4_nl(const TensorExtent& tensor, std::uint32_t alignment, con
          !fills(tensor.elements / 4 + 32, tensor, alignment);
 }
 
-/// TL2 has five bits for three weights but for the last 256 columns, which have two each; 32 bytes may follow. The first
-/// versions took as much as I2_S.
+/// TL2 has five bits for three weights but for the last 256 columns, which have two each; 32 bytes may follow. The
+/// first versions took as much as I2_S.
 bool is_tl2(const TensorExtent& tensor, std::uint32_t alignment) {
   if (fills(tensor.elements / 4 + 32, tensor, alignment)) return true;
   if (tensor.columns <= 256 || tensor.elements > (std::uint64_t{1} << 40)) return false;

@@ -18,8 +18,9 @@ namespace sterna {
 class GgufModel {
  public:
   /// Opens the file at `path`, and the other parts beside it when it is the first of a split model
-  /// ("name-00001-of-0000N.gguf"). `order` is that of I2_S tensors, if there are any. Throws FileError, ModelFormatError
-  /// with the field and the byte offset, UnsupportedModelError for a format of another program that cannot be read.
+  /// ("name-00001-of-0000N.gguf"). `order` is that of I2_S tensors, if there are any. Throws FileError,
+  /// ModelFormatError with the field and the byte offset, UnsupportedModelError for a format of another program that
+  /// cannot be read.
   static GgufModel open(const std::string& path, I2sOrder order = I2sOrder::kX86);
 
   const std::string& path() const { return files_.front().path(); }

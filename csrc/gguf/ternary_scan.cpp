@@ -66,9 +66,7 @@ bool is_written(std::uint8_t byte) {
   return (number * 256 + 242) / 243 == byte;
 }
 
-std::uint16_t scale_bits(const std::uint8_t* bytes) {
-  return static_cast<std::uint16_t>(bytes[0] | (bytes[1] << 8));
-}
+std::uint16_t scale_bits(const std::uint8_t* bytes) { return static_cast<std::uint16_t>(bytes[0] | (bytes[1] << 8)); }
 
 /// Calls visit(first block, bytes of some blocks) until it returns false.
 template <class Visit>

@@ -53,10 +53,11 @@ LayoutId layout_for(const Format& format) {
     case FormatId::kTQ2_0:
     case FormatId::kI2_S_Ternary:
     case FormatId::kI2_S_ARM_Ternary:
-    case FormatId::kQ1_0_Ternary:
     case FormatId::kQ2_0_Ternary:
     case FormatId::kQ2_0_G128_Ternary:
       return LayoutId::kTernary2;
+    case FormatId::kQ1_0_Ternary:
+      return LayoutId::kBinary;
     case FormatId::kTQ1_0:
       return LayoutId::kTernary1_6;
     case FormatId::kIQ1_S:

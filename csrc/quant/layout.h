@@ -60,8 +60,9 @@ enum class LayoutId : std::uint8_t {
   kInt5Super,    // Q5_K
   kInt6Super,    // Q6_K
   kTable4Super,  // IQ4_XS
-  kTernary2,     // TQ2_0, and every other format whose tensor has one scale throughout
+  kTernary2,     // TQ2_0; I2_S and Q2_0 with one scale throughout
   kTernary1_6,   // TQ1_0
+  kBinary,       // Q1_0 with one scale throughout
   kNative,       // IQ1 to IQ3: the file's own blocks, row by row inside a panel block, decoded per tile to kUnpacked
   kUnpacked,     // never stored: one byte a code, float scales; what kNative is decoded to
   kCount,
@@ -152,11 +153,18 @@ constexpr LayoutSpec layout_spec(LayoutId id) {
       return {id, "ternary2", kSuper, 256, 2, 0, 1, false, 256, kHalf, GroupStore::kNone, false};
     case kTernary1_6:
       return {id, "ternary1_6", kSuper, 256, 0, 0, 1, false, 256, kHalf, GroupStore::kNone, false};
+    case kBinary:
+      return {id, "binary", kSuper, 256, 1, 0, 1, false, 256, kHalf, GroupStore::kNone, false, 2};
     case kUnpacked:
       return {id, "unpacked", kSuper, 256, 8, 0, 128, false, 16, ScaleStore::kFloat, GroupStore::kSigned8, false};
     default:
       return {};
   }
+}
+
+/// Whether matrices of a layout may have one scale throughout, which allows to sum over all of k before any scale.
+constexpr bool is_ternary_layout(LayoutId id) {
+  return id == LayoutId::kTernary2 || id == LayoutId::kTernary1_6 || id == LayoutId::kBinary;
 }
 
 /// The 16 values of a table layout's codes.
@@ -204,8 +212,8 @@ bool set_tensor_scale(PackedMatrix& matrix, std::span<const std::uint8_t> tail);
 bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
 /// The same for every format through decoded codes: the definition of what pack_panel writes.
 bool pack_panel_by_codes(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows);
-/// What is wrong with rows that pack_panel has refused, and where: "a code that means nothing in row 3, column 17"; rows
-/// count from `first_row`.
+/// What is wrong with rows that pack_panel has refused, and where: "a code that means nothing in row 3, column 17";
+/// rows count from `first_row`.
 std::string find_fault(const PackedMatrix& matrix, std::int64_t first_row, std::span<const std::uint8_t> rows);
 /// Decodes a panel of a kNative matrix to the kUnpacked layout, k / 256 blocks of layout_spec(kUnpacked).block_bytes().
 void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out);

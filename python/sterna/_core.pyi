@@ -44,8 +44,11 @@ class Gguf:
     not). `length` is the number of elements that an array must have. Safe to use from several threads.
     """
 
-    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        """Reads metadata and tensor table. FileError; ModelFormatError with the field and its byte offset."""
+    def __init__(
+        self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, i2s_order: str = "x86"
+    ) -> None:
+        """Reads metadata and tensor table. FileError; ModelFormatError with the field and its byte offset;
+        UnsupportedModelError for a type of another program that cannot be read. `i2s_order`, "x86" or "arm": of I2_S."""
     @property
     def path(self) -> str: ...
     @property
@@ -101,6 +104,39 @@ class Gguf:
         """UnsupportedModelError when there is no such tensor."""
     def read(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes [bytes] as the file stores them. FileError when the file cannot be read or has shrunk."""
+    def weight_format(self, name: str) -> str:
+        """The format that a tensor is packed from: where all its blocks have one scale and no code is the fourth, that of
+        256 ternary weights a block ("Q2_0_TERNARY"), otherwise its own. Reads Q1_0 and Q2_0 tensors up to the first reason
+        against. FileError."""
+    def scan_ternary(self, name: str) -> TernaryScan | None:
+        """Codes and scales of a TQ1_0, TQ2_0, I2_S, Q1_0 or Q2_0 tensor, which is read whole; None for others. FileError."""
+
+@final
+class TernaryScan:
+    """What a ternary or 1-bit tensor is made of."""
+
+    @property
+    def codes(self) -> list[int]:
+        """Weights with code -1, 0, 1, and the fourth of two bits (2, which in I2_S means nothing)."""
+    @property
+    def first_fourth(self) -> int | None:
+        """The first weight with the fourth code, counted through the tensor."""
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of TQ1_0 that stand for no five digits; decoders take them for others."""
+    @property
+    def least_scale(self) -> float:
+        """Of the scales that are numbers; infinite when none is."""
+    @property
+    def largest_scale(self) -> float: ...
+    @property
+    def bad_scales(self) -> int:
+        """Scales that are NaN or infinite."""
+    @property
+    def first_bad_block(self) -> int | None: ...
+    @property
+    def one_scale(self) -> bool:
+        """Whether all blocks have the same."""
 
 # --- quant
 
@@ -123,12 +159,19 @@ class FormatInfo:
     def group_size(self) -> int: ...
     @property
     def has_min(self) -> bool: ...
+    @property
+    def tail_bytes(self) -> int:
+        """Behind a tensor's blocks; they begin with a float32 that multiplies all of it."""
+    @property
+    def is_ternary(self) -> bool:
+        """Codes other than -1, 0 and 1 are faults."""
 
 def formats() -> list[FormatInfo]:
-    """All formats that a GGUF file may hold, by id."""
+    """All formats of tensors, by id. Ids from 65536 on are in no file: other meanings of an id (Q2_0_G128), and other ways to
+    read the same bytes (Q2_0_TERNARY)."""
 
 def dequantize(data: npt.NDArray[np.uint8], format: str) -> npt.NDArray[np.float32]:
-    """Blocks of bytes (any shape, read in C order) to floats [num_blocks * block_size]. ArgumentError."""
+    """A tensor's bytes (any shape, read in C order) to floats [num_blocks * block_size]. ArgumentError."""
 
 def decode_blocks(data: npt.NDArray[np.uint8], format: str) -> dict[str, npt.NDArray[Any]]:
     """Blocks of bytes to integer codes and scales; nothing is rounded. ArgumentError for formats without blocks.

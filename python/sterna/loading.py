@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 MAX_CONTEXT = (1 << 31) - 1  # positions are 32-bit
 MAX_SEQUENCES = 1024
 MAX_THREADS = 1024
+I2S_ORDERS = ("x86", "arm")
 
 
 @keyword_arguments(LOAD_ALIASES)
@@ -41,6 +42,7 @@ def load(
     kv_tokens: int | None = None,
     seed: int | None = None,
     chat_template: str | Path | None = None,
+    i2s_order: str = "x86",
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a model: a path, a name of the catalogue, `org/repo`, `org/repo:Q4_K_M` or `org/repo/file.gguf`.
@@ -56,6 +58,8 @@ def load(
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
     seed: of requests that name none; None is a random one for each.
     chat_template: jinja2 text to use instead of the file's, or a Path to it.
+    i2s_order: how the codes of I2_S tensors are arranged, which their files do not say: "x86" (groups of 128; most
+        files), or "arm" (groups of 64). `sterna inspect` shows what speaks for which.
     progress: called with (stage, bytes done, bytes in all or None) while a model is fetched.
 
     Names of other libraries (`n_ctx`, `n_threads`, ...) are accepted. Raises SternaError: FileError, DownloadError,
@@ -71,6 +75,7 @@ def load(
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         kv_tokens=kv_tokens,
+        i2s_order=i2s_order,
         progress=progress,
     )
     prepared.memory.check()
@@ -88,9 +93,12 @@ def plan(
     kv_dtype: str = "f16",
     max_sequences: int = 16,
     kv_tokens: int | None = None,
+    i2s_order: str = "x86",
     progress: Progress | None = None,
 ) -> MemoryPlan:
     """The memory that `load` with the same arguments would take; reads metadata and tensor table, allocates nothing.
+
+    Q1_0 and Q2_0 tensors are read as well, up to the first sign that they have more than one scale.
 
     `fits` says whether it is within the budget. Where `context` is None, it is the one that `load` would choose.
     """
@@ -103,6 +111,7 @@ def plan(
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         kv_tokens=kv_tokens,
+        i2s_order=i2s_order,
         progress=progress,
     ).memory
 
@@ -131,6 +140,7 @@ def prepare(
     kv_dtype: str,
     max_sequences: int,
     kv_tokens: int | None,
+    i2s_order: str,
     progress: Progress | None,
 ) -> Prepared:
     """Checks the arguments, finds and reads the file, traces and fuses its program, and plans its memory."""
@@ -145,6 +155,8 @@ def prepare(
         raise ArgumentError(f"kv_dtype is {kv_dtype!r:.60}, must be one of {', '.join(KV_DTYPES)}")
     if not isinstance(max_sequences, int) or not 1 <= max_sequences <= MAX_SEQUENCES:
         raise ArgumentError(f"max_sequences is {max_sequences!r:.60}, must be from 1 to {MAX_SEQUENCES}")
+    if i2s_order not in I2S_ORDERS:
+        raise ArgumentError(f"i2s_order is {i2s_order!r:.60}, must be one of {', '.join(I2S_ORDERS)}")
     budget = parse_budget(memory_budget)
 
     from sterna._core import Gguf
@@ -152,7 +164,7 @@ def prepare(
     from sterna.trace import trace
 
     resolved = resolve(model, progress=progress)
-    file = Gguf(resolved.path)
+    file = Gguf(resolved.path, i2s_order=i2s_order)
     traced = trace(file)
     program = traced.program.fuse()
     settings = PlanSettings.choose(

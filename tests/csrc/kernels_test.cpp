@@ -167,9 +167,8 @@ void check_panels(const Format& format) {
           }
           by_row[static_cast<std::size_t>(i)] = out[i];
         }
-        if (layout == LayoutId::kTernary2 || layout == LayoutId::kTernary1_6) {
-          const int which = layout == LayoutId::kTernary1_6 ? 1 : 0;
-          kernels->panel_sum[which][count - 1](panel.get(), k, tile.tile, out.get());
+        if (is_ternary_layout(layout)) {
+          kernels->panel_sum[static_cast<int>(layout)][count - 1](panel.get(), k, tile.tile, out.get());
           if (count <= 2) outcome.add(out.get(), count * kPanelRows);
         }
       }

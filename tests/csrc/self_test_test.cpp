@@ -49,8 +49,10 @@ void check_wrong_kernels() {
   expect(caught(table) == "matmuls of few rows", "a wrong panel kernel");
 
   table = scalar();
-  table.panel_sum[1][0] = [](const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile, float* out) {
-    scalar().panel_sum[1][0](panel, k, tile, out);
+  constexpr int kSumLayout = static_cast<int>(sterna::LayoutId::kTernary1_6);
+  table.panel_sum[kSumLayout][0] = [](const std::uint8_t* panel, std::int64_t k, const ActivationTile& tile,
+                                      float* out) {
+    scalar().panel_sum[kSumLayout][0](panel, k, tile, out);
     out[0] += 1.0f;
   };
   expect(caught(table) == "matmuls of few rows", "a wrong ternary sum");

@@ -26,8 +26,8 @@ void fill_gemm(KernelTable& table) {
   table.gemm_rows = Level::kGemmRows;
   table.gemm_panels = Level::kGemmPanels;
   fill_layouts<kF32, kF16, kBF16, kInt8, kInt4, kInt4Min, kInt5, kInt5Min, kTable4, kTable4E8M0, kTable4UE4M3, kInt1,
-               kInt2, kInt2Wide, kInt2Super, kInt3Super, kInt4Super, kInt5Super, kInt6Super, kTable4Super, kTernary2, kTernary1_6,
-               kUnpacked>(table);
+               kInt2, kInt2Wide, kInt2Super, kInt3Super, kInt4Super, kInt5Super, kInt6Super, kTable4Super, kTernary2,
+               kTernary1_6, kBinary, kUnpacked>(table);
   fill_gemm_kernels<GemmKind::kSum, dot_kind<kTernary2>()>(table.gemm_sum);
 }
 

@@ -14,7 +14,8 @@ void fill(KernelTable& table) {
 
 void fill_matmul_block(KernelTable& table) {
   using enum LayoutId;
-  fill<kF32, kF16, kBF16, kInt8, kInt4, kInt4Min, kInt5, kInt5Min, kTable4, kTable4E8M0, kTable4UE4M3, kInt1, kInt2, kInt2Wide>(table);
+  fill<kF32, kF16, kBF16, kInt8, kInt4, kInt4Min, kInt5, kInt5Min, kTable4, kTable4E8M0, kTable4UE4M3, kInt1, kInt2,
+       kInt2Wide>(table);
 }
 
 }  // namespace sterna::cpu::STERNA_LEVEL

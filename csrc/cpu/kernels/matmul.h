@@ -119,7 +119,13 @@ inline __attribute__((always_inline)) void any_super_block(const std::uint8_t* b
                                                            const ActivationTile& tile, std::int64_t b,
                                                            Level::I (&total)[N], Level::I (&minimum)[N]) {
   const std::int8_t* y = tile.codes + b * 256 * N;
-  if constexpr (Codes<id>::kSpec.group_store == GroupStore::kNone) {
+  if constexpr (id == LayoutId::kBinary) {
+    subtract_sums<N>(tile.sums32 + b * 8 * N, total);
+    for (int u = 0; u < Codes<id>::kSpec.units(); ++u, y += kUnit * N) {
+      prefetch_ahead<id>(block, u);
+      dot_chunks<id, N, 0, 8>(block + u * Codes<id>::kSpec.unit_bytes(), table, y, total);
+    }
+  } else if constexpr (Codes<id>::kSpec.group_store == GroupStore::kNone) {
     ternary_block<id, N>(block, y, tile.sums32 + b * 8 * N, total);
   } else {
     super_block<id, N>(block, table, y, tile.sums16 + b * 16 * N, tile.sums32 + b * 8 * N, total, minimum);

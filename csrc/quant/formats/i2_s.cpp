@@ -1,13 +1,14 @@
 /// I2_S: ternary weights of 2 bits with one scale for the whole tensor.
 ///
-/// A tensor of n weights has n / 4 bytes of codes and 32 more, of which the first four are its scale, an f32 (the others
-/// are zero, random, or the scale again). weight = scale * (code - 1), codes 0 to 2; code 3 means nothing.
+/// A tensor of n weights has n / 4 bytes of codes and 32 more, of which the first four are its scale, an f32 (the
+/// others are zero, random, or the scale again). weight = scale * (code - 1), codes 0 to 2; code 3 means nothing.
 ///
-/// The codes of a byte are far apart, the first in its upper bits. How far depends on who wrote the file, and nothing in
-/// it says which:
+/// The codes of a byte are far apart, the first in its upper bits. How far depends on who wrote the file, and nothing
+/// in it says which:
 ///   128 weights in 32 bytes: weight 32 g + j (g < 4, j < 32) is bits 6 - 2g, 7 - 2g of byte j. bitnet.cpp's Python
 ///     converters on every machine, and its quantiser on x86, and until November 2025 on ARM.
-///   64 weights in 16 bytes: weight 16 g + j (g < 4, j < 16) is bits 6 - 2g, 7 - 2g of byte j. The quantiser on ARM since.
+///   64 weights in 16 bytes: weight 16 g + j (g < 4, j < 16) is bits 6 - 2g, 7 - 2g of byte j. The quantiser on ARM
+///   since.
 /// Sources: github.com/microsoft/BitNet, src/ggml-bitnet-mad.cpp (quantize_i2_s), utils/convert-hf-to-gguf-bitnet.py.
 #include "quant/formats/bytes.h"
 #include "quant/formats/formats.h"

@@ -8,11 +8,13 @@
 
 namespace sterna::quant {
 
-/// Packs the 16 rows that begin `row_bytes` apart at `rows` into a panel. Returns whether all scales, or all numbers of
-/// a dense matrix, are finite.
+/// Packs the 16 rows that begin `row_bytes` apart at `rows` into a panel; not the scales of formats that have one
+/// behind their tensors. Returns whether all scales, or all numbers of a dense matrix, are finite, and all codes valid.
 using FastPack = bool (*)(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t k, std::uint8_t* panel);
 
 /// Null where the format, or its number of columns, takes the long way.
 FastPack fast_pack(const Format& format, std::int64_t k);
+/// The same for ternary and 1-bit formats alone.
+FastPack fast_pack_ternary(const Format& format);
 
 }  // namespace sterna::quant

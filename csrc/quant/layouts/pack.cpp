@@ -274,6 +274,14 @@ bool pack_quantised(PackedMatrix& matrix, std::uint8_t* out, std::span<const std
   return finite;
 }
 
+/// The one scale of a tensor, for all blocks of a full panel.
+void put_tensor_scale(const PackedMatrix& matrix, std::uint8_t* panel) {
+  const LayoutSpec spec = layout_spec(matrix.layout);
+  for (std::int64_t b = 0; b < matrix.k / spec.block; ++b, panel += spec.block_bytes()) {
+    for (int row = 0; row < kPanelRows; ++row) put_half(panel + spec.scale_offset(), row, matrix.block_scale);
+  }
+}
+
 }  // namespace
 
 bool pack_panel_by_codes(PackedMatrix& matrix, std::int64_t panel, std::span<const std::uint8_t> rows) {
@@ -299,7 +307,10 @@ bool pack_panel(PackedMatrix& matrix, std::int64_t panel, std::span<const std::u
   const quant::FastPack fast = quant::fast_pack(*matrix.format, matrix.k);
   if (fast == nullptr || matrix.n - panel * kPanelRows < kPanelRows) return pack_panel_by_codes(matrix, panel, rows);
   const std::int64_t row_bytes = matrix.k / matrix.format->block_size * matrix.format->block_bytes;
-  return fast(rows.data(), row_bytes, matrix.k, matrix.bytes.data() + panel * matrix.panel_bytes);
+  std::uint8_t* out = matrix.bytes.data() + panel * matrix.panel_bytes;
+  const bool good = fast(rows.data(), row_bytes, matrix.k, out);
+  if (matrix.format->tail_bytes != 0) put_tensor_scale(matrix, out);
+  return good;
 }
 
 void unpack_native_panel(const PackedMatrix& matrix, std::int64_t panel, std::uint8_t* out) {
@@ -356,7 +367,7 @@ std::string find_fault(const PackedMatrix& matrix, std::int64_t first_row, std::
 }
 
 void finish_matrix(PackedMatrix& matrix) {
-  if (matrix.layout != LayoutId::kTernary2 && matrix.layout != LayoutId::kTernary1_6) return;
+  if (!is_ternary_layout(matrix.layout)) return;
   const LayoutSpec spec = layout_spec(matrix.layout);
   const std::int64_t blocks = matrix.k / spec.block;
   std::uint16_t first;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model, json_option, kv_dtype_option
+from sterna.cli.options import find_model, i2s_order_option, json_option, kv_dtype_option
 from sterna.memory import KvDtype
 
 
@@ -17,6 +17,7 @@ from sterna.memory import KvDtype
 @click.option("--isa", default="", help="Instruction set (default: the best).")
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads that compute.")
 @kv_dtype_option
+@i2s_order_option
 @click.option("--unfused", is_flag=True, help="The program as traced, without fusion passes.")
 @click.option("--all", "show_all", is_flag=True, help="Every value, not only those that diverge.")
 @json_option
@@ -26,6 +27,7 @@ def command(
     isa: str,
     threads: int,
     kv_dtype: KvDtype,
+    i2s_order: str,
     unfused: bool,
     show_all: bool,
     as_json: bool,
@@ -41,7 +43,7 @@ def command(
     from sterna.diff import diff
     from sterna.trace import trace
 
-    file = Gguf(path)
+    file = Gguf(path, i2s_order=i2s_order)
     program = trace(file).program
     vocab_size = file.array_length("tokenizer.ggml.tokens")
     tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens).tolist()

@@ -9,6 +9,7 @@ import click
 
 from sterna.cli import console
 from sterna.hub import ResolvedModel, default_model, resolve
+from sterna.loading import I2S_ORDERS
 from sterna.memory import KV_DTYPES
 
 if TYPE_CHECKING:
@@ -21,12 +22,20 @@ context_option = click.option("-c", "--context", type=click.IntRange(min=1), hel
 kv_dtype_option = click.option(
     "--kv-dtype", type=click.Choice(KV_DTYPES), default="f16", show_default=True, help="How the KV cache rounds."
 )
+i2s_order_option = click.option(
+    "--i2s-order",
+    type=click.Choice(I2S_ORDERS),
+    default="x86",
+    show_default=True,
+    help="Arrangement of I2_S tensors, which their files do not tell.",
+)
 
 _LOADING = (
     click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core)."),
     context_option,
     click.option("--device", default="auto", show_default=True, help="auto or cpu."),
     kv_dtype_option,
+    i2s_order_option,
 )
 
 _SAMPLING = (
@@ -41,7 +50,7 @@ _SAMPLING = (
 
 
 def loading_options(function: _F) -> _F:
-    """Adds --threads, --context, --device and --kv-dtype."""
+    """Adds --threads, --context, --device, --kv-dtype and --i2s-order."""
     return _add(_LOADING, function)
 
 
@@ -74,9 +83,13 @@ def find_model(name: str | None, *, refresh: bool = False) -> ResolvedModel:
         return resolve(name, progress=progress, refresh=refresh)
 
 
-def load_model(name: str | None, *, threads: int | None, context: int | None, device: str, kv_dtype: str) -> LLM:
+def load_model(
+    name: str | None, *, threads: int | None, context: int | None, device: str, kv_dtype: str, i2s_order: str = "x86"
+) -> LLM:
     """The model called `name`, loaded; closes itself at the end of a `with` block."""
     found = find_model(name)
     import sterna
 
-    return sterna.load(str(found.path), threads=threads, context=context, device=device, kv_dtype=kv_dtype)
+    return sterna.load(
+        str(found.path), threads=threads, context=context, device=device, kv_dtype=kv_dtype, i2s_order=i2s_order
+    )

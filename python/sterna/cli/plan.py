@@ -5,15 +5,16 @@ from __future__ import annotations
 import click
 
 from sterna.cli import console
-from sterna.cli.options import context_option, find_model, json_option, kv_dtype_option
+from sterna.cli.options import context_option, find_model, i2s_order_option, json_option, kv_dtype_option
 
 
 @click.command()
 @click.argument("model")
 @context_option
 @kv_dtype_option
+@i2s_order_option
 @json_option
-def command(model: str, context: int | None, kv_dtype: str, as_json: bool) -> None:
+def command(model: str, context: int | None, kv_dtype: str, i2s_order: str, as_json: bool) -> None:
     """Show how much memory MODEL needs for a context; exit code 1 where it would not fit.
 
     The total is what a process takes beyond Python, its libraries and the tokenizer once the context is full: the
@@ -23,7 +24,7 @@ def command(model: str, context: int | None, kv_dtype: str, as_json: bool) -> No
     path = find_model(model).path
     import sterna
 
-    plan = sterna.plan(str(path), context=context, kv_dtype=kv_dtype)
+    plan = sterna.plan(str(path), context=context, kv_dtype=kv_dtype, i2s_order=i2s_order)
     if as_json:
         console.print_json(plan.to_dict())
     else:

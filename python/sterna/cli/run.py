@@ -36,6 +36,7 @@ def command(
     context: int | None,
     device: str,
     kv_dtype: str,
+    i2s_order: str,
     stats: bool,
     as_json: bool,
     **sampling: Any,
@@ -50,7 +51,13 @@ def command(
     model, prompt = split_arguments(arguments)
     if prompt is None and not console.is_terminal(sys.stdin):
         prompt = read_prompt()
-    loading: dict[str, Any] = {"threads": threads, "context": context, "device": device, "kv_dtype": kv_dtype}
+    loading: dict[str, Any] = {
+        "threads": threads,
+        "context": context,
+        "device": device,
+        "kv_dtype": kv_dtype,
+        "i2s_order": i2s_order,
+    }
     if prompt is None:
         if raw or as_json:
             raise click.UsageError("no prompt")
