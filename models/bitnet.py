@@ -1,7 +1,7 @@
 """BitNet b1.58: as Llama, with a norm before the last linear layer of each block; ternary weights, int8 activations.
 
-"bitnet" is the 3B of 1bitLLM (SiLU), "bitnet-b1.58" Microsoft's 2B-4T (squared ReLU). Linear layers of a ternary file
-round their input to int8 with one scale per token (arXiv:2402.17764), those of a float file do not.
+"bitnet" is the 3B of 1bitLLM (SiLU), "bitnet-b1.58" Microsoft's 2B-4T (squared ReLU), which bitnet.cpp's first files of
+it call "bitnet-25" (its llama.cpp builds one graph for both). Linear layers of a ternary file round their input to int8 with one scale per token (arXiv:2402.17764), those of a float file do not.
 Reference: huggingface/transformers, models/bitnet/modeling_bitnet.py
 """
 
@@ -17,7 +17,7 @@ def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
     return decoder(config, weights, batch, "silu")
 
 
-@register("bitnet-b1.58", config=DecoderConfig)
+@register("bitnet-b1.58", "bitnet-25", config=DecoderConfig)
 def logits_b158(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     return decoder(config, weights, batch, "relu2")

@@ -9,7 +9,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
+import ternary_dialects
 from reference import reference_dir
+from sterna._core import Gguf
 
 F32 = npt.NDArray[np.float32]
 
@@ -36,11 +38,23 @@ def cases(name: str, kind: str = "logits") -> Iterator[Case]:
 
 def tensors(path: Path) -> dict[str, F32]:
     """All tensors of a file as float32, by name without ".weight"."""
+    if path.parent.name.endswith((".Q1_0", ".Q2_0")):  # gguf 0.19 knows the size of one and nothing of the other
+        return _one_and_two_bit_tensors(path)
     result = {}
     for tensor in gguf.GGUFReader(path).tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
         result[tensor.name.removesuffix(".weight")] = values.astype(np.float32)
+    return result
+
+
+def _one_and_two_bit_tensors(path: Path) -> dict[str, F32]:
+    file = Gguf(path)
+    result = {}
+    for tensor in file.tensors:
+        data = file.read(tensor.name)
+        values = data.view(np.float32) if tensor.format == "F32" else ternary_dialects.decode(tensor.format, data)
+        result[tensor.name.removesuffix(".weight")] = values.reshape(tensor.shape)
     return result
 
 

@@ -42,8 +42,12 @@ def encode(dialect: str, codes: Codes, scales: float | Floats, tail: bytes = byt
         return np.concatenate([packed.reshape(-1), np.frombuffer(struct.pack("<f", float(scales)) + tail, np.uint8)])
     if dialect.startswith("TQ"):
         blocks = codes.reshape(-1, 256).astype(np.float32)
-        filled = np.concatenate([np.ones((len(blocks), 256), np.float32), blocks], axis=1)  # a block of all ones has scale 1
-        data = gguf.quants.quantize(filled, GGMLQuantizationType[dialect])[:, -{"TQ1_0": 54, "TQ2_0": 66}[dialect] :].copy()
+        filled = np.concatenate(
+            [np.ones((len(blocks), 256), np.float32), blocks], axis=1
+        )  # a block of all ones has scale 1
+        data = gguf.quants.quantize(filled, GGMLQuantizationType[dialect])[
+            :, -{"TQ1_0": 54, "TQ2_0": 66}[dialect] :
+        ].copy()
         data[:, -2:] = _halves(scales, len(data))
         return data.reshape(-1)
     size = BLOCKS[dialect]
@@ -74,7 +78,9 @@ def decode(dialect: str, data: Bytes) -> Floats:
         if dialect == "Q1_0":
             codes = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32) * 2 - 1
         else:
-            codes = (blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(len(blocks), -1) - np.float32(1)
+            codes = (blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(len(blocks), -1) - np.float32(
+                1
+            )
         return (scale * codes.astype(np.float32)).reshape(-1)
 
 
@@ -112,7 +118,8 @@ class RawFile:
         first = min(int(tensor.field.offset) for tensor in reader.tensors)
         raw = path.read_bytes()
         tensors = tuple(
-            RawTensor(t.name, tuple(int(d) for d in t.shape), int(t.tensor_type), t.data.tobytes()) for t in reader.tensors
+            RawTensor(t.name, tuple(int(d) for d in t.shape), int(t.tensor_type), t.data.tobytes())
+            for t in reader.tensors
         )
         return RawFile(struct.unpack_from("<Q", raw, 16)[0], raw[24:first], tensors)
 

@@ -23,7 +23,8 @@ F32 = npt.NDArray[np.float32]
 EXACT_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
 # Formats whose activations are rounded in groups of 32. The others have super-blocks of 256, and groups as large.
 GROUP_32_FORMATS = frozenset(
-    {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0", "Q2_0", "Q2_0_G128", "I2_S", "I2_S_ARM"}
+    {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0"}
+    | {"Q2_0", "Q2_0_G128", "I2_S", "I2_S_ARM"}
 )
 
 Q8_0_GROUP = 32

@@ -155,7 +155,9 @@ def test_scan_finds_faults(tmp_path: Path) -> None:
     assert not np.isin(data[54:106], 1).any(), "the case is no case"
     data[54] = 1  # no five digits are stored as 1
     data[3 * 54 + 52 :][:2] = np.array([np.nan], "<f2").view(np.uint8)
-    scan = opened(file_of(tmp_path / "a.gguf", tensor("TQ1_0", data, n, k)), "TQ1_0").scan_ternary("blk.0.attn_q.weight")
+    scan = opened(file_of(tmp_path / "a.gguf", tensor("TQ1_0", data, n, k)), "TQ1_0").scan_ternary(
+        "blk.0.attn_q.weight"
+    )
     assert scan is not None
     assert (scan.unused_bytes, scan.bad_scales, scan.first_bad_block) == (1, 1, 3)
 
