@@ -44,9 +44,7 @@ class Gguf:
     not). `length` is the number of elements that an array must have. Safe to use from several threads.
     """
 
-    def __init__(
-        self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, i2s_order: str = "x86"
-    ) -> None:
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, i2s_order: str = "x86") -> None:
         """Reads metadata and tensor table. FileError; ModelFormatError with the field and its byte offset;
         UnsupportedModelError for a type of another program that cannot be read. `i2s_order`, "x86" or "arm": of I2_S."""
     @property

@@ -107,7 +107,7 @@ def test_run_prints_the_text_and_nothing_else(model: FakeModel, capfd: pytest.Ca
     assert main(["run", "m.gguf", "Hello"]) == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("You said: Hello", "")
-    loading = {"threads": None, "context": None, "device": "auto", "kv_dtype": "f16"}
+    loading = {"threads": None, "context": None, "device": "auto", "kv_dtype": "f16", "i2s_order": "x86"}
     assert model.calls[0] == ("load", "m.gguf", loading)
     assert model.calls[1] == ("chat", [{"role": "user", "content": "Hello"}], {"stream": True})
     assert model.closed
@@ -131,9 +131,11 @@ def test_run_passes_options_on(model: FakeModel) -> None:
         "x",
         "--kv-dtype",
         "q8_0",
+        "--i2s-order",
+        "arm",
     ]
     assert main(["run", "m.gguf", "Hi", *options, "-t", "2", "-c", "99", "--device", "cpu", "-s", "Be brief."]) == 0
-    assert model.calls[0][2] == {"threads": 2, "context": 99, "device": "cpu", "kv_dtype": "q8_0"}
+    assert model.calls[0][2] == {"threads": 2, "context": 99, "device": "cpu", "kv_dtype": "q8_0", "i2s_order": "arm"}
     _, messages, arguments = model.calls[1]
     assert messages[0] == {"role": "system", "content": "Be brief."}
     sampling = {"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 9, "stop": ["x"], "max_tokens": 5}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model, json_option
+from sterna.cli.options import find_model, i2s_order_option, json_option
 from sterna.errors import SternaError
 
 if TYPE_CHECKING:
@@ -23,21 +23,23 @@ _SHOWN_CHARACTERS = 100
 @click.option("--metadata", is_flag=True, help="All keys and values.")
 @click.option("--tensors", is_flag=True, help="All tensors.")
 @click.option("--template", is_flag=True, help="The chat template, whole.")
+@i2s_order_option
 @json_option
-def command(model: str, metadata: bool, tensors: bool, template: bool, as_json: bool) -> None:
+def command(model: str, metadata: bool, tensors: bool, template: bool, i2s_order: str, as_json: bool) -> None:
     """Show what is in MODEL's file: architecture, formats, sizes, vocabulary, chat template.
 
-    The last lines say whether sterna can use them.
+    Ternary tensors are read whole, for their codes and scales, and for signs of the order of I2_S. The last lines say
+    whether sterna can use the file.
     """
     path = find_model(model).path
     from sterna._core import Gguf
 
-    file = Gguf(path)
+    file = Gguf(path, i2s_order=i2s_order)
     source = file.find_string("tokenizer.chat_template")
     if template and not as_json:
         print(source if source is not None else "", end="")
         return
-    report = _report(file, source)
+    report = _report(file, source, i2s_order)
     if metadata or as_json:
         report["metadata"] = {key: _shown(file, key) for key in file.keys()}  # noqa: SIM118 (a method, not a dict's)
     if tensors or as_json:
@@ -51,7 +53,7 @@ def command(model: str, metadata: bool, tensors: bool, template: bool, as_json: 
     _print(report)
 
 
-def _report(file: Gguf, template: str | None) -> dict[str, Any]:
+def _report(file: Gguf, template: str | None, i2s_order: str) -> dict[str, Any]:
     architecture = file.get("general.architecture")
     report: dict[str, Any] = {
         "file": {"path": file.path, "bytes": file.file_bytes, "version": file.version, "alignment": file.alignment},
@@ -76,7 +78,31 @@ def _report(file: Gguf, template: str | None) -> dict[str, Any]:
     if template is not None:
         report["template"]["looks_for_in_messages"] = content_conditions(template)
     report["checks"] = {name: _check(check, file) for name, check in _CHECKS.items()}
+    _add_ternary(report, file, i2s_order)
     return report
+
+
+def _add_ternary(report: dict[str, Any], file: Gguf, i2s_order: str) -> None:
+    from sterna.ternary import order_signs, scan_tensors, summarise
+
+    scanned = scan_tensors(file)
+    if not scanned:
+        return
+    report["ternary"] = summarise(scanned)
+    faults = [fault for item in scanned if (fault := item.fault()) is not None]
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    report["checks"]["ternary"] = f"{faults[0]}{more}" if faults else "ok"
+    if not any(item.tensor.format.startswith("I2_S") for item in scanned):
+        return
+    report["i2s_order"] = {"assumed": f"{i2s_order} (the file does not say; --i2s-order overrides)"}
+    signs = order_signs(file)
+    if signs is None:
+        report["i2s_order"]["weights_fit"] = "unknown: no matrix follows a norm"
+        return
+    figures = f"correlation with norms: x86 {signs.x86:.3f}, arm {signs.arm:.3f}, by chance {signs.noise:.3f}"
+    report["i2s_order"]["weights_fit"] = f"{signs.fits or 'either'} ({figures})"
+    if signs.fits not in (None, i2s_order):
+        report["checks"]["i2s order"] = f"the weights look like {signs.fits}: try --i2s-order {signs.fits}"
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -183,11 +209,22 @@ def _print(report: dict[str, Any]) -> None:
     else:
         phrases = ", ".join(repr(phrase) for phrase in template["looks_for_in_messages"])
         report["template"] = {"characters": template["characters"], "looks for in messages": phrases or "nothing"}
-    for title in ("file", "model", "formats", "vocabulary", "template", "metadata", "tensors", "checks"):
+    for title in (
+        "file",
+        "model",
+        "formats",
+        "ternary",
+        "i2s_order",
+        "vocabulary",
+        "template",
+        "metadata",
+        "tensors",
+        "checks",
+    ):
         section = report.get(title)
         if not section:
             continue
-        print(title)
+        print(title.replace("_", " "))
         if isinstance(section, dict):
             console.print_fields(((name.replace("_", " "), _text(value)) for name, value in section.items()), "  ")
         else:
