@@ -1,7 +1,7 @@
 """BitNet b1.58: as Llama, with a norm before the last linear layer of each block; ternary weights, int8 activations.
 
 "bitnet" is 1bitLLM's 3B (SiLU), "bitnet-b1.58" (in old files "bitnet-25") Microsoft's 2B-4T (squared ReLU). Linear
-layers of a ternary file round their input to int8 with one scale per token (arXiv:2402.17764), those of a float file not.
+layers of ternary files round their input to int8 with one scale per token (arXiv:2402.17764), those of float files not.
 Reference: huggingface/transformers, models/bitnet/modeling_bitnet.py
 """
 

@@ -16,7 +16,12 @@ namespace {
 constexpr std::uint64_t kMostNameBytes = 256;
 constexpr std::uint32_t kMostDims = 4;
 
-std::string quoted(const TensorInfo& tensor) { return "\"" + printable(tensor.name) + "\""; }
+std::string quoted(const TensorInfo& tensor) {
+  std::string text = "\"";
+  text += printable(tensor.name);
+  text += '"';
+  return text;
+}
 
 // Where the members of an entry stand in the file.
 std::uint64_t shape_member_at(const TensorInfo& tensor) { return tensor.entry_offset + 8 + tensor.name.size() + 4; }

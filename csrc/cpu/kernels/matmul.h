@@ -122,7 +122,7 @@ inline __attribute__((always_inline)) void any_super_block(const std::uint8_t* b
   if constexpr (id == LayoutId::kBinary) {
     subtract_sums<N>(tile.sums32 + b * 8 * N, total);
     for (int u = 0; u < Codes<id>::kSpec.units(); ++u, y += kUnit * N) {
-      prefetch_ahead<id>(block, u);
+      prefetch_ahead<id, N>(block, u);
       dot_chunks<id, N, 0, 8>(block + u * Codes<id>::kSpec.unit_bytes(), table, y, total);
     }
   } else if constexpr (Codes<id>::kSpec.group_store == GroupStore::kNone) {
