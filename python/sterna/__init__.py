@@ -24,6 +24,7 @@ from sterna.errors import (
 if TYPE_CHECKING:
     from sterna.answers import ChatStream
     from sterna.chat import Message, ToolCall
+    from sterna.conversion import Conversion, convert
     from sterna.generation import TextStream
     from sterna.info import ModelInfo
     from sterna.llm import LLM
@@ -42,6 +43,7 @@ __all__ = [
     "ChatStream",
     "Completion",
     "ContextOverflowError",
+    "Conversion",
     "DeviceError",
     "DownloadError",
     "FileError",
@@ -63,6 +65,7 @@ __all__ = [
     "ToolCall",
     "UnsupportedModelError",
     "Usage",
+    "convert",
     "load",
     "plan",
 ]
@@ -73,6 +76,7 @@ _LAZY = {
     "ChatEvent": "results",
     "ChatStream": "answers",
     "Completion": "results",
+    "Conversion": "conversion",
     "MemoryPlan": "memory",
     "Message": "chat",
     "ModelInfo": "info",
@@ -85,6 +89,7 @@ _LAZY = {
     "TokenLogprob": "results",
     "ToolCall": "chat",
     "Usage": "results",
+    "convert": "conversion",
     "load": "loading",
     "plan": "loading",
 }

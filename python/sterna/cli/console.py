@@ -129,11 +129,42 @@ class FetchProgress:
             say(f"Fetched and checked in {time.monotonic() - self._started:.0f} s.")
 
     def _open(self) -> Bar:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("fetching", total=None)
-        self._bar.start()
+        self._bar, self._task = _open_bar("fetching")
         return self._bar
+
+
+class WriteProgress:
+    """Progress of a file that is being written: a bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._bar: Bar | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> WriteProgress:
+        return self
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if not is_terminal(sys.stderr):
+            return
+        if self._bar is None:
+            self._bar, self._task = _open_bar(self._verb)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _open_bar(description: str) -> tuple[Bar, Any]:
+    """A bar that counts bytes, on stderr, and its task."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(description, total=None)
+    bar.start()
+    return bar, task

@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "Show what is in a model file.",
     "plan": "Show how much memory a model needs, before loading it.",
     "bench": "Measure prefill and decode.",
+    "convert": "Make a GGUF file of a BitNet repository.",
     "perplexity": "Measure how well a model predicts a text.",
     "trace": "Print a model's program.",
     "diff": "Compare the compiled plan with the reference, value by value.",

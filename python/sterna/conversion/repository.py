@@ -1,0 +1,188 @@
+"""A model repository as Hugging Face lays it out: JSON files with typed reads, and the tensors of all its shards."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from sterna.conversion.safetensors import SafetensorsFile, StoredTensor
+from sterna.errors import FileError, ModelFormatError, UnsupportedModelError
+
+MAX_JSON_BYTES = 256 << 20
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class JsonFile:
+    """One JSON object with typed, range-checked reads. Errors name the file, the key and the value."""
+
+    def __init__(self, path: Path, values: dict[str, Any], prefix: str = "") -> None:
+        self.path = path
+        self.values = values
+        self._prefix = prefix
+
+    @classmethod
+    def read(cls, path: Path) -> JsonFile:
+        """FileError where there is none, ModelFormatError where it holds no JSON object."""
+        try:
+            if path.stat().st_size > MAX_JSON_BYTES:
+                raise ModelFormatError(f"{path}: has more than {MAX_JSON_BYTES} bytes", str(path))
+            values = json.loads(path.read_bytes().decode("utf-8"))
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+        except (ValueError, RecursionError) as error:
+            raise ModelFormatError(f"{path}: is not JSON ({error})", str(path)) from None
+        if not isinstance(values, dict):
+            raise ModelFormatError(f"{path}: is not a JSON object", str(path))
+        return cls(path, values)
+
+    def key(self, name: str) -> str:
+        """The key as messages name it, with the objects around it."""
+        return f"{self._prefix}{name}"
+
+    def fail(self, name: str, problem: str) -> NoReturn:
+        raise ModelFormatError(f"{self.path}: {self.key(name)} {problem}", str(self.path), self.key(name))
+
+    def unsupported(self, name: str, why: str) -> NoReturn:
+        """UnsupportedModelError about the value of a key."""
+        raise UnsupportedModelError(f"{self.path}: {self.key(name)} is {shown(self.values.get(name))}: {why}")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a value, null not counted."""
+        return self.values.get(name) is not None
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        if value is None:
+            if default is None:
+                self.fail(name, "is missing")
+            return default
+        return value
+
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        """An integer within [low, high]."""
+        value = self._get(name, default)
+        if type(value) is not int or not low <= value <= high:
+            self.fail(name, f"is {shown(value)}, expected an integer from {low} to {high}")
+        return value
+
+    def number(self, name: str, default: float | None = None, high: float = math.inf) -> float:
+        """A finite number above 0 and at most `high`."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(name, f"is {shown(value)}, expected a number")
+        if not (math.isfinite(value) and 0 < value <= high):
+            limit = f" up to {high}" if high < math.inf else ""
+            self.fail(name, f"is {value}, expected a finite number above 0{limit}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            self.fail(name, f"is {shown(value)}, expected true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            self.fail(name, f"is {shown(value)}, expected a string")
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        """A list; empty where there is none."""
+        value = self._get(name, [])
+        if not isinstance(value, list):
+            self.fail(name, f"is {shown(value)}, expected a list")
+        return value
+
+    def object(self, name: str) -> JsonFile | None:
+        """The object below a key, with the same reads; None where there is none."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.fail(name, f"is {shown(value)}, expected an object")
+        return JsonFile(self.path, value, f"{self.key(name)}.")
+
+
+class Repository:
+    """A folder with config.json and safetensors files; close it, or use it in a `with` block.
+
+    FileError, ModelFormatError; UnsupportedModelError where the weights are in another kind of file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, SafetensorsFile] = {}
+        if not folder.is_dir():
+            raise FileError(f"{folder}: is no folder", str(folder))
+        self.config = JsonFile.read(folder / "config.json")
+        try:
+            self.tensors = self._open_tensors()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def json(self, name: str) -> JsonFile | None:
+        """A JSON file of the folder; None where there is none."""
+        path = self.folder / name
+        return JsonFile.read(path) if path.is_file() else None
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The tensor of that name. ModelFormatError where there is none."""
+        found = self.tensors.get(name)
+        if found is None:
+            raise ModelFormatError(f"{self.folder}: tensor {name} is missing", str(self.folder), name)
+        return found
+
+    def _open_tensors(self) -> dict[str, StoredTensor]:
+        if (self.folder / _SINGLE).is_file():
+            return dict(self._open(_SINGLE).tensors)
+        index = self.json(_INDEX)
+        if index is None:
+            others = sorted(path.name for path in self.folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
+            if others:
+                raise UnsupportedModelError(
+                    f"{self.folder}: no {_SINGLE}; the weights are in {others[0]}, a pickle, which can run code: "
+                    "save them as safetensors first"
+                )
+            raise FileError(f"{self.folder / _SINGLE}: there is no such file", str(self.folder / _SINGLE))
+        places = index.object("weight_map")
+        if places is None:
+            index.fail("weight_map", "is missing")
+        found = {}
+        for name in places.values:
+            shard = places.text(name)
+            if shard != Path(shard).name or shard in ("", ".", ".."):
+                places.fail(name, f"is {shown(shard)}, expected the name of a file beside it")
+            tensor = self._open(shard).tensors.get(name)
+            if tensor is None:
+                places.fail(name, f"says {shard}, which has no such tensor")
+            found[name] = tensor
+        return found
+
+    def _open(self, name: str) -> SafetensorsFile:
+        if name not in self._files:
+            self._files[name] = SafetensorsFile(self.folder / name)
+        return self._files[name]
+
+
+def shown(value: Any) -> str:
+    """A value for messages, shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
