@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sterna.answers import ChatStream
     from sterna.chat import Message, ToolCall
     from sterna.conversion import Conversion, convert
+    from sterna.divergence import Divergence
     from sterna.generation import TextStream
     from sterna.info import ModelInfo
     from sterna.llm import LLM
@@ -45,6 +46,7 @@ __all__ = [
     "ContextOverflowError",
     "Conversion",
     "DeviceError",
+    "Divergence",
     "DownloadError",
     "FileError",
     "MemoryBudgetError",
@@ -77,6 +79,7 @@ _LAZY = {
     "ChatStream": "answers",
     "Completion": "results",
     "Conversion": "conversion",
+    "Divergence": "divergence",
     "MemoryPlan": "memory",
     "Message": "chat",
     "ModelInfo": "info",

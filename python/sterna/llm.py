@@ -6,6 +6,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sterna._core import Engine, KvSequence, RequestHandle
     from sterna.answers import ChatStream, OnEnd
     from sterna.chat import ChatTemplate, FoundTemplate, Message
+    from sterna.divergence import Divergence
     from sterna.info import ModelInfo
     from sterna.results import Completion, Perplexity
     from sterna.session import Session
@@ -265,16 +267,39 @@ class LLM:
         return _scores(self.engine.submit_score(ids, logits=True))
 
     def perplexity(
-        self, text: str, context: int = 512, *, progress: Callable[[int, int], None] | None = None
+        self,
+        text: str,
+        context: int = 512,
+        *,
+        save_logits: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Perplexity:
         """How well the model predicts a text, as llama-perplexity measures it; lower is better. `float()` gives it.
 
-        Windows of `context` tokens, each scored on its second half. `progress` is called with (windows done, windows).
-        ArgumentError for a text shorter than one window.
+        Windows of `context` tokens, each scored on its second half. `save_logits` is a file for the distributions at
+        all scored positions, what `divergence` compares with (llama-perplexity reads it as well). `progress` is called
+        with (windows done, windows). ArgumentError for a text shorter than one window; FileError.
         """
         from sterna.perplexity import perplexity
 
-        return perplexity(self.engine, self.tokenizer, text, context, progress)
+        return perplexity(self.engine, self.tokenizer, text, context, progress, save_logits)
+
+    def divergence(
+        self,
+        reference: str | Path,
+        text: str | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Divergence:
+        """How far this model lies from a reference run, from the file that its `perplexity(save_logits=...)` wrote.
+
+        Also reads the files of llama-perplexity --kl-divergence-base. The windows are the file's; `text`, where it is
+        given, must have the same tokens. ArgumentError for another text, vocabulary or a longer context; FileError,
+        ModelFormatError for a file that is none or cut off.
+        """
+        from sterna.perplexity import divergence
+
+        return divergence(self.engine, self.tokenizer, reference, text, progress)
 
     # Below: how requests come about.
 

@@ -11,26 +11,83 @@ from sterna.cli import console
 from sterna.cli.options import json_option, kv_dtype_option, load_model
 from sterna.errors import ArgumentError
 
+_CONTEXT = 512
+
 
 @click.command()
 @click.argument("model")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-c", "--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per window.")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("-c", "--context", type=click.IntRange(min=2), help="Tokens per window (default: 512, or REF's).")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core).")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @kv_dtype_option
+@click.option("--save-logits", type=click.Path(path_type=Path), metavar="REF", help="Write the distributions to REF.")
+@click.option(
+    "--kl-divergence", type=click.Path(path_type=Path), metavar="REF", help="Compare with those of another run."
+)
 @json_option
 def command(
-    model: str, file: Path, context: int, threads: int | None, device: str, kv_dtype: str, as_json: bool
+    model: str,
+    file: Path | None,
+    context: int | None,
+    threads: int | None,
+    device: str,
+    kv_dtype: str,
+    save_logits: Path | None,
+    kl_divergence: Path | None,
+    as_json: bool,
 ) -> None:
-    """Measure MODEL's perplexity on the text in FILE, scored as llama-perplexity does. Lower is better."""
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArgumentError(f"{file} is not UTF-8 text: byte {error.start} is wrong") from None
+    """Measure MODEL's perplexity on the text in FILE, scored as llama-perplexity does. Lower is better.
+
+    How far a quantisation lies from its original: save the original's distributions with --save-logits REF, then run
+    the quantised MODEL with --kl-divergence REF. REF has the tokens; with FILE they are checked to be the same. The
+    files of llama-perplexity --kl-divergence-base are of the same format.
+    """
+    if save_logits is not None and kl_divergence is not None:
+        raise click.UsageError("--save-logits and --kl-divergence are two runs: the reference's, and another one's")
+    text = None if file is None else _read(file)
+    if kl_divergence is not None:
+        _compare(model, file, text, context, threads, device, kv_dtype, kl_divergence, as_json)
+        return
+    if text is None:
+        raise click.UsageError("Missing argument 'FILE'.")
+    context = context or _CONTEXT
     with load_model(model, threads=threads, context=context, device=device, kv_dtype=kv_dtype) as llm:
-        result = llm.perplexity(text, context=context)
+        result = llm.perplexity(text, context=context, save_logits=save_logits)
     if as_json:
         console.print_json({"model": model, "file": str(file), "perplexity": result.value, **asdict(result)})
     else:
         print(result)
+
+
+def _compare(
+    model: str,
+    file: Path | None,
+    text: str | None,
+    context: int | None,
+    threads: int | None,
+    device: str,
+    kv_dtype: str,
+    reference: Path,
+    as_json: bool,
+) -> None:
+    from sterna.reference_logits import ReferenceLogits
+
+    with ReferenceLogits(reference) as header:
+        windows_of = header.context
+    if context not in (None, windows_of):
+        raise ArgumentError(f"{reference}: its windows have {windows_of} tokens, --context is {context}")
+    with load_model(model, threads=threads, context=windows_of, device=device, kv_dtype=kv_dtype) as llm:
+        result = llm.divergence(reference, text)
+    if as_json:
+        of = {"model": model, "file": None if file is None else str(file), "reference_file": str(reference)}
+        console.print_json({**of, **asdict(result)})
+    else:
+        print(result)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{file} is not UTF-8 text: byte {error.start} is wrong") from None
