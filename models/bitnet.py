@@ -9,6 +9,7 @@ from typing import Literal
 
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
+from sterna.bitlinear import linear
 
 
 @register("bitnet", config=DecoderConfig)
@@ -31,26 +32,19 @@ def decoder(config: DecoderConfig, weights: Weights, batch: Batch, activation: L
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             y = attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
-            x = x + bit_linear(w, "attn_output", ops.rms_norm(y, w["attn_sub_norm"], eps))
+            x = x + linear(config, w, "attn_output", ops.rms_norm(y, w["attn_sub_norm"], eps))
             y = ops.rms_norm(x, w["ffn_norm"], eps)
-            y = ops.glu(bit_linear(w, "ffn_gate", y), bit_linear(w, "ffn_up", y), activation)
-            x = x + bit_linear(w, "ffn_down", ops.rms_norm(y, w["ffn_sub_norm"], eps))
+            y = ops.glu(linear(config, w, "ffn_gate", y), linear(config, w, "ffn_up", y), activation)
+            x = x + linear(config, w, "ffn_down", ops.rms_norm(y, w["ffn_sub_norm"], eps))
     x = ops.rms_norm(x, weights["output_norm"], eps)
     return ops.unembed(x, weights.first("output", "token_embd"))
 
 
 def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size] -> [num_tokens, num_heads * head_dim]."""
-    q = bit_linear(w, "attn_q", x).heads(config.head_dim)
-    k = bit_linear(w, "attn_k", x).heads(config.head_dim)
-    v = bit_linear(w, "attn_v", x).heads(config.value_head_dim)
+    q = linear(config, w, "attn_q", x).heads(config.head_dim)
+    k = linear(config, w, "attn_k", x).heads(config.head_dim)
+    v = linear(config, w, "attn_v", x).heads(config.value_head_dim)
     q = ops.rope(q, batch.positions, config.rope)
     k = ops.rope(k, batch.positions, config.rope)
     return ops.attention(q, k, v, layer=layer)
-
-
-def bit_linear(w: Weights, name: str, x: ops.Value) -> ops.Value:
-    """A ternary linear layer; some files keep the scale of its weights in a tensor of one element."""
-    y = ops.linear(x, w[name], activation="int8_per_token" if w.all_ternary else "auto")
-    scale = w.get(f"{name}.scale")
-    return y if scale is None else y * scale

@@ -6,6 +6,7 @@ have the rows of q and k permuted, so that rope turns neighbours.
 
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
+from sterna.bitlinear import linear
 from sterna.moe import MoeConfig
 
 
@@ -19,7 +20,7 @@ def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), factors, i)
             normed = ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps)
-            x = x + (moe(config, w, normed) if config.num_experts else mlp(w, normed))
+            x = x + (moe(config, w, normed) if config.num_experts else mlp(config, w, normed))
     x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
     return ops.unembed(x, weights.first("output", "token_embd"))
 
@@ -28,20 +29,19 @@ def attention(
     config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, factors: ops.Value | None, layer: int
 ) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; `factors` hold the frequency scaling of Llama 3."""
-    q = ops.linear(x, w["attn_q"], w.get("attn_q.bias")).heads(config.head_dim)
-    k = ops.linear(x, w["attn_k"], w.get("attn_k.bias")).heads(config.head_dim)
-    v = ops.linear(x, w["attn_v"], w.get("attn_v.bias")).heads(config.value_head_dim)
+    q = linear(config, w, "attn_q", x).heads(config.head_dim)
+    k = linear(config, w, "attn_k", x).heads(config.head_dim)
+    v = linear(config, w, "attn_v", x).heads(config.value_head_dim)
     q = ops.rope(q, batch.positions, config.rope, style="interleaved", factors=factors)
     k = ops.rope(k, batch.positions, config.rope, style="interleaved", factors=factors)
     y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
-    return ops.linear(y, w["attn_output"], w.get("attn_output.bias"))
+    return linear(config, w, "attn_output", y)
 
 
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
+def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:
     """SwiGLU feed-forward network."""
-    gate = ops.linear(x, w["ffn_gate"], w.get("ffn_gate.bias"))
-    up = ops.linear(x, w["ffn_up"], w.get("ffn_up.bias"))
-    return ops.linear(ops.glu(gate, up), w["ffn_down"], w.get("ffn_down.bias"))
+    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
+    return linear(config, w, "ffn_down", y)
 
 
 def moe(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:

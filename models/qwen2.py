@@ -5,6 +5,7 @@ Reference: huggingface/transformers, models/qwen2/modeling_qwen2.py
 
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
+from sterna.bitlinear import linear
 
 
 @register("qwen2")
@@ -15,21 +16,22 @@ def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), i)
-            x = x + mlp(w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
+            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
     x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
     return ops.unembed(x, weights.first("output", "token_embd"), weights.get("output.bias"))
 
 
 def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
-    q = ops.linear(x, w["attn_q"], w["attn_q.bias"]).heads(config.head_dim)
-    k = ops.linear(x, w["attn_k"], w["attn_k.bias"]).heads(config.head_dim)
-    v = ops.linear(x, w["attn_v"], w["attn_v.bias"]).heads(config.value_head_dim)
+    q = linear(config, w, "attn_q", x).heads(config.head_dim)
+    k = linear(config, w, "attn_k", x).heads(config.head_dim)
+    v = linear(config, w, "attn_v", x).heads(config.value_head_dim)
     q = ops.rope(q, batch.positions, config.rope)
     k = ops.rope(k, batch.positions, config.rope)
-    return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
 
 
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
+def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:
     """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
+    return linear(config, w, "ffn_down", y)

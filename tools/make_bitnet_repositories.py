@@ -29,12 +29,14 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 LENGTHS = (1, 9, 24)
 VOCAB_SIZE = 300
+LAYER = "model.layers.0.mlp.down_proj"
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 MERGES = ("t h", "th e", "Ġ the", "i n", "a n", "an d", "Ġ and", "e r", "Ġ t", "o n", "in g", "r e")
+BOS = 256 + len(MERGES)  # then two tokens that end
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|eot_id|>{% endfor %}"
 
@@ -115,7 +117,7 @@ def config_of(kind: Kind) -> dict[str, Any]:
         "architectures": [kind.architecture], "model_type": kind.model_type, "vocab_size": VOCAB_SIZE,
         "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "bos_token_id": 256, "eos_token_id": [257, 258], "tie_word_embeddings": False, **kind.config,
+        "bos_token_id": BOS, "eos_token_id": [BOS + 1, BOS + 2], "tie_word_embeddings": False, **kind.config,
     }  # fmt: skip
 
 
@@ -210,15 +212,15 @@ def byte_characters() -> list[str]:
 
 
 def tokenizer_json(pattern: str, *, nfc: bool, ignore_merges: bool, bos: bool) -> dict[str, Any]:
-    """A byte-level BPE of 256 bytes, three control tokens and a few merges."""
+    """A byte-level BPE of 256 bytes, a few merges and three control tokens."""
     vocab = {text: i for i, text in enumerate(byte_characters())}
     merges = []
     for i, pair in enumerate(MERGES):
         merges.append(pair.split(" "))
-        vocab[pair.replace(" ", "")] = 259 + i
+        vocab[pair.replace(" ", "")] = 256 + i
     control = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": 256 + i, "content": text, "special": True, **flags} for i, text in enumerate(control)]
+    added = [{"id": BOS + i, "content": text, "special": True, **flags} for i, text in enumerate(control)]
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     levels = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     sequence = [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -226,7 +228,7 @@ def tokenizer_json(pattern: str, *, nfc: bool, ignore_merges: bool, bos: bool) -
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": control[0], "type_id": 0}}, *sequence],
         "pair": [*sequence, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {control[0]: {"id": control[0], "ids": [256], "tokens": [control[0]]}},
+        "special_tokens": {control[0]: {"id": control[0], "ids": [BOS], "tokens": [control[0]]}},
     }
     return {
         "version": "1.0",
@@ -310,6 +312,12 @@ def sequences() -> list[list[int]]:
     return [random.randint(0, 256, length).tolist() for length in LENGTHS]
 
 
+def layer_rows() -> Array:
+    """What the reference gives to one linear layer, float32 [5, 512]."""
+    random = np.random.RandomState(158)
+    return (random.standard_normal((5, 512)) * np.exp(random.standard_normal((5, 1)))).astype(np.float32)
+
+
 def digest(name: str) -> str:
     """Of the stored weights: a reference belongs to them."""
     found = hashlib.sha256()
@@ -336,7 +344,7 @@ def loadable(folder: Path, name: str) -> None:
 
 
 def reference(name: str) -> dict[str, Array]:
-    """transformers' logits [length, vocab_size] of each sequence, float32."""
+    """transformers' logits [length, vocab_size] of each sequence and output of one linear layer, float32."""
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     import torch
     import transformers
@@ -353,6 +361,7 @@ def reference(name: str) -> dict[str, Array]:
         with torch.no_grad():
             for i, tokens in enumerate(sequences()):
                 found[f"logits_{i}"] = model(torch.tensor([tokens])).logits[0].float().numpy()
+            found["layer"] = model.get_submodule(LAYER)(torch.from_numpy(layer_rows())).numpy()
     return found
 
 

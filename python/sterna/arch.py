@@ -198,6 +198,7 @@ class DecoderConfig:
     value_head_dim: int
     intermediate_size: int
     rms_norm_eps: float
+    input_norm_eps: float  # of norms inside linear layers (sterna.bitlinear)
     max_position_embeddings: int
     sliding_window: int  # 0: none
     rope: RopeSpec
@@ -214,7 +215,10 @@ class DecoderConfig:
         k = self.num_key_value_heads * self.head_dim
         v = self.num_key_value_heads * self.value_head_dim
         o = self.num_attention_heads * self.value_head_dim
+        inputs = {"attn_q": hidden, "attn_k": hidden, "attn_v": hidden, "attn_output": o}
+        inputs |= {"ffn_gate": hidden, "ffn_up": hidden, "ffn_down": intermediate}
         return {
+            **{f"{name}.input_norm": (k,) for name, k in inputs.items()},
             "token_embd": (self.vocab_size, hidden),
             "output": (self.vocab_size, hidden),
             "output_norm": (hidden,),
@@ -271,6 +275,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
         "value_head_dim": m.integer("attention.value_length", 1, MAX_EXTENT, head_dim),
         "intermediate_size": m.per_layer("feed_forward_length", layers, 1, MAX_EXTENT),
         "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon", high=1.0),
+        "input_norm_eps": m.number("input_norm_rms_epsilon", 1e-6, high=1.0),
         "max_position_embeddings": context,
         "sliding_window": m.integer("attention.sliding_window", 1, MAX_CONTEXT) if windowed else 0,
         "rope": _rope(m, head_dim, context),

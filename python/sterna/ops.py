@@ -130,10 +130,14 @@ def _tracer() -> Tracer:
     return tracer
 
 
+# Calls from here are made for a model file.
+_OPS_FILES = frozenset({__file__, __file__.removesuffix("ops.py") + "bitlinear.py"})
+
+
 def _source(frame: FrameType) -> str:
     """File and line of the model file that called, as "models/llama.py:27"."""
     at: FrameType | None = frame
-    while at is not None and at.f_code.co_filename == __file__:
+    while at is not None and at.f_code.co_filename in _OPS_FILES:
         at = at.f_back
     if at is None:
         return ""

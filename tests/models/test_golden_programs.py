@@ -27,8 +27,12 @@ def models() -> dict[str, FakeModel]:
     b158 = FakeModel("bitnet-b1.58", hidden=256, intermediate=256).with_layer_vectors("attn_sub_norm", "ffn_sub_norm")
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         b158 = b158.with_layer_tensor(f"{name}.scale", (1,))
+    norms = FakeModel("llama", hidden=256, intermediate=512, input_norm_rms_epsilon=1e-6)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        norms = norms.with_layer_tensor(f"{name}.input_norm.weight", (512 if name == "ffn_down" else 256,))
     return {
         "llama": FakeModel("llama"),
+        "llama-ternary-input-norms": norms.with_layer_format("TQ2_0"),
         "llama-tied-rope-freqs": llama3,
         "llama-yarn-biases": biased,
         "qwen2": qwen2,
