@@ -156,6 +156,16 @@ def test_unknown_tokenizers_are_named(edit: Any, says: str, tmp_path: Path) -> N
     assert not path.with_suffix(".gguf").exists()
 
 
+def test_a_pre_tokenizer_can_be_named(tmp_path: Path) -> None:
+    path = copy("bitnet-2b4t", tmp_path, {"tokenizer.json": pre_tokenizer(split(r"\w+"), BYTES)})
+    with pytest.raises(sterna.UnsupportedModelError, match="--pre NAME says which"):
+        convert(path)
+    sterna.convert(path, tmp_path / "a.gguf", pre="falcon3")
+    assert Gguf(str(tmp_path / "a.gguf")).get("tokenizer.ggml.pre") == "falcon3"
+    with pytest.raises(sterna.ArgumentError, match="pre is 'falcon9', which is no known"):
+        sterna.convert(path, tmp_path / "b.gguf", pre="falcon9")
+
+
 @pytest.mark.parametrize(
     ("file", "edit", "says"),
     [

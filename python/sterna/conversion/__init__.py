@@ -20,6 +20,7 @@ from sterna.conversion.vocabulary import vocabulary_entries
 from sterna.conversion.writing import Losses, plan_outputs
 from sterna.errors import ArgumentError
 from sterna.gguf_output import GgufOutput
+from sterna.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 __all__ = ["HEAD_TYPES", "TERNARY_TYPES", "Conversion", "convert"]
 
@@ -46,6 +47,7 @@ def convert(
     type: str = "TQ2_0",
     head: str = "F16",
     masters: bool = False,
+    pre: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Conversion:
@@ -56,6 +58,7 @@ def convert(
     head: "F16", "BF16", "F32" or "Q8_0", of the embedding and the output head. Norms and biases are F32.
     masters: floating-point weights without a quantization_config are what BitNet training leaves, to be quantised by
         their mean magnitude. Without it they must be ternary as they stand, but in BitNet's own architectures.
+    pre: tokenizer.ggml.pre, for a byte-level tokenizer that is not recognised by its patterns.
     overwrite: an existing file may be replaced.
     progress: called with ("convert", bytes written, bytes in all).
 
@@ -67,6 +70,8 @@ def convert(
         raise ArgumentError(f"type is {type!r:.60}, must be one of {', '.join(TERNARY_TYPES)}")
     if head_type not in HEAD_TYPES:
         raise ArgumentError(f"head is {head!r:.60}, must be one of {', '.join(HEAD_TYPES)}")
+    if pre is not None and pre not in PRE_TOKENIZERS:
+        raise ArgumentError(f"pre is {pre!r:.60}, which is no known pre-tokenizer")
     target = Path(destination)
     with Repository(Path(source)) as repository:
         family, architecture = find_family(repository.config)
@@ -79,7 +84,7 @@ def convert(
             ("general.file_type", ternary_type.file_type, "uint32"),
             ("general.quantization_version", _QUANTIZATION_VERSION, "uint32"),
             *sizes.entries,
-            *vocabulary_entries(repository, sizes.vocab_size),
+            *vocabulary_entries(repository, sizes.vocab_size, pre),
         ]
         if scheme.norm_eps is not None:
             entries.append((f"{architecture}.input_norm_rms_epsilon", scheme.norm_eps, "float32"))

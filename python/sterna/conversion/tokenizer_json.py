@@ -40,8 +40,11 @@ def is_byte_level(file: JsonFile) -> bool:
     return any(item.values.get("type") == "ByteLevel" for item in _pre_tokenizers(file))
 
 
-def read_tokenizer_json(file: JsonFile) -> TokenList:
-    """ModelFormatError; UnsupportedModelError, with the key and its value, for what the runtime cannot do."""
+def read_tokenizer_json(file: JsonFile, pre: str | None = None) -> TokenList:
+    """`pre` is the name of its pre-tokenizer, where the caller knows it.
+
+    ModelFormatError; UnsupportedModelError, with the key and its value, for what the runtime cannot do.
+    """
     model = file.object("model")
     if model is None:
         file.fail("model", "is missing")
@@ -54,7 +57,7 @@ def read_tokenizer_json(file: JsonFile) -> TokenList:
     _read_texts(file, model, tokens)
     tokens.scores = [0.0] * len(tokens.texts)
     tokens.merges = _merges(model)
-    tokens.pre = _pre_tokenizer_name(file, model)
+    tokens.pre = pre or _pre_tokenizer_name(file, model)
     tokens.prefix, tokens.suffix = _post_processor(file)
     return tokens
 
@@ -138,7 +141,10 @@ def _pre_tokenizer_name(file: JsonFile, model: JsonFile) -> str:
     ]
     if not fitting:
         more = f"ignore_merges {str(ignore_merges).lower()}, normalizer {'NFC' if nfc else 'none'}"
-        file.unsupported("pre_tokenizer", f"no known pre-tokenizer has the patterns {list(stages)} with {more}")
+        file.unsupported(
+            "pre_tokenizer",
+            f"no known pre-tokenizer has the patterns {list(stages)} with {more}; --pre NAME says which",
+        )
     return next((name for name in _PREFERRED if name in fitting), fitting[0])
 
 

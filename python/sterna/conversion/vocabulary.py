@@ -20,15 +20,17 @@ _MAX_TEMPLATE_BYTES = 1 << 20
 _LLAMA_CLASSES = frozenset({"LlamaTokenizer", "LlamaTokenizerFast", "BitnetTokenizer"})
 
 
-def vocabulary_entries(repository: Repository, rows: int) -> list[Entry]:
+def vocabulary_entries(repository: Repository, rows: int, pre: str | None) -> list[Entry]:
     """All `tokenizer.*` keys, and what generation_config.json says, for an embedding of `rows` rows.
+
+    `pre` is tokenizer.ggml.pre, where the caller knows better than what can be told from tokenizer.json.
 
     FileError where there is no tokenizer, ModelFormatError, UnsupportedModelError (a kind or a pre-tokenizer that is
     not known: names file, key and value).
     """
     settings = repository.json("tokenizer_config.json")
     settings = settings or JsonFile(repository.folder / "tokenizer_config.json", {})
-    tokens = _read_tokens(repository, settings)
+    tokens = _read_tokens(repository, settings, pre)
     if len(tokens.texts) > rows:
         raise ModelFormatError(
             f"{tokens.path}: has {len(tokens.texts)} tokens, the embedding {rows} rows", str(tokens.path), "vocab"
@@ -56,10 +58,10 @@ def vocabulary_entries(repository: Repository, rows: int) -> list[Entry]:
     return entries
 
 
-def _read_tokens(repository: Repository, settings: JsonFile) -> TokenList:
+def _read_tokens(repository: Repository, settings: JsonFile, pre: str | None) -> TokenList:
     json, model = repository.json("tokenizer.json"), repository.folder / "tokenizer.model"
     if json is not None and is_byte_level(json):
-        return read_tokenizer_json(json)
+        return read_tokenizer_json(json, pre)
     if model.is_file():
         tokens = read_sentencepiece(model)
         _add_tokens(tokens, settings)
