@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import sterna
 from bitnet_repositories import LINEARS, converted, maker, matrix, raw_tensors, reference, repository
 from kernel_cases import Net, compiled, run_rows, value
+from sterna import _core
+from sterna.trace import trace
 
 
 def logits(path: str, kv_dtype: str = "f32") -> list[np.ndarray]:
@@ -94,9 +99,7 @@ def test_masters_are_quantised_by_their_mean_magnitude() -> None:
     assert np.abs(got).max() == pytest.approx(mean, rel=1e-6)
 
 
-def test_masters_of_zeros_have_the_smallest_scale(tmp_path) -> None:
-    import shutil
-
+def test_masters_of_zeros_have_the_smallest_scale(tmp_path: Path) -> None:
     tensors, _ = maker.weights_of("bitnet-2b4t-masters")
     dtype, values = tensors["model.layers.0.mlp.up_proj.weight"]
     tensors["model.layers.0.mlp.up_proj.weight"] = (dtype, np.zeros_like(values))
@@ -115,3 +118,18 @@ def test_losses_are_told() -> None:
     assert rounded.losses[0].startswith("the scales of 14 matrices were rounded to the float16 of TQ2_0, by at most 0.00")
     assert any(line.startswith("output.weight: ") for line in rounded.losses)
     assert sterna.convert(repository("llama3-1.58"), converted("bitnet-2b4t").with_name("c.gguf"), head="BF16", type="I2_S").losses == ()
+
+
+@pytest.mark.parametrize("name", ["llama-input-norms", "qwen3-masters"])
+def test_fused_programs_give_the_same_bits(name: str) -> None:
+    """Also where a norm stands right before one linear layer only."""
+    file = _core.Gguf(str(converted(name)))
+    program = trace(file).program
+    got = []
+    for form in (program, program.fuse()):
+        plan = _core.compile_cpu(form, file, threads=2, kv_dtype="f32", max_tokens=32, max_outputs=32)
+        plan.reserve_pages(1)
+        tokens = np.array(maker.sequences()[-1], np.int32)
+        rows = np.arange(len(tokens), dtype=np.int32)
+        got.append(plan.run(tokens, rows, np.zeros_like(rows), [[0]], rows))
+    assert got[0].tobytes() == got[1].tobytes()

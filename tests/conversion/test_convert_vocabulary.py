@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,6 @@ def test_unknown_tokenizers_are_named(edit: Any, says: str, tmp_path: Path) -> N
     path = copy("bitnet-2b4t", tmp_path, {"tokenizer.json": edit})
     with pytest.raises(sterna.UnsupportedModelError) as failed:
         convert(path)
-    import re
-
     assert re.search(re.escape(says).replace(r"\.\*", ".*"), str(failed.value)), failed.value
     assert not path.with_suffix(".gguf").exists()
 
