@@ -357,7 +357,9 @@ def test_nan_ends_one_sequence() -> None:
             logits[1, 17] = np.nan
 
     plan.change = change
+    plan.wait_for = threading.Event()  # the first one must not be done before the second has come
     bad = engine.submit([3], max_tokens=5, sampling=GREEDY)
+    plan.wait_for.set()
     with pytest.raises(NumericError, match="token 17 is NaN"):
         bad.events(TIMEOUT)
     plan.change = None
