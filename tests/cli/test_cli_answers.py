@@ -78,9 +78,9 @@ class FakeModel:
         self.calls.append(("session", system, {}))
         return SimpleNamespace(send=lambda text, **arguments: self.chat([{"content": text}], **arguments))
 
-    def perplexity(self, text: str, *, context: int | None, save_logits: Path | None) -> Perplexity:
+    def perplexity(self, text: str, *, context: int, save_logits: Path | None) -> Perplexity:
         self.calls.append(("perplexity", text, {"context": context, "save_logits": save_logits}))
-        return Perplexity(12.5, 0.25, 100, 2, context or 512)
+        return Perplexity(12.5, 0.25, 100, 2, context)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_perplexity(model: FakeModel, capfd: pytest.CaptureFixture[str], tmp_pat
     assert capfd.readouterr().out == "12.5000 ± 0.2500\n"
     assert model.calls[1] == ("perplexity", "Grüße", {"context": 256, "save_logits": None})
     assert main(["perplexity", "m.gguf", "text.txt", "--save-logits", "saved", "--json"]) == 0
-    assert model.calls[-1] == ("perplexity", "Grüße", {"context": None, "save_logits": Path("saved")})
+    assert model.calls[-1] == ("perplexity", "Grüße", {"context": 512, "save_logits": Path("saved")})
     assert json.loads(capfd.readouterr().out)["perplexity"] == 12.5
     (tmp_path / "text.txt").write_bytes(b"\xff")
     assert main(["perplexity", "m.gguf", "text.txt"]) == 1
