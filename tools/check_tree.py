@@ -27,6 +27,8 @@ def problems(root: Path, files: list[str]) -> list[str]:
         lines = path.read_text("utf-8").splitlines()
         if len(lines) > MAX_LINES and name not in EXEMPT:
             found.append(f"{name}: {len(lines)} lines, at most {MAX_LINES}: split it by concept")
+        if path.suffix in {".h", ".cpp"} and any("gil_scoped_release" in line for line in lines):
+            found.append(f"{name}: gil_scoped_release aborts daemon threads at exit; bindings.h has GilRelease")
         first = next((line for line in lines if line.strip() and not line.startswith("#!")), '"""')
         # A .cpp that begins with its own header is opened by that.
         of_header = path.suffix == ".cpp" and first.startswith("#include") and f'/{path.stem}.h"' in first

@@ -44,7 +44,7 @@ bool wait(std::optional<double> timeout, Attempt attempt) {
       slice = std::clamp(left, std::chrono::milliseconds{0}, kSlice);
     }
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       if (attempt(slice)) return true;
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -119,7 +119,7 @@ class OpenEngines {
       const std::lock_guard lock(mutex_);
       engines.swap(engines_);
     }
-    const py::gil_scoped_release release;
+    const GilRelease release;
     for (const auto& weak : engines) {
       if (const auto engine = weak.lock()) engine->close();
     }
@@ -149,7 +149,7 @@ std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Piec
   // Closing joins a thread that may be waiting for the GIL.
   const auto destroy = [](Engine* engine) {
     if (PyGILState_Check() != 0) {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       delete engine;
     } else {
       delete engine;
@@ -175,14 +175,14 @@ std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, 
   request.mask = to_mask(mask);
   request.special = special;
   request.drop_leading_space = drop_leading_space;
-  const py::gil_scoped_release release;
+  const GilRelease release;
   return engine.submit(std::move(request), sequence);
 }
 
 std::unique_ptr<RequestHandle> submit_score(Engine& engine, const py::object& tokens, std::int32_t positions_from,
                                             bool logits, const KvSequence* sequence) {
   ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits};
-  const py::gil_scoped_release release;
+  const GilRelease release;
   return engine.submit(std::move(request), sequence);
 }
 
@@ -205,7 +205,7 @@ void bind_results(py::module_& m) {
       .def_property_readonly("finish_reason", &finish_reason)
       .def_property_readonly("stop", &stop_of);
 
-  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  const auto unlocked = py::call_guard<GilRelease>();
   py::class_<RequestHandle>(m, "RequestHandle")
       .def("next", &next_event, "timeout"_a = py::none(),
            "The next event; None after `timeout` seconds, and after the final event. Raises the request's error.")
@@ -266,7 +266,7 @@ void bind_engine(py::module_& m) {
            "drop_leading_space"_a = false)
       .def("submit_score", &submit_score, "tokens"_a, py::kw_only(), "positions_from"_a = 0, "logits"_a = false,
            "sequence"_a = py::none())
-      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
+      .def("close", &Engine::close, py::call_guard<GilRelease>());
 }
 
 }  // namespace sterna::bindings

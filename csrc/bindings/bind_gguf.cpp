@@ -119,7 +119,7 @@ py::array read_tensor(const GgufModel& model, const std::string& name) {
   py::array_t<std::uint8_t> out(static_cast<py::ssize_t>(tensor.bytes));
   const std::span<std::uint8_t> bytes(out.mutable_data(), static_cast<std::size_t>(tensor.bytes));
   {
-    const py::gil_scoped_release released;
+    const GilRelease released;
     model.read(tensor, 0, bytes);
   }
   return out;
@@ -130,7 +130,7 @@ py::object scan(const GgufModel& model, const std::string& name) {
   if (!is_scannable(*tensor.format)) return py::none();
   TernaryScan found;
   {
-    const py::gil_scoped_release released;
+    const GilRelease released;
     found = scan_ternary(model, tensor);
   }
   return py::cast(found);
@@ -174,7 +174,7 @@ void bind_gguf(py::module_& m) {
       .def(py::init([](const py::object& path, const std::string& i2s_order) {
              const std::string name = to_path(path);
              const I2sOrder order = i2s_order_from(i2s_order);
-             const py::gil_scoped_release released;
+             const GilRelease released;
              return std::make_shared<GgufModel>(GgufModel::open(name, order));
            }),
            py::arg("path"), py::kw_only(), py::arg("i2s_order") = "x86")
@@ -303,7 +303,7 @@ void bind_gguf(py::module_& m) {
           "weight_format",
           [](const GgufModel& g, const std::string& name) {
             const TensorInfo& tensor = g.require(name);
-            const py::gil_scoped_release released;
+            const GilRelease released;
             return std::string(weight_format(g, tensor).name);
           },
           py::arg("name"))

@@ -24,7 +24,7 @@ std::unique_ptr<cpu::Machine> make_machine(int threads, const std::string& isa, 
   if (threads < 0 || threads > 4096) {
     throw ArgumentError("threads is " + std::to_string(threads) + ", must be 0 to 4096");
   }
-  const py::gil_scoped_release release;
+  const GilRelease release;
   return std::make_unique<cpu::Machine>(threads == 0 ? cpu::available_cpus() : threads,
                                         isa.empty() ? cpu::chosen_level() : isa, buffer_bytes);
 }
@@ -53,17 +53,15 @@ void bind_machine(py::module_& m) {
            py::arg("buffer_bytes") = std::int64_t{1} << 30)
       .def_property_readonly("threads", &cpu::Machine::threads)
       .def_property_readonly("buffer_bytes", &cpu::Machine::buffer_bytes)
-      .def("read_speeds", &read_speeds, py::arg("repetitions") = 5, py::call_guard<py::gil_scoped_release>(),
+      .def("read_speeds", &read_speeds, py::arg("repetitions") = 5, py::call_guard<GilRelease>(),
            "(streams, prefetch, bytes per second) of each read pattern.")
       .def(
           "macs_per_second",
           [](cpu::Machine& machine, int repetitions) { return machine.macs_per_second(at_least_one(repetitions)); },
-          py::arg("repetitions") = 5, py::call_guard<py::gil_scoped_release>(),
-          "Byte multiply-accumulates per second.");
+          py::arg("repetitions") = 5, py::call_guard<GilRelease>(), "Byte multiply-accumulates per second.");
 
   m.def("check_kernels", &check_kernels, py::arg("isa"), py::arg("seed") = std::uint64_t{0},
-        py::call_guard<py::gil_scoped_release>(),
-        "(family, cases, first mismatch) of a level's kernels held against scalar's.");
+        py::call_guard<GilRelease>(), "(family, cases, first mismatch) of a level's kernels held against scalar's.");
 }
 
 }  // namespace sterna::bindings

@@ -79,7 +79,7 @@ py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& posit
   batch.page_tables = tables;
   batch.output_rows = span_of(output_rows);
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     plan.run(batch, nullptr);
   }
   py::array_t<float> logits(
@@ -206,7 +206,7 @@ void bind_plan(py::module_& m) {
         } else {
           tensors = std::make_unique<ArraySource>(source.cast<std::map<std::string, Bytes>>());
         }
-        const py::gil_scoped_release release;
+        const GilRelease release;
         return std::make_shared<cpu::CpuPlan>(program, *tensors, options);
       },
       py::arg("program"), py::arg("source"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "",

@@ -80,7 +80,7 @@ std::vector<ValueId> emit(ProgramBuilder& builder, const std::string& op, const 
 }
 
 Program fused(const Program& program, const std::optional<std::vector<std::string>>& passes) {
-  const py::gil_scoped_release released;
+  const GilRelease released;
   Program result = program;
   if (!passes) {
     fuse(result);
@@ -137,11 +137,11 @@ void bind_program(py::module_& m) {
       .def_property_readonly("values", [](const Program& program) { return program.values; })
       .def_property_readonly("kv_slots", [](const Program& program) { return program.kv_slots; })
       .def(
-          "text", [](const Program& program) { return to_text(program); }, py::call_guard<py::gil_scoped_release>(),
+          "text", [](const Program& program) { return to_text(program); }, py::call_guard<GilRelease>(),
           "The text form; Program.parse reads it back.")
       .def_static(
           "parse", [](const std::string& text) { return parse_program(text); }, py::arg("text"),
-          py::call_guard<py::gil_scoped_release>(), "The program of a text. Raises ArgumentError with line and column.")
+          py::call_guard<GilRelease>(), "The program of a text. Raises ArgumentError with line and column.")
       .def("fuse", &fused, py::arg("passes") = py::none(),
            "A new program after the named passes, in their order, or after all of them in the fixed order.")
       .def_property_readonly_static("passes",

@@ -63,7 +63,7 @@ py::array_t<float> dequantize(const Bytes& data, const std::string& name) {
   const std::uint8_t* source = data.data();
   const float scale = tensor_scale(data, format);
   float* out = result.mutable_data();
-  const py::gil_scoped_release release;
+  const GilRelease release;
   for (py::ssize_t i = 0; i < blocks; ++i) {
     format.dequantize(source + i * format.block_bytes, out + i * format.block_size);
   }
@@ -93,7 +93,7 @@ py::dict decode_blocks(const Bytes& data, const std::string& name) {
   std::int16_t* group_scale_out = group_scale.mutable_data();
   std::int16_t* group_min_out = group_min.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     DecodedBlock decoded;
     for (py::ssize_t i = 0; i < blocks; ++i) {
       format.decode(source + i * format.block_bytes, decoded);

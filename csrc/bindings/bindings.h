@@ -1,9 +1,22 @@
-/// One function per area of the core; module.cpp calls them in order of dependence.
+/// One function per area of the core; module.cpp calls them in order of dependence. And what they share.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace sterna::bindings {
+
+/// Gives the GIL away for a while. A daemon thread that waits for it when the interpreter exits is ended there, by
+/// unwinding its stack: pybind11's guard does not let that through, and the process would abort.
+class GilRelease {
+ public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() noexcept(false) { PyEval_RestoreThread(state_); }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 void bind_errors(pybind11::module_& m);
 void bind_gguf(pybind11::module_& m);

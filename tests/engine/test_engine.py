@@ -487,7 +487,7 @@ def test_forked_child_gets_a_clean_error() -> None:
 
 
 def test_interpreter_exit_with_live_streams() -> None:
-    """Open engines, running requests and a waiting daemon thread at the end of the program."""
+    """Open engines, running requests and waiting daemon threads at the end of the program."""
     program = """
 import sys, threading
 sys.path.insert(0, sys.argv[1])
@@ -495,13 +495,14 @@ from engine_fakes import FakePlan, make_pieces
 from sterna import _core
 engine = _core.Engine(FakePlan(), make_pieces(), context=100_000)
 handles = [engine.submit([i + 1]) for i in range(4)]
-def wait():
+def wait(handle):
     try:
-        handles[0].events()
+        handle.events()
     except Exception:
         pass
-threading.Thread(target=wait, daemon=True).start()
-handles[1].next()
+for handle in handles[:3]:
+    threading.Thread(target=wait, args=(handle,), daemon=True).start()
+handles[3].next()
 print("ready", flush=True)
 """
     folder = str(Path(__file__).parent)
