@@ -21,6 +21,7 @@ class GilRelease {
 void bind_errors(pybind11::module_& m);
 void bind_gguf(pybind11::module_& m);
 void bind_quant(pybind11::module_& m);
+void bind_quantize(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_machine(pybind11::module_& m);

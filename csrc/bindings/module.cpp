@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   bind_errors(m);
   bind_gguf(m);
   bind_quant(m);
+  bind_quantize(m);
   bind_program(m);
   bind_plan(m);
   bind_machine(m);

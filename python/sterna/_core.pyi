@@ -178,6 +178,29 @@ def decode_blocks(data: npt.NDArray[np.uint8], format: str) -> dict[str, npt.NDA
     "super", and then group_scale and group_min int16 [num_blocks, num_groups] (else [num_blocks, 0]).
     """
 
+# --- quantize
+
+def quantize(
+    x: npt.NDArray[np.float32],
+    format: str,
+    importance: npt.NDArray[np.float32] | None = None,
+    out: npt.NDArray[np.uint8] | None = None,
+    what: str = "weights",
+    first: int = 0,
+) -> npt.NDArray[np.uint8]:
+    """Rows x [..., k] as the bytes of `format`, into `out` where that is given (C order, any shape), else [bytes].
+
+    `importance` [k] weighs the squared error of a row's weights. Formats that gguf.quants writes are the same bytes without
+    it. ArgumentError: shapes, or no quantiser; NumericError: a weight that is not finite or too large, called
+    what[first + index].
+    """
+
+def can_quantize(format: str) -> bool:
+    """Whether `quantize` writes the format. ArgumentError for a format that there is not."""
+
+def takes_importance(format: str) -> bool:
+    """Whether `quantize` to the format makes use of importance."""
+
 # --- program
 
 Extent: TypeAlias = int | str  # "T": num_tokens, "L": num_outputs
