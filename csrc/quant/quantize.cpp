@@ -59,15 +59,15 @@ std::string number(float x) {
   return text;
 }
 
-/// Bits of a magnitude order like the magnitudes, infinity and NaN above all.
-std::uint32_t magnitude_bits(float x) { return std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFu; }
+/// Bits of a magnitude order like the magnitudes, infinity and NaN above all. Signed, because SSE2 compares no others.
+std::int32_t magnitude_bits(float x) { return std::bit_cast<std::int32_t>(x) & 0x7FFFFFFF; }
 
 void check_weights(std::span<const float> x, float largest, std::string_view format, std::string_view what,
                    std::uint64_t first) {
-  std::uint32_t most = 0;
-  for (const float value : x) most = std::max(most, magnitude_bits(value));
-  const std::uint32_t limit = std::bit_cast<std::uint32_t>(largest);
-  if (most <= limit) return;
+  const auto limit = std::bit_cast<std::int32_t>(largest);
+  std::int32_t beyond = 0;
+  for (const float value : x) beyond |= limit - magnitude_bits(value);
+  if (beyond >= 0) return;
   const auto bad = std::ranges::find_if(x, [limit](float value) { return magnitude_bits(value) > limit; });
   const std::string place =
       std::string(what) + "[" + std::to_string(first + static_cast<std::uint64_t>(bad - x.begin())) + "]";

@@ -11,12 +11,12 @@ namespace sterna::quant {
 
 /// Whole scales and minima 0 .. kMost of the groups for given d and dmin; value = (d * scale[g]) * code - dmin *
 /// min[g]. `slab` must outlive it.
-template <int kGroups, int kMost>
+template <class S, int kMost>
 class AffineFit {
  public:
-  AffineFit(const Slab<kGroups>& slab, float levels) : slab_(slab), levels_(levels) {}
+  AffineFit(const S& slab, float levels) : slab_(slab), levels_(levels) {}
 
-  /// From the scales and minima that the groups would have alone.
+  /// From the a and b [kGroups] that the groups would have alone.
   void start(const float* a, const float* b) {
     float most_a = 0.0f, most_m = 0.0f;
     for (int g = 0; g < kGroups; ++g) {
@@ -24,53 +24,54 @@ class AffineFit {
       most_m = std::max(most_m, -b[g]);
     }
     set_units(most_a / kMost, most_m / kMost);
-    for (int g = 0; g < kGroups; ++g) {
-      scale_[g] = to_whole(a[g] * inverse1(d_));
-      min_[g] = to_whole(-b[g] * inverse1(dmin_));
+    for (int g = 0; g < kGroups; g += 4) {
+      store4(scale_ + g, to_whole(load4(a + g) * splat(inverse1(d_))));
+      store4(min_ + g, to_whole(-load4(b + g) * splat(inverse1(dmin_))));
     }
   }
 
   /// Tries the whole numbers around every group's scale, each with the minimum that suits it.
   void settle() {
-    AffineSums<kGroups> sums;
-    alignas(64) float scale[kGroups], min[kGroups], best_scale[kGroups], best_min[kGroups];
-    bool first = true;
-    for (const float change : {0.0f, -1.0f, 1.0f}) {
-      for (int g = 0; g < kGroups; ++g) {
-        scale[g] = std::clamp(scale_[g] + change, 0.0f, static_cast<float>(kMost));
-        min[g] = min_[g];
-      }
-      for (int round = 0; round < 2; ++round) {
-        look(scale, min, sums);
-        for (int g = 0; g < kGroups; ++g) {
-          if (first || sums.error[g] < sums_.error[g]) {
-            best_scale[g] = scale[g];
-            best_min[g] = min[g];
-            sums_.error[g] = sums.error[g];
-            sums_.q[g] = sums.q[g];
-            sums_.qq[g] = sums.qq[g];
-            sums_.r[g] = sums.r[g];
-            sums_.rq[g] = sums.rq[g];
-          }
-          min[g] = to_whole(min[g] - sums.r[g] / slab_.total[g] * inverse1(dmin_));
+    for (int g = 0; g < kGroups; g += 4) {
+      const F4 scale = load4(scale_ + g);
+      F4 best_scale = scale, best_min = load4(min_ + g);
+      AffineSums least{};
+      least.error = splat(std::numeric_limits<float>::max());
+      for (const float change : {0.0f, -1.0f, 1.0f}) {
+        const F4 other = clamp(scale + splat(change));
+        F4 min = load4(min_ + g);
+        for (int round = 0; round < 2; ++round) {
+          const AffineSums sums = look(g, other, min);
+          const auto better = sums.error < least.error;
+          best_scale = better ? other : best_scale;
+          best_min = better ? min : best_min;
+          least.error = better ? sums.error : least.error;
+          least.q = better ? sums.q : least.q;
+          least.qq = better ? sums.qq : least.qq;
+          least.r = better ? sums.r : least.r;
+          least.rq = better ? sums.rq : least.rq;
+          min = to_whole(min - sums.r / load4(slab_.total + g) * splat(inverse1(dmin_)));
         }
-        first = false;
       }
+      store4(scale_ + g, best_scale);
+      store4(min_ + g, best_min);
+      sums_[g / 4] = least;
     }
-    std::copy_n(best_scale, kGroups, scale_);
-    std::copy_n(best_min, kGroups, min_);
   }
 
   /// The best d and dmin for the codes that the groups had when they settled.
   void refit() {
-    float ss = 0.0f, sm = 0.0f, mm = 0.0f, rs = 0.0f, rm = 0.0f;
-    for (int g = 0; g < kGroups; ++g) {
-      ss += scale_[g] * scale_[g] * sums_.qq[g];
-      sm += scale_[g] * min_[g] * sums_.q[g];
-      mm += min_[g] * min_[g] * slab_.total[g];
-      rs += scale_[g] * sums_.rq[g];
-      rm -= min_[g] * sums_.r[g];
+    F4 of_ss{}, of_sm{}, of_mm{}, of_rs{}, of_rm{};
+    for (int g = 0; g < kGroups; g += 4) {
+      const AffineSums& sums = sums_[g / 4];
+      const F4 scale = load4(scale_ + g), min = load4(min_ + g);
+      of_ss += scale * scale * sums.qq;
+      of_sm += scale * min * sums.q;
+      of_mm += min * min * load4(slab_.total + g);
+      of_rs += scale * sums.rq;
+      of_rm -= min * sums.r;
     }
+    const float ss = sum4(of_ss), sm = sum4(of_sm), mm = sum4(of_mm), rs = sum4(of_rs), rm = sum4(of_rm);
     // The residual is x - d s q + dmin m; these solve the normal equations of a change of d and dmin.
     const float determinant = ss * mm - sm * sm;
     if (determinant > 0.0f) {
@@ -82,9 +83,9 @@ class AffineFit {
 
   /// Of the whole block, as it settled.
   float error() const {
-    float sum = 0.0f;
-    for (int g = 0; g < kGroups; ++g) sum += sums_.error[g];
-    return sum;
+    F4 sum{};
+    for (const AffineSums& sums : sums_) sum += sums.error;
+    return sum4(sum);
   }
 
   std::uint16_t d() const { return half_d_; }
@@ -94,13 +95,16 @@ class AffineFit {
 
   /// [256]
   void codes(std::uint8_t* out) const {
-    alignas(64) float a[kGroups], b[kGroups];
-    scales_of(scale_, min_, a, b);
-    affine_codes(slab_, levels_, a, b, out);
+    for (int g = 0; g < kGroups; g += 4) {
+      affine_codes(slab_, g, levels_, values(load4(scale_ + g), load4(min_ + g)), out);
+    }
   }
 
  private:
-  static float to_whole(float x) { return round1(std::clamp(x, 0.0f, static_cast<float>(kMost))); }
+  static constexpr int kGroups = S::kGroups;
+
+  static F4 clamp(F4 x) { return min4(max4(x, splat(0.0f)), splat(static_cast<float>(kMost))); }
+  static F4 to_whole(F4 x) { return round4(clamp(x)); }
 
   void set_units(float d, float dmin) {
     half_d_ = to_scale(std::max(d, 0.0f));
@@ -109,37 +113,31 @@ class AffineFit {
     dmin_ = half_to_float(half_dmin_);
   }
 
-  void scales_of(const float* scale, const float* min, float* a, float* b) const {
-    for (int g = 0; g < kGroups; ++g) {
-      a[g] = d_ * scale[g];
-      b[g] = -(dmin_ * min[g]);
-    }
-  }
+  Affine values(F4 scale, F4 min) const { return {splat(d_) * scale, -(splat(dmin_) * min)}; }
+  AffineSums look(int g, F4 scale, F4 min) const { return affine_sums(slab_, g, levels_, values(scale, min)); }
 
-  void look(const float* scale, const float* min, AffineSums<kGroups>& sums) const {
-    alignas(64) float a[kGroups], b[kGroups];
-    scales_of(scale, min, a, b);
-    affine_sums(slab_, levels_, a, b, sums);
-  }
-
-  const Slab<kGroups>& slab_;
+  const S& slab_;
   float levels_;
   std::uint16_t half_d_ = 0, half_dmin_ = 0;
   float d_ = 0.0f, dmin_ = 0.0f;
-  alignas(64) float scale_[kGroups];
-  alignas(64) float min_[kGroups];
-  AffineSums<kGroups> sums_;
+  alignas(16) float scale_[kGroups];
+  alignas(16) float min_[kGroups];
+  AffineSums sums_[kGroups / 4];
 };
 
 /// The block fitted to `slab`, with codes 0 .. levels.
-template <int kGroups, int kMost>
-AffineFit<kGroups, kMost> fit_affine(const Slab<kGroups>& slab, float levels) {
-  alignas(64) float a[kGroups], b[kGroups];
-  affine_search(slab, levels, 0.0f, a, b);
-  AffineFit<kGroups, kMost> fit(slab, levels);
+template <int kMost, class S>
+AffineFit<S, kMost> fit_affine(const S& slab, float levels) {
+  alignas(16) float a[S::kGroups], b[S::kGroups];
+  for (int g = 0; g < S::kGroups; g += 4) {
+    const Affine found = affine_search(slab, g, levels, 0.0f);
+    store4(a + g, found.a);
+    store4(b + g, found.b);
+  }
+  AffineFit<S, kMost> fit(slab, levels);
   fit.start(a, b);
   fit.settle();
-  AffineFit<kGroups, kMost> again = fit;
+  AffineFit<S, kMost> again = fit;
   again.refit();
   again.settle();
   return again.error() < fit.error() ? again : fit;

@@ -1,5 +1,5 @@
 /// Codes with a scale and a minimum: finds a and b of value = a * q + b, q = 0 .. levels, that leave the least squared
-/// error over a group.
+/// error over a group. Four groups at a time, those from group g on.
 #pragma once
 
 #include <cstdint>
@@ -9,133 +9,103 @@
 namespace sterna::quant {
 
 /// By how many codes the search first pulls the ends of a group's range in: each of these for either end. (Out, too:
-/// the weights between gain more than the ends lose.) Measured on embeddings, projections and Gaussian weights of real
-/// models: a finer grid gains less than half a percent of the error.
+/// the weights between may gain more than the ends lose.) More, where importance may make the ends worth little.
+/// Measured on embeddings, projections and Gaussian weights: finer grids and more rounds gain less than half a percent
+/// of the error.
 inline constexpr float kAffineEnds[] = {-0.3f, 0.1f, 0.5f, 0.9f};
+inline constexpr float kAffineWeightedEnds[] = {-0.3f, 0.1f, 0.5f, 1.0f, 1.8f};
 inline constexpr int kAffineRounds = 2;
 
-/// What one look at the groups gives for one (a, b) per group with the nearest codes: the weighted squared error, and
-/// the sums over codes q and residuals r that its least-squares correction needs.
-template <int kGroups>
-struct AffineSums {
-  alignas(64) float error[kGroups];
-  alignas(64) float q[kGroups];   // sum of w q
-  alignas(64) float qq[kGroups];  // sum of w q q
-  alignas(64) float r[kGroups];   // sum of w r
-  alignas(64) float rq[kGroups];  // sum of w r q
+struct Affine {
+  F4 a;
+  F4 b;
 };
 
-template <bool kWeighted, int kGroups>
-void affine_pass(const Slab<kGroups>& slab, float levels, const float* a, const float* b, AffineSums<kGroups>& out) {
-  for (int g = 0; g < kGroups; g += 4) {
-    const F4 scale = load4(a + g);
-    const F4 shift = load4(b + g);
-    const F4 inverse = inverse4(scale);
-    F4 error{}, sum_q{}, sum_qq{}, sum_r{}, sum_rq{};
-    for (int j = 0; j < Slab<kGroups>::kSize; ++j) {
-      const F4 x = load4(&slab.x[j][g]) - shift;
-      const F4 q = round4(min4(max4(x * inverse, splat(0.0f)), splat(levels)));
-      const F4 r = x - scale * q;
-      const F4 wr = kWeighted ? load4(&slab.w[j][g]) * r : r;
-      const F4 wq = kWeighted ? load4(&slab.w[j][g]) * q : q;
-      error += wr * r;
-      sum_q += wq;
-      sum_qq += wq * q;
-      sum_r += wr;
-      sum_rq += wr * q;
-    }
-    store4(out.error + g, error);
-    store4(out.q + g, sum_q);
-    store4(out.qq + g, sum_qq);
-    store4(out.r + g, sum_r);
-    store4(out.rq + g, sum_rq);
+/// What one look at four groups gives for one (a, b) each with the nearest codes: the weighted squared error, and the
+/// sums over codes q and residuals r that its least-squares correction needs.
+struct AffineSums {
+  F4 error;
+  F4 q;   // sum of w q
+  F4 qq;  // sum of w q q
+  F4 r;   // sum of w r
+  F4 rq;  // sum of w r q
+};
+
+/// A group with a = 0 has all codes 0.
+template <class S>
+AffineSums affine_sums(const S& slab, int g, float levels, Affine at) {
+  const F4 inverse = inverse4(at.a);
+  AffineSums sums{};
+  for (int j = 0; j < S::kSize; ++j) {
+    const F4 x = load4(&slab.x[j][g]) - at.b;
+    const F4 q = round4(min4(max4(x * inverse, splat(0.0f)), splat(levels)));
+    const F4 r = x - at.a * q;
+    const F4 wr = slab.weigh(r, j, g);
+    const F4 wq = slab.weigh(q, j, g);
+    sums.error += wr * r;
+    sums.q += wq;
+    sums.qq += wq * q;
+    sums.r += wr;
+    sums.rq += wr * q;
+  }
+  return sums;
+}
+
+/// The codes themselves, in the order of the row, whose first group is group 0.
+template <class S>
+void affine_codes(const S& slab, int g, float levels, Affine at, std::uint8_t* codes) {
+  const F4 inverse = inverse4(at.a);
+  for (int j = 0; j < S::kSize; ++j) {
+    const F4 q = round4(min4(max4((load4(&slab.x[j][g]) - at.b) * inverse, splat(0.0f)), splat(levels)));
+    for (int u = 0; u < 4; ++u) codes[(g + u) * S::kSize + j] = static_cast<std::uint8_t>(q[u]);
   }
 }
 
-/// For (`a`, `b`) [kGroups]; a group with a = 0 has all codes 0.
-template <int kGroups>
-void affine_sums(const Slab<kGroups>& slab, float levels, const float* a, const float* b, AffineSums<kGroups>& out) {
-  slab.weighted ? affine_pass<true>(slab, levels, a, b, out) : affine_pass<false>(slab, levels, a, b, out);
-}
-
-/// The codes themselves, in the order of the row.
-template <int kGroups>
-void affine_codes(const Slab<kGroups>& slab, float levels, const float* a, const float* b, std::uint8_t* codes) {
-  for (int g = 0; g < kGroups; g += 4) {
-    const F4 shift = load4(b + g);
-    const F4 inverse = inverse4(load4(a + g));
-    for (int j = 0; j < Slab<kGroups>::kSize; ++j) {
-      const F4 q = round4(min4(max4((load4(&slab.x[j][g]) - shift) * inverse, splat(0.0f)), splat(levels)));
-      for (int u = 0; u < 4; ++u) codes[(g + u) * Slab<kGroups>::kSize + j] = static_cast<std::uint8_t>(q[u]);
-    }
+/// The best a and b of the four groups. b stays at or below `most_b`: 0 where the format can only subtract a minimum.
+template <class S>
+Affine affine_search(const S& slab, int g, float levels, float most_b) {
+  F4 low = load4(&slab.x[0][g]), high = low;
+  for (int j = 1; j < S::kSize; ++j) {
+    low = min4(low, load4(&slab.x[j][g]));
+    high = max4(high, load4(&slab.x[j][g]));
   }
-}
-
-/// The best (a, b) for the codes that `sums` were taken with, in place, and the error there. `b` stays at or below
-/// `most_b`.
-template <int kGroups>
-void affine_step(const Slab<kGroups>& slab, const AffineSums<kGroups>& sums, float most_b, float* a, float* b,
-                 float* error) {
-  for (int g = 0; g < kGroups; ++g) {
-    const float w = slab.total[g], q = sums.q[g], qq = sums.qq[g], r = sums.r[g], rq = sums.rq[g];
-    const float determinant = w * qq - q * q;
-    float da = determinant > 0.0f ? (w * rq - q * r) / determinant : 0.0f;
-    float db = (r - da * q) / w;
-    if (b[g] + db > most_b) {
-      db = most_b - b[g];
-      da = qq > 0.0f ? (rq - db * q) / qq : 0.0f;
-    }
-    if (a[g] + da < 0.0f) da = -a[g];
-    error[g] = sums.error[g] - 2.0f * (da * rq + db * r) + da * da * qq + 2.0f * da * db * q + db * db * w;
-    a[g] += da;
-    b[g] += db;
-  }
-}
-
-/// The best a and b of each group. `most_b` is 0 where the format can only subtract a minimum.
-template <int kGroups>
-void affine_search(const Slab<kGroups>& slab, float levels, float most_b, float* a, float* b) {
-  constexpr int kSize = Slab<kGroups>::kSize;
-  alignas(64) float low[kGroups], high[kGroups], best[kGroups];
-  for (int g = 0; g < kGroups; ++g) low[g] = high[g] = slab.x[0][g];
-  for (int j = 1; j < kSize; ++j) {
-    for (int g = 0; g < kGroups; ++g) {
-      low[g] = std::min(low[g], slab.x[j][g]);
-      high[g] = std::max(high[g], slab.x[j][g]);
-    }
-  }
-  for (int g = 0; g < kGroups; ++g) {
-    low[g] = std::min(low[g], most_b);
-    best[g] = -1.0f;
-  }
-  alignas(64) float at_a[kGroups], at_b[kGroups], error[kGroups];
-  AffineSums<kGroups> sums;
-  const auto look = [&] {
-    affine_sums(slab, levels, at_a, at_b, sums);
-    affine_step(slab, sums, most_b, at_a, at_b, error);
-    for (int g = 0; g < kGroups; ++g) {
-      if (best[g] < 0.0f || error[g] < best[g]) {
-        best[g] = std::max(error[g], 0.0f);
-        a[g] = at_a[g];
-        b[g] = at_b[g];
+  low = min4(low, splat(most_b));
+  const F4 w = load4(slab.total + g);
+  Affine best{};
+  F4 least = splat(std::numeric_limits<float>::max());
+  const auto look = [&](Affine at) {
+    const auto [error_before, q, qq, r, rq] = affine_sums(slab, g, levels, at);
+    // The best (a, b) for these codes, and the error there.
+    const F4 determinant = w * qq - q * q;
+    F4 da = determinant > 0.0f ? (w * rq - q * r) / determinant : splat(0.0f);
+    F4 db = (r - da * q) / w;
+    const auto above = at.b + db > splat(most_b);
+    db = above ? splat(most_b) - at.b : db;
+    da = above ? (rq - db * q) * inverse4(qq) : da;
+    da = max4(da, -at.a);
+    const F4 gain = splat(2.0f) * (da * rq + db * r) - da * da * qq - splat(2.0f) * da * db * q - db * db * w;
+    const F4 error = error_before - gain;
+    const auto better = error < least;
+    best.a = better ? at.a + da : best.a;
+    best.b = better ? at.b + db : best.b;
+    least = min4(error, least);
+  };
+  const auto start_from = [&](const auto& ends) {
+    for (const float of_low : ends) {
+      for (const float of_high : ends) {
+        const F4 a = (high - low) / splat(levels + of_low + of_high);
+        look({a, min4(low + splat(of_low) * a, splat(most_b))});
       }
     }
   };
-  for (const float of_low : kAffineEnds) {
-    for (const float of_high : kAffineEnds) {
-      for (int g = 0; g < kGroups; ++g) {
-        at_a[g] = (high[g] - low[g]) / (levels + of_low + of_high);
-        at_b[g] = std::min(low[g] + of_low * at_a[g], most_b);
-      }
-      look();
-    }
+  if constexpr (S::kWeighted) {
+    start_from(kAffineWeightedEnds);
+  } else {
+    start_from(kAffineEnds);
   }
   // Rounding to the better (a, b) may change codes, which may make a better one.
-  for (int round = 0; round < kAffineRounds; ++round) {
-    std::copy_n(a, kGroups, at_a);
-    std::copy_n(b, kGroups, at_b);
-    look();
-  }
+  for (int round = 0; round < kAffineRounds; ++round) look(best);
+  return best;
 }
 
 }  // namespace sterna::quant

@@ -15,25 +15,39 @@ namespace {
 
 constexpr int kBlock = 32;
 
-/// 1 / d. The reciprocal of a subnormal may be infinite; numpy makes NaN and infinite codes of that, and zeros of
-/// those, on x86: a reciprocal of zero does the same, `lost` says that it must.
-struct Reciprocal {
-  float value;
-  bool lost;
+/// What codes are computed with: y = x * inverse + offset.
+struct Rounding {
+  float inverse;
+  float offset;
 };
-Reciprocal reciprocal(float d) {
-  if (d == 0.0f) return {0.0f, false};
+
+/// The reciprocal of a subnormal d may be infinite. numpy makes infinities and NaN of it and zeros of those (on x86): a
+/// rounding that gives 0 whatever x is does the same.
+Rounding rounding_by(float d, float offset) {
+  if (d == 0.0f) return {0.0f, offset};
   const float inverse = 1.0f / d;
-  return std::isinf(inverse) ? Reciprocal{0.0f, true} : Reciprocal{inverse, false};
+  return std::isinf(inverse) ? Rounding{0.0f, 0.0f} : Rounding{inverse, offset};
+}
+
+struct Range {
+  float low;
+  float high;
+};
+
+Range range_of(const float* x) {
+  F4 low = load4(x), high = low;
+  for (int j = 4; j < kBlock; j += 4) {
+    const F4 v = load4(x + j);
+    low = min4(v, low);
+    high = max4(v, high);
+  }
+  return {std::min(std::min(low[0], low[1]), std::min(low[2], low[3])),
+          std::max(std::max(high[0], high[1]), std::max(high[2], high[3]))};
 }
 
 /// The block's element of largest magnitude, the first of several.
 float extreme_of(const float* x) {
-  float low = x[0], high = x[0];
-  for (int j = 1; j < kBlock; ++j) {
-    low = x[j] < low ? x[j] : low;
-    high = x[j] > high ? x[j] : high;
-  }
+  const auto [low, high] = range_of(x);
   if (high != -low) return high > -low ? high : low;
   for (int j = 0; j < kBlock; ++j) {
     if (std::fabs(x[j]) == high) return x[j];
@@ -41,33 +55,29 @@ float extreme_of(const float* x) {
   return high;
 }
 
+/// Truncates (x - shift) * inverse + offset, at most `most`.
+void round_codes(const float* x, float shift, Rounding by, float most, std::int32_t* codes) {
+  for (int j = 0; j < kBlock; j += 4) {
+    const F4 y = (load4(x + j) - splat(shift)) * splat(by.inverse) + splat(by.offset);
+    const auto code = __builtin_convertvector(min4(y, splat(most)), I4);
+    __builtin_memcpy(codes + j, &code, sizeof(code));
+  }
+}
+
 /// Codes 0 .. 2 kMost - 1 for a scale of extreme / -kMost; the scale.
 template <int kMost>
-std::uint16_t round_symmetric(const float* x, std::uint8_t* codes) {
+std::uint16_t round_symmetric(const float* x, std::int32_t* codes) {
   const float d = extreme_of(x) / -static_cast<float>(kMost);
-  const auto [inverse, lost] = reciprocal(d);
-  const float offset = lost ? 0.0f : static_cast<float>(kMost) + 0.5f;
-  for (int j = 0; j < kBlock; ++j) {
-    const int code = static_cast<int>(x[j] * inverse + offset);
-    codes[j] = static_cast<std::uint8_t>(std::min(code, 2 * kMost - 1));
-  }
+  round_codes(x, 0.0f, rounding_by(d, kMost + 0.5f), 2 * kMost - 1, codes);
   return float_to_half(d);
 }
 
 /// Codes 0 .. kLevels from minimum to maximum; scale and minimum.
 template <int kLevels>
-std::pair<std::uint16_t, std::uint16_t> round_affine(const float* x, std::uint8_t* codes) {
-  float low = x[0], high = x[0];
-  for (int j = 1; j < kBlock; ++j) {
-    low = x[j] < low ? x[j] : low;
-    high = x[j] > high ? x[j] : high;
-  }
+std::pair<std::uint16_t, std::uint16_t> round_affine(const float* x, std::int32_t* codes) {
+  const auto [low, high] = range_of(x);
   const float d = (high - low) / static_cast<float>(kLevels);
-  const auto [inverse, lost] = reciprocal(d);
-  for (int j = 0; j < kBlock; ++j) {
-    const int code = static_cast<int>((x[j] - low) * inverse + 0.5f);
-    codes[j] = static_cast<std::uint8_t>(std::min(code, kLevels));
-  }
+  round_codes(x, low, rounding_by(d, 0.5f), kLevels, codes);
   return {float_to_half(d), float_to_half(low)};
 }
 
@@ -76,10 +86,9 @@ std::pair<std::uint16_t, std::uint16_t> round_affine(const float* x, std::uint8_
 void quantize_q8_0(const float* row, std::size_t k, const float*, std::uint8_t* out) {
   for (std::size_t i = 0; i < k; i += kBlock, out += 34) {
     const float* x = row + i;
-    float most = 0.0f;
-    for (int j = 0; j < kBlock; ++j) most = std::fabs(x[j]) > most ? std::fabs(x[j]) : most;
-    const float d = most / 127.0f;
-    const float inverse = reciprocal(d).value;
+    const auto [low, high] = range_of(x);
+    const float d = std::max(-low, high) / 127.0f;
+    const float inverse = rounding_by(d, 0.0f).inverse;
     std::int32_t codes[kBlock];
     for (int j = 0; j < kBlock; ++j) {
       // Halves go away from zero: the fraction, exact, is doubled and truncated.
@@ -93,36 +102,36 @@ void quantize_q8_0(const float* row, std::size_t k, const float*, std::uint8_t* 
 }
 
 void quantize_q4_0(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, const std::uint8_t* codes) {
+  const auto store = [&](std::uint16_t d, const auto* codes) {
     store_u16(out, d);
     store_codes_of_32(codes, nullptr, out + 2);
     out += 18;
   };
   if (importance != nullptr) return search_symmetric_blocks<Codes4Bit>(row, k, importance, store);
-  std::uint8_t codes[kBlock];
+  std::int32_t codes[kBlock];
   for (std::size_t i = 0; i < k; i += kBlock) store(round_symmetric<8>(row + i, codes), codes);
 }
 
 void quantize_q5_0(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, const std::uint8_t* codes) {
+  const auto store = [&](std::uint16_t d, const auto* codes) {
     store_u16(out, d);
     store_codes_of_32(codes, out + 2, out + 6);
     out += 22;
   };
   if (importance != nullptr) return search_symmetric_blocks<Codes5Bit>(row, k, importance, store);
-  std::uint8_t codes[kBlock];
+  std::int32_t codes[kBlock];
   for (std::size_t i = 0; i < k; i += kBlock) store(round_symmetric<16>(row + i, codes), codes);
 }
 
 void quantize_q4_1(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, std::uint16_t m, const std::uint8_t* codes) {
+  const auto store = [&](std::uint16_t d, std::uint16_t m, const auto* codes) {
     store_u16(out, d);
     store_u16(out + 2, m);
     store_codes_of_32(codes, nullptr, out + 4);
     out += 20;
   };
   if (importance != nullptr) return search_affine_blocks(row, k, importance, 15.0f, store);
-  std::uint8_t codes[kBlock];
+  std::int32_t codes[kBlock];
   for (std::size_t i = 0; i < k; i += kBlock) {
     const auto [d, m] = round_affine<15>(row + i, codes);
     store(d, m, codes);
@@ -130,14 +139,14 @@ void quantize_q4_1(const float* row, std::size_t k, const float* importance, std
 }
 
 void quantize_q5_1(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, std::uint16_t m, const std::uint8_t* codes) {
+  const auto store = [&](std::uint16_t d, std::uint16_t m, const auto* codes) {
     store_u16(out, d);
     store_u16(out + 2, m);
     store_codes_of_32(codes, out + 4, out + 8);
     out += 24;
   };
   if (importance != nullptr) return search_affine_blocks(row, k, importance, 31.0f, store);
-  std::uint8_t codes[kBlock];
+  std::int32_t codes[kBlock];
   for (std::size_t i = 0; i < k; i += kBlock) {
     const auto [d, m] = round_affine<31>(row + i, codes);
     store(d, m, codes);

@@ -18,10 +18,8 @@ void quantize_iq4_nl(const float* row, std::size_t k, const float* importance, s
 }
 
 void quantize_iq4_xs(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  for (std::size_t i = 0; i < k; i += 256, out += 136) {
-    Slab<8> slab;
-    slab.fill(row + i, importance == nullptr ? nullptr : importance + i, 256);
-    const auto fit = fit_symmetric<CodesByTable, 8, 32>(slab);
+  for_each_slab<8>(row, k, importance, [&](const auto& slab) {
+    const auto fit = fit_symmetric<CodesByTable, 32>(slab);
     std::uint8_t codes[256];
     fit.codes(codes);
     store_u16(out, fit.d());
@@ -34,7 +32,8 @@ void quantize_iq4_xs(const float* row, std::size_t k, const float* importance, s
       store_codes_of_32(codes + 32 * g, nullptr, out + 8 + 16 * g);
     }
     store_u16(out + 2, static_cast<std::uint16_t>(high));
-  }
+    out += 136;
+  });
 }
 
 }  // namespace sterna::quant

@@ -1,6 +1,4 @@
 /// Q2_K, Q4_K and Q5_K; the byte maps are in formats/q2_k.cpp and formats/q4_k.cpp.
-#include <cstring>
-
 #include "quant/quantize/affine_block.h"
 #include "quant/quantize/quantizers.h"
 #include "quant/quantize/store.h"
@@ -8,12 +6,11 @@
 namespace sterna::quant {
 namespace {
 
-constexpr std::size_t kBlock = 256;
-
-const float* at(const float* importance, std::size_t i) { return importance == nullptr ? nullptr : importance + i; }
+constexpr int kBlock = 256;
 
 /// The 12 bytes of eight scales and eight minima of six bits.
-void store_scales(const AffineFit<8, 63>& fit, std::uint8_t* out) {
+template <class Fit>
+void store_scales(const Fit& fit, std::uint8_t* out) {
   for (int g = 0; g < 4; ++g) {
     out[g] = static_cast<std::uint8_t>(fit.scale(g) | ((fit.scale(g + 4) >> 4) << 6));
     out[g + 4] = static_cast<std::uint8_t>(fit.min(g) | ((fit.min(g + 4) >> 4) << 6));
@@ -22,11 +19,9 @@ void store_scales(const AffineFit<8, 63>& fit, std::uint8_t* out) {
 }
 
 /// d, dmin and scales of Q4_K and Q5_K, 16 bytes, and the codes [256].
-void quantize_with_6_bit_scales(const float* x, const float* importance, float levels, std::uint8_t* out,
-                                std::uint8_t* codes) {
-  Slab<8> slab;
-  slab.fill(x, importance, kBlock);
-  const auto fit = fit_affine<8, 63>(slab, levels);
+template <class S>
+void fit_6_bit_scales(const S& slab, float levels, std::uint8_t* out, std::uint8_t* codes) {
+  const auto fit = fit_affine<63>(slab, levels);
   store_u16(out, fit.d());
   store_u16(out + 2, fit.dmin());
   store_scales(fit, out + 4);
@@ -43,10 +38,8 @@ void store_nibbles(const std::uint8_t* codes, std::uint8_t* qs) {
 }  // namespace
 
 void quantize_q2_k(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  for (std::size_t i = 0; i < k; i += kBlock, out += 84) {
-    Slab<16> slab;
-    slab.fill(row + i, at(importance, i), kBlock);
-    const auto fit = fit_affine<16, 15>(slab, 3.0f);
+  for_each_slab<16>(row, k, importance, [&](const auto& slab) {
+    const auto fit = fit_affine<15>(slab, 3.0f);
     std::uint8_t codes[kBlock];
     fit.codes(codes);
     for (int g = 0; g < 16; ++g) out[g] = static_cast<std::uint8_t>(fit.scale(g) | (fit.min(g) << 4));
@@ -58,28 +51,31 @@ void quantize_q2_k(const float* row, std::size_t k, const float* importance, std
     }
     store_u16(out + 80, fit.d());
     store_u16(out + 82, fit.dmin());
-  }
+    out += 84;
+  });
 }
 
 void quantize_q4_k(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  for (std::size_t i = 0; i < k; i += kBlock, out += 144) {
+  for_each_slab<8>(row, k, importance, [&](const auto& slab) {
     std::uint8_t codes[kBlock];
-    quantize_with_6_bit_scales(row + i, at(importance, i), 15.0f, out, codes);
+    fit_6_bit_scales(slab, 15.0f, out, codes);
     store_nibbles(codes, out + 16);
-  }
+    out += 144;
+  });
 }
 
 void quantize_q5_k(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  for (std::size_t i = 0; i < k; i += kBlock, out += 176) {
+  for_each_slab<8>(row, k, importance, [&](const auto& slab) {
     std::uint8_t codes[kBlock];
-    quantize_with_6_bit_scales(row + i, at(importance, i), 31.0f, out, codes);
+    fit_6_bit_scales(slab, 31.0f, out, codes);
     for (int j = 0; j < 32; ++j) {
       unsigned fifth = 0;
       for (int g = 0; g < 8; ++g) fifth |= static_cast<unsigned>(codes[32 * g + j] >> 4) << g;
       out[16 + j] = static_cast<std::uint8_t>(fifth);
     }
     store_nibbles(codes, out + 48);
-  }
+    out += 176;
+  });
 }
 
 }  // namespace sterna::quant

@@ -9,17 +9,13 @@
 namespace sterna::quant {
 namespace {
 
-constexpr std::size_t kBlock = 256;
-
-const float* at(const float* importance, std::size_t i) { return importance == nullptr ? nullptr : importance + i; }
+constexpr int kBlock = 256;
 
 }  // namespace
 
 void quantize_q3_k(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  for (std::size_t i = 0; i < k; i += kBlock, out += 110) {
-    Slab<16> slab;
-    slab.fill(row + i, at(importance, i), kBlock);
-    const auto fit = fit_symmetric<Codes3Bit, 16, 32>(slab);
+  for_each_slab<16>(row, k, importance, [&](const auto& slab) {
+    const auto fit = fit_symmetric<Codes3Bit, 32>(slab);
     std::uint8_t codes[kBlock];
     fit.codes(codes);
     for (int j = 0; j < 32; ++j) {
@@ -42,14 +38,13 @@ void quantize_q3_k(const float* row, std::size_t k, const float* importance, std
       scales[8 + g % 4] = static_cast<std::uint8_t>(scales[8 + g % 4] | ((scale >> 4) << (2 * (g / 4))));
     }
     store_u16(out + 108, fit.d());
-  }
+    out += 110;
+  });
 }
 
 void quantize_q6_k(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  for (std::size_t i = 0; i < k; i += kBlock, out += 210) {
-    Slab<16> slab;
-    slab.fill(row + i, at(importance, i), kBlock);
-    const auto fit = fit_symmetric<Codes6Bit, 16, 128>(slab);
+  for_each_slab<16>(row, k, importance, [&](const auto& slab) {
+    const auto fit = fit_symmetric<Codes6Bit, 128>(slab);
     std::uint8_t codes[kBlock];
     fit.codes(codes);
     for (int h = 0; h < 2; ++h) {
@@ -63,7 +58,8 @@ void quantize_q6_k(const float* row, std::size_t k, const float* importance, std
     }
     for (int g = 0; g < 16; ++g) out[192 + g] = static_cast<std::uint8_t>(fit.scale(g));
     store_u16(out + 208, fit.d());
-  }
+    out += 210;
+  });
 }
 
 }  // namespace sterna::quant

@@ -13,48 +13,39 @@
 
 namespace sterna::quant {
 
-inline constexpr std::size_t kTogether = 256;
-
 /// Calls store(d, codes) for each block of the row: f16 scale, and the codes [32] as the file stores them.
 template <class Codes, class Store>
 void search_symmetric_blocks(const float* row, std::size_t k, const float* importance, Store store) {
-  for (std::size_t i = 0; i < k; i += kTogether) {
-    const auto count = static_cast<int>(std::min(kTogether, k - i));
-    Slab<8> slab;
-    slab.fill(row + i, importance == nullptr ? nullptr : importance + i, count);
-    alignas(64) float a[8];
-    symmetric_search<Codes>(slab, a);
+  std::size_t left = k / 32;
+  for_each_slab<8>(row, k, importance, [&](const auto& slab) {
     std::uint16_t d[8];
-    for (int g = 0; g < 8; ++g) {
-      d[g] = to_scale(a[g]);
-      a[g] = half_to_float(d[g]);
+    std::uint8_t codes[256];
+    for (int g = 0; g < 8; g += 4) {
+      F4 a = symmetric_search<Codes>(slab, g);
+      for (int u = 0; u < 4; ++u) a[u] = half_to_float(d[g + u] = to_scale(a[u]));
+      symmetric_codes<Codes>(slab, g, a, codes);
     }
-    std::uint8_t codes[kTogether];
-    symmetric_codes<Codes>(slab, a, codes);
-    for (int g = 0; 32 * g < count; ++g) store(d[g], codes + 32 * g);
-  }
+    for (int g = 0; g < 8 && left > 0; ++g, --left) store(d[g], codes + 32 * g);
+  });
 }
 
 /// Calls store(d, m, codes) for each block of the row: f16 scale and minimum, and the codes [32], 0 .. levels.
 template <class Store>
 void search_affine_blocks(const float* row, std::size_t k, const float* importance, float levels, Store store) {
-  for (std::size_t i = 0; i < k; i += kTogether) {
-    const auto count = static_cast<int>(std::min(kTogether, k - i));
-    Slab<8> slab;
-    slab.fill(row + i, importance == nullptr ? nullptr : importance + i, count);
-    alignas(64) float a[8], b[8];
-    affine_search(slab, levels, std::numeric_limits<float>::max(), a, b);
+  std::size_t left = k / 32;
+  for_each_slab<8>(row, k, importance, [&](const auto& slab) {
     std::uint16_t d[8], m[8];
-    for (int g = 0; g < 8; ++g) {
-      d[g] = to_scale(a[g]);
-      m[g] = to_scale(b[g]);
-      a[g] = half_to_float(d[g]);
-      b[g] = half_to_float(m[g]);
+    std::uint8_t codes[256];
+    for (int g = 0; g < 8; g += 4) {
+      Affine found = affine_search(slab, g, levels, std::numeric_limits<float>::max());
+      for (int u = 0; u < 4; ++u) {
+        found.a[u] = half_to_float(d[g + u] = to_scale(found.a[u]));
+        found.b[u] = half_to_float(m[g + u] = to_scale(found.b[u]));
+      }
+      affine_codes(slab, g, levels, found, codes);
     }
-    std::uint8_t codes[kTogether];
-    affine_codes(slab, levels, a, b, codes);
-    for (int g = 0; 32 * g < count; ++g) store(d[g], m[g], codes + 32 * g);
-  }
+    for (int g = 0; g < 8 && left > 0; ++g, --left) store(d[g], m[g], codes + 32 * g);
+  });
 }
 
 }  // namespace sterna::quant

@@ -16,8 +16,10 @@ inline void store_u32(std::uint8_t* bytes, std::uint32_t value) {
 }
 
 /// 32 codes of four or five bits as Q4_0 to Q5_1 have them: the low four bits of code j and of code j + 16 share byte j
-/// of `nibbles`; the fifth bits are the bits of `fifth`, which is null for codes of four bits.
-inline void store_codes_of_32(const std::uint8_t* codes, std::uint8_t* fifth, std::uint8_t* nibbles) {
+/// of `nibbles`; the fifth bits are the bits of `fifth`, which is null for codes of four bits. Not inlined: gcc 12
+/// packs the bytes one by one where it sees how the codes were made.
+template <class Code>
+[[gnu::noinline]] void store_codes_of_32(const Code* codes, std::uint8_t* fifth, std::uint8_t* nibbles) {
   for (int j = 0; j < 16; ++j) nibbles[j] = static_cast<std::uint8_t>((codes[j] & 15) | (codes[j + 16] << 4));
   if (fifth == nullptr) return;
   for (int byte = 0; byte < 4; ++byte) {

@@ -9,59 +9,59 @@
 
 namespace sterna::quant {
 
-/// Whole scales -kMost .. kMost - 1 of the groups for a given d; value = (d * scale[g]) * code. `slab` must
-/// outlive it.
-template <class Codes, int kGroups, int kMost>
+/// Whole scales -kMost .. kMost - 1 of the groups for a given d; value = (d * scale[g]) * code. `slab` must outlive it.
+template <class Codes, class S, int kMost>
 class SymmetricFit {
  public:
-  explicit SymmetricFit(const Slab<kGroups>& slab) : slab_(slab) {}
+  explicit SymmetricFit(const S& slab) : slab_(slab) {}
 
-  /// From the scales that the groups would have alone. The largest gets -kMost, where the range reaches farthest.
+  /// From the scales `a` [kGroups] that the groups would have alone. The largest gets -kMost, where the range reaches
+  /// farthest.
   void start(const float* a) {
     float extreme = 0.0f;
     for (int g = 0; g < kGroups; ++g) {
       if (magnitude(a[g]) > magnitude(extreme)) extreme = a[g];
     }
     set_unit(extreme / -static_cast<float>(kMost));
-    for (int g = 0; g < kGroups; ++g) scale_[g] = round1(clamp(a[g] * inverse1(d_)));
+    for (int g = 0; g < kGroups; g += 4) store4(scale_ + g, round4(clamp(load4(a + g) * splat(inverse1(d_)))));
   }
 
   /// Tries the whole numbers around every group's scale.
   void settle() {
-    SymmetricSums<kGroups> sums;
-    alignas(64) float scale[kGroups], best[kGroups], a[kGroups];
-    for (const float change : {0.0f, -1.0f, 1.0f}) {
-      for (int g = 0; g < kGroups; ++g) {
-        scale[g] = clamp(scale_[g] + change);
-        a[g] = d_ * scale[g];
+    for (int g = 0; g < kGroups; g += 4) {
+      const F4 scale = load4(scale_ + g);
+      F4 best = scale;
+      SymmetricSums least = look(g, scale);
+      for (const float change : {-1.0f, 1.0f}) {
+        const F4 other = clamp(scale + splat(change));
+        const SymmetricSums sums = look(g, other);
+        const auto better = sums.error < least.error;
+        best = better ? other : best;
+        least.error = better ? sums.error : least.error;
+        least.qq = better ? sums.qq : least.qq;
+        least.rq = better ? sums.rq : least.rq;
       }
-      symmetric_sums<Codes>(slab_, a, sums);
-      for (int g = 0; g < kGroups; ++g) {
-        if (change != 0.0f && sums.error[g] >= sums_.error[g]) continue;
-        best[g] = scale[g];
-        sums_.error[g] = sums.error[g];
-        sums_.qq[g] = sums.qq[g];
-        sums_.rq[g] = sums.rq[g];
-      }
+      store4(scale_ + g, best);
+      sums_[g / 4] = least;
     }
-    std::copy_n(best, kGroups, scale_);
   }
 
   /// The best d for the codes that the groups had when they settled.
   void refit() {
-    float ss = 0.0f, rs = 0.0f;
-    for (int g = 0; g < kGroups; ++g) {
-      ss += scale_[g] * scale_[g] * sums_.qq[g];
-      rs += scale_[g] * sums_.rq[g];
+    F4 ss{}, rs{};
+    for (int g = 0; g < kGroups; g += 4) {
+      const F4 scale = load4(scale_ + g);
+      ss += scale * scale * sums_[g / 4].qq;
+      rs += scale * sums_[g / 4].rq;
     }
-    if (ss > 0.0f) set_unit(d_ + rs / ss);
+    if (sum4(ss) > 0.0f) set_unit(d_ + sum4(rs) / sum4(ss));
   }
 
   /// Of the whole block, as it settled.
   float error() const {
-    float sum = 0.0f;
-    for (int g = 0; g < kGroups; ++g) sum += sums_.error[g];
-    return sum;
+    F4 sum{};
+    for (const SymmetricSums& sums : sums_) sum += sums.error;
+    return sum4(sum);
   }
 
   std::uint16_t d() const { return half_d_; }
@@ -69,36 +69,40 @@ class SymmetricFit {
 
   /// [256] as the file stores them.
   void codes(std::uint8_t* out) const {
-    alignas(64) float a[kGroups];
-    for (int g = 0; g < kGroups; ++g) a[g] = d_ * scale_[g];
-    symmetric_codes<Codes>(slab_, a, out);
+    for (int g = 0; g < kGroups; g += 4) symmetric_codes<Codes>(slab_, g, splat(d_) * load4(scale_ + g), out);
   }
 
  private:
+  static constexpr int kGroups = S::kGroups;
+
   static float magnitude(float x) { return x < 0.0f ? -x : x; }
-  static float clamp(float x) { return std::clamp(x, -static_cast<float>(kMost), static_cast<float>(kMost - 1)); }
+  static F4 clamp(F4 x) {
+    return min4(max4(x, splat(-static_cast<float>(kMost))), splat(static_cast<float>(kMost - 1)));
+  }
 
   void set_unit(float d) {
     half_d_ = to_scale(d);
     d_ = half_to_float(half_d_);
   }
 
-  const Slab<kGroups>& slab_;
+  SymmetricSums look(int g, F4 scale) const { return symmetric_sums<Codes>(slab_, g, splat(d_) * scale); }
+
+  const S& slab_;
   std::uint16_t half_d_ = 0;
   float d_ = 0.0f;
-  alignas(64) float scale_[kGroups];
-  SymmetricSums<kGroups> sums_;
+  alignas(16) float scale_[kGroups];
+  SymmetricSums sums_[kGroups / 4];
 };
 
 /// The block fitted to `slab`.
-template <class Codes, int kGroups, int kMost>
-SymmetricFit<Codes, kGroups, kMost> fit_symmetric(const Slab<kGroups>& slab) {
-  alignas(64) float a[kGroups];
-  symmetric_search<Codes>(slab, a);
-  SymmetricFit<Codes, kGroups, kMost> fit(slab);
+template <class Codes, int kMost, class S>
+SymmetricFit<Codes, S, kMost> fit_symmetric(const S& slab) {
+  alignas(16) float a[S::kGroups];
+  for (int g = 0; g < S::kGroups; g += 4) store4(a + g, symmetric_search<Codes>(slab, g));
+  SymmetricFit<Codes, S, kMost> fit(slab);
   fit.start(a);
   fit.settle();
-  SymmetricFit<Codes, kGroups, kMost> again = fit;
+  SymmetricFit<Codes, S, kMost> again = fit;
   again.refit();
   again.settle();
   return again.error() < fit.error() ? again : fit;
