@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -114,13 +115,20 @@ std::string type_text(const Metadata& m, const std::string& key) {
   return *type == ValueType::kArray ? name + "[" + std::string(value_type_name(*m.element_type_of(key))) + "]" : name;
 }
 
-py::array read_tensor(const GgufModel& model, const std::string& name) {
+/// `count` bytes from `offset` on; without a count up to the tensor's end.
+py::array read_tensor(const GgufModel& model, const std::string& name, std::uint64_t offset,
+                      std::optional<std::uint64_t> count) {
   const TensorInfo& tensor = model.require(name);
-  py::array_t<std::uint8_t> out(static_cast<py::ssize_t>(tensor.bytes));
-  const std::span<std::uint8_t> bytes(out.mutable_data(), static_cast<std::size_t>(tensor.bytes));
+  const std::uint64_t rest = offset < tensor.bytes ? tensor.bytes - offset : 0;
+  if (offset > tensor.bytes || count.value_or(rest) > rest) {
+    throw ArgumentError("tensor \"" + name + "\" has " + std::to_string(tensor.bytes) + " bytes, asked for are " +
+                        std::to_string(count.value_or(rest)) + " from byte " + std::to_string(offset));
+  }
+  py::array_t<std::uint8_t> out(static_cast<py::ssize_t>(count.value_or(rest)));
+  const std::span<std::uint8_t> bytes(out.mutable_data(), static_cast<std::size_t>(out.size()));
   {
     const GilRelease released;
-    model.read(tensor, 0, bytes);
+    model.read(tensor, offset, bytes);
   }
   return out;
 }
@@ -298,7 +306,7 @@ void bind_gguf(py::module_& m) {
                              })
       .def("find", &GgufModel::find, py::arg("name"), py::return_value_policy::reference_internal)
       .def("require", &GgufModel::require, py::arg("name"), py::return_value_policy::reference_internal)
-      .def("read", read_tensor, py::arg("name"))
+      .def("read", read_tensor, py::arg("name"), py::arg("offset") = 0, py::arg("count") = py::none())
       .def(
           "weight_format",
           [](const GgufModel& g, const std::string& name) {

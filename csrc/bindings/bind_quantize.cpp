@@ -46,7 +46,7 @@ py::array quantize_array(const py::array& x, const std::string& name, const std:
   const std::span<std::uint8_t> bytes(static_cast<std::uint8_t*>(result.mutable_data()),
                                       static_cast<std::size_t>(result.size()));
   {
-    const py::gil_scoped_release released;
+    const GilRelease released;
     quantize(format, weights, k, by_importance, bytes, what, first);
   }
   return result;

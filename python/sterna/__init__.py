@@ -1,6 +1,6 @@
 """sterna runs quantised language models from GGUF files on your own machine.
 
-`load` gives an `LLM`; `plan` tells how much memory one takes. Everything is imported when it is first used.
+`load` gives an `LLM`; `plan` tells how much memory one takes; `quantize` writes a model in other formats. Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sterna.llm import LLM
     from sterna.loading import load, plan
     from sterna.memory import MemoryPlan
+    from sterna.quantization import Quantized, quantize
     from sterna.results import ChatEvent, Completion, Perplexity, TextPiece, Timings, TokenLogprob, Usage
     from sterna.sampling import Sampling
     from sterna.session import Session
@@ -56,6 +57,7 @@ __all__ = [
     "ModelInfo",
     "NumericError",
     "Perplexity",
+    "Quantized",
     "Sampling",
     "Session",
     "SternaError",
@@ -70,6 +72,7 @@ __all__ = [
     "convert",
     "load",
     "plan",
+    "quantize",
 ]
 
 # Where the names live that are imported on first use (PEP 562).
@@ -84,6 +87,7 @@ _LAZY = {
     "Message": "chat",
     "ModelInfo": "info",
     "Perplexity": "results",
+    "Quantized": "quantization",
     "Sampling": "sampling",
     "Session": "session",
     "TextPiece": "results",
@@ -95,6 +99,7 @@ _LAZY = {
     "convert": "conversion",
     "load": "loading",
     "plan": "loading",
+    "quantize": "quantization",
 }
 
 

@@ -100,8 +100,9 @@ class Gguf:
     def find(self, name: str) -> TensorInfo | None: ...
     def require(self, name: str) -> TensorInfo:
         """UnsupportedModelError when there is no such tensor."""
-    def read(self, name: str) -> npt.NDArray[np.uint8]:
-        """The tensor's bytes [bytes] as the file stores them. FileError when the file cannot be read or has shrunk."""
+    def read(self, name: str, offset: int = 0, count: int | None = None) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes as the file stores them, or `count` of them from `offset` on. FileError when the file cannot be
+        read or has shrunk; ArgumentError beyond the end."""
     def weight_format(self, name: str) -> str:
         """The format that a tensor is packed from: where all its blocks have one scale and no code is the fourth, that of
         256 ternary weights a block ("Q2_0_TERNARY"), otherwise its own. Reads Q1_0 and Q2_0 tensors up to the first reason

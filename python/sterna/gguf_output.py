@@ -37,6 +37,7 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 
 _DEFAULT_ALIGNMENT = 32
+_FIRST_VARIANT = 1 << 16  # kFirstVariant (csrc/quant/format.h)
 # Limits of ggml's reader (GGML_MAX_NAME with its final zero, GGML_MAX_DIMS).
 _MAX_NAME_BYTES, _MAX_DIMS = 63, 4
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -293,9 +294,12 @@ def _string(text: str | bytes) -> bytes:
 
 
 def _format_id(name: str) -> int:
+    """The number that files have for a format; for the reader's variants ("I2_S_ARM") that of the bytes ("I2_S")."""
     from sterna import _core
 
-    for info in _core.formats():
-        if info.name == name.upper():
-            return info.id
-    raise ArgumentError(f"format: there is no {name!r}")
+    of_files = {info.name: info.id for info in _core.formats() if info.id < _FIRST_VARIANT}
+    upper = name.upper()
+    bases = [base for base in of_files if upper == base or upper.startswith(base + "_")]
+    if upper not in of_files and not (bases and upper in {info.name for info in _core.formats()}):
+        raise ArgumentError(f"format: there is no {name!r}")
+    return of_files[max(bases, key=len)]

@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "Show how much memory a model needs, before loading it.",
     "bench": "Measure prefill and decode.",
     "convert": "Make a GGUF file of a BitNet repository.",
+    "quantize": "Write a model in other formats.",
     "perplexity": "Measure how well a model predicts a text.",
     "trace": "Print a model's program.",
     "diff": "Compare the compiled plan with the reference, value by value.",
