@@ -1,6 +1,7 @@
 """sterna runs quantised language models from GGUF files on your own machine.
 
-`load` gives an `LLM`; `plan` tells how much memory one takes; `quantize` writes a model in other formats. Everything is imported when it is first used.
+`load` gives an `LLM`; `plan` tells how much memory one takes; `quantize` writes a model in other formats. Everything is
+imported when it is first used.
 """
 
 from __future__ import annotations

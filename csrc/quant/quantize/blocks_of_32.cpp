@@ -87,7 +87,7 @@ void quantize_q8_0(const float* row, std::size_t k, const float*, std::uint8_t* 
   for (std::size_t i = 0; i < k; i += kBlock, out += 34) {
     const float* x = row + i;
     const auto [low, high] = range_of(x);
-    const float d = std::max(-low, high) / 127.0f;
+    const float d = std::fabs(std::max(-low, high)) / 127.0f;  // not -0
     const float inverse = rounding_by(d, 0.0f).inverse;
     std::int32_t codes[kBlock];
     for (int j = 0; j < kBlock; ++j) {

@@ -32,10 +32,10 @@ def command(
 ) -> None:
     """Write the model SRC to the GGUF file DST in the formats of TYPE.
 
-    TYPE is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, IQ4_NL, IQ4_XS, MXFP4, MXFP4_MOE, TQ1_0, TQ2_0, or a mix:
-    Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M; these give matrices that matter most more bits,
-    as llama.cpp's types of the same names do. DST appears when it is complete. Start from F32, F16 or BF16: a source
-    that is quantised already has lost what no format brings back.
+    TYPE is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, IQ4_NL, IQ4_XS, MXFP4, MXFP4_MOE, TQ1_0, TQ2_0, or a
+    mix: Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M; these give matrices that matter most more
+    bits, as llama.cpp's types of the same names do. DST appears when it is complete. Start from F32, F16 or BF16: a
+    source that is quantised already has lost what no format brings back.
     """
     source = find_model(src).path
     from sterna.quantization import quantize

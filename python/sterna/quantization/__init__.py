@@ -67,8 +67,8 @@ def quantize(
     """Writes the model `src` (a path, or a name as `load` takes it) to the GGUF file `dst` in the file type `type`.
 
     type: a format (Q8_0, IQ4_XS, TQ2_0, ...) or a mix of several (Q4_K_M, Q5_K_M, ...) as llama.cpp has them; MIXES
-        lists all. One-dimensional tensors and routers keep their format; matrices whose rows are no whole blocks get one
-        of smaller blocks (`Quantized.fallbacks`).
+        lists all. One-dimensional tensors and routers keep their format; matrices whose rows are no whole blocks get
+        one of smaller blocks (`Quantized.fallbacks`).
     imatrix: an importance file of llama.cpp's llama-imatrix, of either form; the squared error is weighed by it.
     head: format of embedding and output, instead of the type's.
     overwrite: replace `dst` where it exists.
@@ -89,17 +89,10 @@ def quantize(
     assignment = assign(file, mix, head=head, has_importance=importance is not None)
     tensors = [_Tensor(file, tensor, assignment.formats[tensor.name], importance) for tensor in file.tensors]
     requantized = [t.name for t in tensors if t.is_changed and format_info(t.source.format).scales != "none"]
-    if requantized:
-        _log.warning(
-            "%s is quantised already (%d tensors, %s as %s): quantising again loses more than quantising the original",
-            file.path, len(requantized), requantized[0], file.require(requantized[0]).format,
-        )  # fmt: skip
-    for tensor, wanted, given in assignment.fallbacks:
-        width = file.require(tensor).shape[-1]
-        _log.info("%s: rows of %d weights are no whole blocks of %s, it becomes %s", tensor, width, wanted, given)
     total = sum(tensor.bytes for tensor in tensors)
     with GgufOutput(Path(dst), file.get_string("general.architecture"), overwrite=overwrite) as out:
         out.copy_metadata(file)
+        _tell_losses(file, requantized, assignment.fallbacks)
         out.metadata("general.file_type", mix.file_type, "uint32")
         out.metadata("general.quantization_version", _QUANTIZATION_VERSION, "uint32")
         if importance is not None:
@@ -123,6 +116,17 @@ def quantize(
         fallbacks=assignment.fallbacks,
         requantized=requantized,
     )
+
+
+def _tell_losses(file: Gguf, requantized: list[str], fallbacks: list[tuple[str, str, str]]) -> None:
+    if requantized:
+        _log.warning(
+            "%s is quantised already (%d tensors, %s as %s): quantising again loses more than quantising the original",
+            file.path, len(requantized), requantized[0], file.require(requantized[0]).format,
+        )  # fmt: skip
+    for tensor, wanted, given in fallbacks:
+        width = file.require(tensor).shape[-1]
+        _log.info("%s: rows of %d weights are no whole blocks of %s, it becomes %s", tensor, width, wanted, given)
 
 
 def _checked_head(head: str | None) -> str | None:

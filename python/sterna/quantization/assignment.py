@@ -109,7 +109,7 @@ def _check_head(head: str, tensor: TensorInfo) -> None:
     if not _fits(tensor, head):
         block = format_info(head).block_size
         raise ArgumentError(
-            f"head: rows of {tensor.shape[-1]} weights of {tensor.name} are not whole blocks of {head} ({block} weights)"
+            f"head: rows of {tensor.shape[-1]} weights of {tensor.name} are no whole blocks of {head} ({block} weights)"
         )
 
 

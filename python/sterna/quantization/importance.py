@@ -2,8 +2,8 @@
 matrix is multiplied by.
 
 Two forms of file: GGUF (`NAME.in_sum2` [num_matrices, k] and `NAME.counts`), and the older binary one, little endian:
-i32 entries; per entry i32 length and name, i32 calls, i32 count and f32 sums; perhaps i32 chunks, i32 length and name of
-the text. Source: tools/imatrix/imatrix.cpp.
+i32 entries; per entry i32 length and name, i32 calls, i32 count and f32 sums; perhaps i32 chunks, i32 length and name
+of the text. Source: tools/imatrix/imatrix.cpp.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Importance:
             raise ArgumentError(f"{self.path}: no importance for {name}")
         if found.size != num_matrices * k:
             raise ArgumentError(
-                f"{self.path}: importance of {name} has {found.size} values, its matrices have {num_matrices * k} columns"
+                f"{self.path}: importance of {name} has {found.size} values, its matrices {num_matrices * k} columns"
             )
         return found.reshape(num_matrices, k)
 
