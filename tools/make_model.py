@@ -65,7 +65,23 @@ FILE_FORMATS = {
     "Q4_K_M": ("Q4_K", 15),
     "TQ1_0": ("TQ1_0", 36),
     "TQ2_0": ("TQ2_0", 37),
+    "I2_S": ("I2_S", 40),  # bitnet.cpp's llama.h
+    "Q1_0": ("Q1_0", 40),
+    "Q2_0": ("Q2_0", 41),
 }
+
+# What the gguf package does not know of formats: the tensor type, the weights of a block, its bytes. I2_S has its scale
+# behind the codes of a whole tensor.
+NEW_FORMATS = {"I2_S": (36, 128, 32), "Q1_0": (41, 128, 18), "Q2_0": (42, 64, 18)}
+I2_S_TAIL_BYTES = 32
+
+
+def block_of(file_format: str) -> tuple[int, int, int]:
+    """The tensor type of a quantised format, the weights of a block, and its bytes."""
+    if file_format in NEW_FORMATS:
+        return NEW_FORMATS[file_format]
+    kind = gguf.GGMLQuantizationType[file_format]
+    return int(kind), *gguf.GGML_QUANT_SIZES[kind]
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ def more_bits(layer: int, layers: int) -> bool:
 def tensors(shape: Shape, file_format: str, head: str | None = None) -> Iterator[Tensor]:
     """All tensors of a model; `head` replaces the format of the output matrix, or of the table that serves as it."""
     usual = FILE_FORMATS[file_format][0]
-    ternary = usual.startswith("TQ")
+    ternary = usual.startswith("TQ") or usual in NEW_FORMATS
     plain = usual in ("F16", "Q8_0")
     output = head or (usual if plain else "Q6_K")
     one_scale = shape.architecture == "bitnet"
@@ -198,6 +214,22 @@ def _fill_tq1_0(blocks: Bytes, scales: npt.NDArray[Any]) -> None:
     _put_f16(blocks, 52, scales / 0.816)
 
 
+def _fill_i2_s(blocks: Bytes, scales: npt.NDArray[Any]) -> None:
+    """32 bytes of four codes 0..2."""
+    blocks[:] = _FOUR_CRUMBS[blocks]
+
+
+def _fill_q1_0(blocks: Bytes, scales: npt.NDArray[Any]) -> None:
+    """f16 scale, 16 bytes of eight signs."""
+    _put_f16(blocks, 0, scales)
+
+
+def _fill_q2_0(blocks: Bytes, scales: npt.NDArray[Any]) -> None:
+    """f16 scale, 16 bytes of four codes 0..2; a fourth one is possible."""
+    blocks[:, 2:] = _FOUR_CRUMBS[blocks[:, 2:]]
+    _put_f16(blocks, 0, scales / 0.816)
+
+
 # fill(blocks, scales) makes random bytes [num_blocks, block_bytes] valid; the weights' standard deviation is `scales`.
 _FILL: dict[str, Callable[[Bytes, npt.NDArray[Any]], None]] = {
     "Q4_0": _fill_q4_0,
@@ -207,6 +239,9 @@ _FILL: dict[str, Callable[[Bytes, npt.NDArray[Any]], None]] = {
     "Q6_K": _fill_q6_k,
     "TQ1_0": _fill_tq1_0,
     "TQ2_0": _fill_tq2_0,
+    "I2_S": _fill_i2_s,
+    "Q1_0": _fill_q1_0,
+    "Q2_0": _fill_q2_0,
 }
 
 
@@ -216,7 +251,7 @@ def chunks(tensor: Tensor, rng: np.random.Generator) -> Iterator[npt.NDArray[Any
     if tensor.deviation == 0.0:
         yield rng.uniform(0.8, 1.2, count).astype(np.float32)
         return
-    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.format]]
+    _, block, block_bytes = block_of(tensor.format)
     if tensor.shape[-1] % block:
         raise ValueError(f"{tensor.name}: rows of {tensor.shape[-1]} are no multiple of {block} ({tensor.format})")
     blocks_left = count // block
@@ -232,6 +267,10 @@ def chunks(tensor: Tensor, rng: np.random.Generator) -> Iterator[npt.NDArray[Any
         spread = np.ones(n) if tensor.one_scale else rng.uniform(0.75, 1.25, n)
         _FILL[tensor.format](blocks, tensor.deviation * spread)
         yield blocks
+    if tensor.format == "I2_S":
+        tail = np.zeros(I2_S_TAIL_BYTES // 4, "<f4")
+        tail[0] = tensor.deviation / 0.816
+        yield tail
 
 
 def vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
@@ -282,15 +321,12 @@ def write_model(
 
     listed = list(tensors(shape, file_format, head))
     for tensor in listed:
-        kind = gguf.GGMLQuantizationType[tensor.format]
-        dtype = np.dtype({"F32": np.float32, "F16": np.float16}.get(tensor.format, np.uint8))
-        extents = tensor.shape
-        if tensor.format in _FILL:
-            extents = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
-        nbytes = int(np.prod(extents)) * dtype.itemsize
-        writer.add_tensor_info(
-            f"{tensor.name}.weight", extents, dtype, nbytes, kind if tensor.format in _FILL else None
-        )
+        kind, block, block_bytes = block_of(tensor.format)
+        nbytes = int(np.prod(tensor.shape)) // block * block_bytes
+        nbytes += I2_S_TAIL_BYTES if tensor.format == "I2_S" else 0
+        # Bytes would have the shape of bytes, which the writer knows for its own formats only; the type is what counts.
+        raw_type: Any = kind
+        writer.add_tensor_info(f"{tensor.name}.weight", tensor.shape, np.dtype(np.float32), nbytes, raw_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -47,6 +47,17 @@ def test_models_load_and_give_finite_logits(tmp_path: Path, name: str, file_form
         assert np.abs(between[~np.eye(16, dtype=bool)]).max() < 0.9
 
 
+@pytest.mark.parametrize(("file_format", "layout"), [("I2_S", "ternary2"), ("Q2_0", "ternary2"), ("Q1_0", "binary")])
+def test_dialects_of_bitnet_have_one_scale(tmp_path: Path, file_format: str, layout: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    make_model.write_model(path, replace(make_model.SHAPES["2b-bitnet"], **_TINY), file_format, name="tiny")
+    file = sterna._core.Gguf(path)
+    found = file.scan_ternary("blk.3.ffn_down.weight")
+    assert found is not None and found.least_scale == found.largest_scale
+    plan = sterna._core.compile_cpu(sterna.trace.trace(file).program, file, threads=1)
+    assert layout in plan.layouts
+
+
 def _formats(path: Path) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
 
