@@ -130,9 +130,7 @@ def test_scales_behind_a_tensor_that_are_not_finite_are_reported(format: str, sc
     assert not _core.pack_and_dequantize(data, format, 2, info.block_size)[2]
 
 
-@pytest.mark.parametrize(
-    "format", [name for name in WEIGHT_FORMATS if FORMATS[name].is_ternary and name != "Q1_0_TERNARY"]
-)
+@pytest.mark.parametrize("format", [name for name in WEIGHT_FORMATS if FORMATS[name].is_ternary and name != "Q1_0_TERNARY"])
 def test_codes_that_mean_nothing_are_reported(format: str) -> None:
     info = FORMATS[format]
     n, k = 18, 2 * info.block_size
