@@ -1,5 +1,5 @@
-"""Writes what tests compare `sterna quantize` with: the squared errors that ggml's quantisers reach on given rows, and
-the formats that llama.cpp's file types give the tensors of given models.
+"""Writes what tests compare `sterna quantize` with: the squared errors that ggml's quantisers reach on given rows, the
+formats that llama.cpp's file types give the tensors of given models, and ternary weights in ggml's bytes.
 
     python tools/make_quantize_reference.py MODEL.gguf
 
@@ -28,6 +28,8 @@ from sterna.quantization.mixes import MIXES  # noqa: E402
 DATA = ROOT / "tests" / "data" / "quantize"
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 WITH_IMPORTANCE = (*SEARCHED, "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+TERNARY = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
+TERNARY_SCALE = 0.375
 COLUMNS, ROWS = 256, 32
 
 Floats = npt.NDArray[np.float32]
@@ -86,6 +88,16 @@ def write_errors(model: Path) -> None:
     (DATA / "ggml_errors.json").write_text(json.dumps(errors, indent=1) + "\n")
 
 
+def write_ternary() -> None:
+    rng = np.random.default_rng(3)
+    arrays: dict[str, npt.NDArray[np.generic]] = {"scale": np.float32(TERNARY_SCALE)[None]}
+    for name in TERNARY:
+        codes = rng.choice([-1, 1] if name == "Q1_0" else [-1, 0, 1], (3, 512)).astype(np.int8)
+        arrays[f"{name} codes"] = codes
+        arrays[name] = ggml_quantize(codes * np.float32(TERNARY_SCALE), name, None)
+    np.savez_compressed(DATA / "ggml_ternary.npz", **arrays)  # type: ignore[arg-type]
+
+
 def formats_by_llama_cpp(case: Case, type_: str) -> dict[str, str]:
     """Formats by tensor; empty where llama.cpp refuses."""
     with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +140,7 @@ def write_formats() -> None:
 def main() -> None:
     DATA.mkdir(parents=True, exist_ok=True)
     write_errors(Path(sys.argv[1]))
+    write_ternary()
     write_formats()
 
 

@@ -162,6 +162,14 @@ def test_scan_finds_faults(tmp_path: Path) -> None:
     assert (scan.unused_bytes, scan.bad_scales, scan.first_bad_block) == (1, 1, 3)
 
 
+@pytest.mark.parametrize("dialect", ["TQ1_0", "TQ2_0", "Q1_0", "Q2_0"])
+def test_weights_that_ggml_wrote(dialect: str) -> None:
+    with np.load(Path(__file__).parents[1] / "data" / "quantize" / "ggml_ternary.npz") as saved:
+        codes, scale, data = saved[f"{dialect} codes"], saved["scale"], saved[dialect]
+    assert data.tobytes() == dialects.encode(dialect, codes, float(scale[0])).tobytes()
+    assert_same_bits(_core.dequantize(data, dialect), (scale * codes.astype(np.float32)).reshape(-1))
+
+
 def test_q2_0_of_ggml(tmp_path: Path) -> None:
     """A file of ggml's own quantiser. Its weights are dequantised by ggml in the oracle."""
     path = reference_dir("oracle") / "llama-256.Q2_0" / "model.gguf"
