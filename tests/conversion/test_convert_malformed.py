@@ -75,6 +75,11 @@ def configured(folder: Path, name: str, **config: Any) -> Path:
         ({"rope_scaling": {"rope_type": "longrope"}}, sterna.UnsupportedModelError, "rope_scaling.rope_type is 'longrope'"),
         ({"rope_scaling": {"type": "linear"}}, sterna.ModelFormatError, "rope_scaling.factor is missing"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, sterna.UnsupportedModelError, "rope_parameters.rope_type is 'dynamic'"),
+        ({"architectures": [["a"]]}, sterna.UnsupportedModelError, "architectures is [['a']]; known are"),
+        ({"rms_norm_eps": 10**400}, sterna.ModelFormatError, "rms_norm_eps is 1000"),
+        ({"rms_norm_eps": 1e-320}, sterna.ModelFormatError, "rms_norm_eps is 1e-320, expected a finite number above 0"),
+        ({"rope_theta": 1e300}, sterna.ModelFormatError, "rope_theta is 1e+300, expected a finite number above 0"),
+        ({"layer_types": [["a"]]}, sterna.UnsupportedModelError, "layer_types is [['a']]: only full_attention"),
         ({"sliding_window": 128}, sterna.UnsupportedModelError, "sliding_window is 128"),
         ({"partial_rotary_factor": 0.5}, sterna.UnsupportedModelError, "partial_rotary_factor is 0.5"),
         ({"tie_word_embeddings": False}, sterna.ModelFormatError, "tensor lm_head.weight is missing"),
@@ -84,6 +89,49 @@ def configured(folder: Path, name: str, **config: Any) -> Path:
 def test_configurations(config: dict[str, Any], error: type[Exception], says: str, tmp_path: Path) -> None:
     message = failure(configured(tmp_path, "falcon-e", **config), error)
     assert says in message and str(tmp_path) in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "says"),
+    [
+        ("falcon-e", "tokenizer_config.json", {"tokenizer_class": ["a"]}, "tokenizer_class is ['a'], expected a string"),
+        ("falcon-e", "tokenizer_config.json", {"bos_token": "\ud800"}, "is not JSON ('utf-8' codec can't encode character '\\ud800'"),
+        ("falcon-e", "tokenizer_config.json", {"chat_template": "\udc00"}, "is not JSON"),
+        ("falcon-e", "generation_config.json", {"do_sample": True, "top_p": 10**400}, "top_p is 1000"),
+        ("bitnet-1bitllm", "tokenizer_config.json", {"added_tokens_decoder": {"5": None}}, "added_tokens_decoder.5 is null"),
+        ("bitnet-1bitllm", "tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {}}}, "99... is no token id"),
+        ("llama3-1.58", "model.safetensors.index.json", {"weight_map": {"a": "x\0y"}}, "weight_map.a is 'x\\x00y', expected the name"),
+    ],
+)  # fmt: skip
+def test_values_of_other_json_files(kind: str, file: str, change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / kind
+    shutil.copytree(repository(kind), path)
+    values = json.loads((path / file).read_text("utf-8")) if (path / file).exists() else {}
+    (path / file).write_text(json.dumps(values | change), encoding="utf-8")
+    message = failure(path, sterna.ModelFormatError)
+    assert says in message and file in message
+
+
+def test_of_several_templates_the_default_one_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(repository("falcon-e"), path)
+    templates = [{"name": ["odd"], "template": "a"}, {"name": "tool_use", "template": "b"}, {"name": "default", "template": "c"}]
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}), encoding="utf-8")
+    sterna.convert(path, tmp_path / "a.gguf")
+    assert sterna._core.Gguf(tmp_path / "a.gguf").get("tokenizer.chat_template") == "c"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(repository("llama3-1.58"), path)
+    shard = path / "model-00001-of-00003.safetensors"
+    shard.unlink()
+    os.mkfifo(shard)
+    assert "model-00001-of-00003.safetensors: is no regular file" in failure(path, sterna.FileError)
+    (path / "config.json").unlink()
+    (path / "config.json").symlink_to("/dev/zero")
+    assert "config.json: is no regular file" in failure(path, sterna.FileError)
 
 
 def cut(tensors: Tensors, key: str, rows: int) -> None:
@@ -124,6 +172,29 @@ def at(tensors: Tensors, key: str, place: tuple[int, ...], value: Any) -> None:
 )  # fmt: skip
 def test_tensors(change: Callable[[Tensors], Any], says: str, tmp_path: Path) -> None:
     assert says in failure(changed(tmp_path, "bitnet-2b4t", change), sterna.ModelFormatError)
+
+
+@pytest.mark.parametrize(("head", "value", "other"), [("Q8_0", 1e8, "BF16"), ("BF16", 3.4028e38, "F32")])
+def test_heads_that_do_not_fit(head: str, value: float, other: str, tmp_path: Path) -> None:
+    embedding = np.full((300, 256), value, np.float32)
+    path = changed(tmp_path, "bitnet-2b4t", lambda t: replaced(t, "model.embed_tokens.weight", "F32", embedding))
+    message = failure(path, sterna.ModelFormatError, head=head)
+    assert f"holds {value:.6g}, which {head} does not; use {other} for the head" in message
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "divisor", "says"),
+    [(1e30, 1e-30, "its scale is inf in float32"), (1e-30, 1e30, "its scale is 0 in float32"), (1e-44, 1.0, "whose reciprocal no float32 holds")],
+)  # fmt: skip
+def test_scales_that_no_float32_holds(magnitude: float, divisor: float, says: str, tmp_path: Path) -> None:
+    """Of ternary floats, with a `weight_scale` beside them."""
+
+    def scaled(tensors: Tensors) -> None:
+        signs = np.where(np.arange(256 * 256) % 3, 1, -1).reshape(256, 256)
+        replaced(tensors, f"{Q}.weight", "F32", (signs * magnitude).astype(np.float32))
+        replaced(tensors, f"{Q}.weight_scale", "F32", np.float32([divisor]))
+
+    assert says in failure(changed(tmp_path, "bitnet-1bitllm", scaled), sterna.ModelFormatError, type="I2_S")
 
 
 def test_what_has_no_place(tmp_path: Path) -> None:
@@ -189,6 +260,10 @@ def header(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
         (lambda p: p.write_bytes(struct.pack("<Q", 2) + b"[]"), "header: is not a JSON object"),
         (lambda p: p.write_bytes(struct.pack("<Q", 2) + b"\xff\xfe"), "header: is not JSON"),
         (lambda p: header(p, lambda h: '{"a":1,"a":2}'), "'a' stands there twice"),
+        # The shape would multiply to a number of half a megabyte; a search for each name takes minutes.
+        (lambda p: header(p, lambda h: h.update(x={"dtype": "U8", "shape": [1 << 40] * 100_000, "data_offsets": [0, 0]})), "are not lists of sizes"),
+        (lambda p: header(p, lambda h: "{" + "".join(f'"{i}":0,' for i in range(100_000)) + '"99999":0}'), "'99999' stands there twice"),
+        (lambda p: header(p, lambda h: h.update({"x" * 600: {}})), "its name has 600 characters"),
         (lambda p: header(p, lambda h: "[" * 100_000), "header: is not JSON"),
         (lambda p: header(p, lambda h: h.update(x=3)), "tensor x: its entry is not a JSON object"),
         (lambda p: header(p, lambda h: h["model.norm.weight"].update(dtype="F9")), "tensor model.norm.weight: dtype is 'F9'"),
@@ -280,6 +355,8 @@ def test_destinations(tmp_path: Path) -> None:
     assert (path / "model.safetensors").read_bytes() == before
     target = tmp_path / "model.gguf"
     sterna.convert(path, target)
+    (path / "broken-link").symlink_to("nowhere")
+    sterna.convert(path, target, overwrite=True)
     first = target.read_bytes()
     with pytest.raises(sterna.FileError, match="exists already"):
         sterna.convert(path, target, type="TQ1_0")

@@ -80,7 +80,8 @@ def convert(
         outputs = plan_outputs(repository, family, sizes, scheme, ternary_type, head_type)
         entries: list[Entry] = [
             ("general.type", "model", "string"),
-            ("general.name", Path(os.path.abspath(source)).name, "string"),
+            # Of a folder whose name is no UTF-8, what of it is.
+            ("general.name", os.fsencode(os.path.basename(os.path.abspath(source))).decode(errors="replace"), "string"),
             ("general.file_type", ternary_type.file_type, "uint32"),
             ("general.quantization_version", _QUANTIZATION_VERSION, "uint32"),
             *sizes.entries,
@@ -114,7 +115,9 @@ def convert(
 
 
 def _check_not_a_source(repository: Repository, target: Path) -> None:
-    if target.exists() and any(os.path.samefile(target, path) for path in repository.folder.iterdir()):
+    # Of both, links are followed; one that leads nowhere is no file.
+    inside = (path for path in repository.folder.iterdir() if path.exists())
+    if target.exists() and any(target.samefile(path) for path in inside):
         raise ArgumentError(f"{target} is a file of the repository itself")
 
 

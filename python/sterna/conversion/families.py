@@ -56,7 +56,7 @@ FAMILIES = {
 def find_family(config: JsonFile) -> tuple[Family, str]:
     """The family of a config.json and its general.architecture. UnsupportedModelError names the key and the value."""
     names = config.items("architectures")
-    if len(names) != 1 or names[0] not in FAMILIES:
+    if names not in ([name] for name in FAMILIES):
         raise UnsupportedModelError(f"{config.path}: architectures is {shown(names)}; known are {', '.join(FAMILIES)}")
     family = FAMILIES[names[0]]
     default = next(iter(family.architectures)) if len(family.architectures) == 1 else None

@@ -103,9 +103,9 @@ def read_hyper_parameters(config: JsonFile, family: Family, architecture: str) -
 
 
 def _refuse_windows(config: JsonFile) -> None:
-    if config.values.get("use_sliding_window", config.has("sliding_window")) is not False:
+    if config.flag("use_sliding_window", config.has("sliding_window")):
         config.unsupported("sliding_window", "attention over a window is not converted")
-    if set(config.items("layer_types")) - {"full_attention"}:
+    if any(kind != "full_attention" for kind in config.items("layer_types")):
         config.unsupported("layer_types", "only full_attention is converted")
     if config.number("partial_rotary_factor", 1.0) != 1.0:
         config.unsupported("partial_rotary_factor", "rope over a part of the head is not converted")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
+import reprlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from sterna.conversion.files import read_file
 from sterna.conversion.safetensors import SafetensorsFile, StoredTensor
 from sterna.errors import FileError, ModelFormatError, UnsupportedModelError
 
-MAX_JSON_BYTES = 256 << 20
+_MAX_JSON_BYTES = 64 << 20  # the largest tokenizers have half of it
+_FLOAT32_MIN, _FLOAT32_MAX = 2.0**-126, 2.0**128 - 2.0**104
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -26,12 +30,11 @@ class JsonFile:
     @classmethod
     def read(cls, path: Path) -> JsonFile:
         """FileError where there is none, ModelFormatError where it holds no JSON object."""
+        data = read_file(path, _MAX_JSON_BYTES)
         try:
-            if path.stat().st_size > MAX_JSON_BYTES:
-                raise ModelFormatError(f"{path}: has more than {MAX_JSON_BYTES} bytes", str(path))
-            values = json.loads(path.read_bytes().decode("utf-8"))
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+            values = json.loads(data.decode("utf-8"))
+            if b"\\ud" in data or b"\\uD" in data:
+                json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         except (ValueError, RecursionError) as error:
             raise ModelFormatError(f"{path}: is not JSON ({error})", str(path)) from None
         if not isinstance(values, dict):
@@ -40,7 +43,7 @@ class JsonFile:
 
     def key(self, name: str) -> str:
         """The key as messages name it, with the objects around it."""
-        return f"{self._prefix}{name}"
+        return f"{self._prefix}{name if len(name) <= 80 else shown(name)}"
 
     def fail(self, name: str, problem: str) -> NoReturn:
         raise ModelFormatError(f"{self.path}: {self.key(name)} {problem}", str(self.path), self.key(name))
@@ -68,14 +71,14 @@ class JsonFile:
             self.fail(name, f"is {shown(value)}, expected an integer from {low} to {high}")
         return value
 
-    def number(self, name: str, default: float | None = None, high: float = math.inf) -> float:
-        """A finite number above 0 and at most `high`."""
+    def number(self, name: str, default: float | None = None, high: float = _FLOAT32_MAX) -> float:
+        """A number above 0 and at most `high`, within the normal numbers of float32."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(name, f"is {shown(value)}, expected a number")
-        if not (math.isfinite(value) and 0 < value <= high):
-            limit = f" up to {high}" if high < math.inf else ""
-            self.fail(name, f"is {value}, expected a finite number above 0{limit}")
+        if not _FLOAT32_MIN <= value <= high:
+            limit = f" up to {high}" if high < _FLOAT32_MAX else ""
+            self.fail(name, f"is {shown(value)}, expected a finite number above 0{limit}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -168,7 +171,7 @@ class Repository:
         found = {}
         for name in places.values:
             shard = places.text(name)
-            if shard != Path(shard).name or shard in ("", ".", ".."):
+            if shard != Path(shard).name or shard in ("", ".", "..") or "\0" in shard:
                 places.fail(name, f"is {shown(shard)}, expected the name of a file beside it")
             tensor = self._open(shard).tensors.get(name)
             if tensor is None:
@@ -184,5 +187,5 @@ class Repository:
 
 def shown(value: Any) -> str:
     """A value for messages, shortened."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard, cast
@@ -16,10 +17,13 @@ from typing import Any, NoReturn, TypeGuard, cast
 import numpy as np
 import numpy.typing as npt
 
+from sterna.conversion.files import open_regular
 from sterna.errors import FileError, ModelFormatError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_EXTENT = 1 << 40
+_MAX_DIMS = 8
+_MAX_NAME = 512
 
 # How many bytes an element takes, by dtype; those with a numpy type can be read here.
 _SIZES = {
@@ -72,10 +76,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+        self._descriptor = open_regular(path)
         try:
             self.bytes = os.fstat(self._descriptor).st_size
             self.tensors = self._read_header()
@@ -124,12 +125,14 @@ class SafetensorsFile:
         return tensors
 
     def _tensor(self, name: str, entry: Any, data: int) -> StoredTensor:
+        if len(name) > _MAX_NAME:
+            self._fail(f"tensor {name[:60]!r}...", f"its name has {len(name)} characters, at most {_MAX_NAME}")
         if not isinstance(entry, dict):
             self._fail(f"tensor {name}", "its entry is not a JSON object")
         dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if not isinstance(dtype, str) or dtype not in _SIZES:
             self._fail(f"tensor {name}", f"dtype is {dtype!r:.40}")
-        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        if not _are_sizes(shape, _MAX_DIMS) or not _are_sizes(offsets, 2) or len(offsets) != 2:
             self._fail(f"tensor {name}", f"shape {shape!r:.60} and data_offsets {offsets!r:.60} are not lists of sizes")
         begin, end = offsets
         tensor = StoredTensor(self, name, dtype, tuple(shape), data + begin)
@@ -152,13 +155,15 @@ class SafetensorsFile:
             self._fail("header", f"the tensors end at byte {at}, the file at {self.bytes}", at)
 
 
-def _are_sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_EXTENT for item in value)
+def _are_sizes(value: Any, most: int) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or len(value) > most:
+        return False
+    return all(type(item) is int and 0 <= item <= MAX_EXTENT for item in value)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{name!r:.60} stands there twice")
     return found

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from sterna.conversion.files import read_file
 from sterna.conversion.tokenizer_json import TokenList
-from sterna.errors import FileError, ModelFormatError, UnsupportedModelError
+from sterna.errors import ModelFormatError, UnsupportedModelError
 from sterna.tokenizer.metadata import MAX_TOKENS
 from sterna.tokenizer.vocabulary import TokenType
 
@@ -21,12 +22,7 @@ _NUMBER, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 def read_sentencepiece(path: Path) -> TokenList:
     """The pieces of a BPE model. FileError, ModelFormatError; UnsupportedModelError for another kind of model."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ModelFormatError(f"{path}: has more than {_MAX_BYTES} bytes", str(path))
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+    data = read_file(path, _MAX_BYTES)
     tokens = TokenList(path, "llama", add_space_prefix=True)
     kind = 1  # the default of the format
     for number, value in _fields(path, data):

@@ -138,7 +138,11 @@ def masters(tensor: StoredTensor, found: FloatSurvey) -> FloatMatrix:
 def ternary_floats(tensor: StoredTensor, found: FloatSurvey, factor: float = 1.0) -> FloatMatrix:
     """Of floats that are ternary as they stand, times a factor of the whole layer."""
     magnitude = found.largest or 1.0
-    return FloatMatrix(tensor, float(np.float32(magnitude * factor)), np.float32(1) / np.float32(magnitude))
+    with np.errstate(over="ignore"):
+        scale, inverse = np.float32(magnitude * factor), np.float32(1) / np.float32(magnitude)
+    if not np.isfinite(inverse):
+        tensor.fail(f"its values are 0 and {magnitude:.6g}, whose reciprocal no float32 holds")
+    return FloatMatrix(tensor, float(scale), inverse)
 
 
 def check_finite(tensor: StoredTensor, values: npt.NDArray[np.float32], first_row: int) -> None:

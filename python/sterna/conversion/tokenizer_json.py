@@ -71,13 +71,13 @@ def _read_texts(file: JsonFile, model: JsonFile, tokens: TokenList) -> None:
         token_id = vocab.integer(text, 0, MAX_TOKENS - 1)
         if token_id in by_id:
             vocab.fail(text, f"is {token_id}, the id of {by_id[token_id][0].decode()!r} as well")
-        by_id[token_id] = (_utf8(vocab, text), TokenType.NORMAL)
+        by_id[token_id] = (text.encode(), TokenType.NORMAL)
     for i, item in enumerate(file.items("added_tokens")):
         entry = JsonFile(file.path, item if isinstance(item, dict) else {}, f"added_tokens[{i}].")
         token_id = entry.integer("id", 0, MAX_TOKENS - 1)
         special = entry.flag("special", False)
         type_ = TokenType.CONTROL if special else TokenType.USER_DEFINED
-        by_id[token_id] = (_utf8(entry, entry.text("content")), type_)
+        by_id[token_id] = (entry.text("content").encode(), type_)
     if not by_id:
         vocab.fail("", "is empty")
     unused = TokenType.UNUSED
@@ -85,13 +85,6 @@ def _read_texts(file: JsonFile, model: JsonFile, tokens: TokenList) -> None:
         text_bytes, type_ = by_id.get(token_id, (f"[PAD{token_id}]".encode(), unused))
         tokens.texts.append(text_bytes)
         tokens.types.append(type_)
-
-
-def _utf8(file: JsonFile, text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        file.fail(repr(text)[:60], "is half of a surrogate pair")
 
 
 def _merges(model: JsonFile) -> list[bytes]:
@@ -106,25 +99,24 @@ def _merges(model: JsonFile) -> list[bytes]:
             model.fail(f"merges[{i}]", f"is {shown(merge)}, expected two tokens")
         if " " in pair[0] + pair[1]:
             model.unsupported(f"merges[{i}]", f"{shown(merge)} holds a space, which byte-level tokens do not")
-        found.append(_utf8(model, f"{pair[0]} {pair[1]}"))
+        found.append(f"{pair[0]} {pair[1]}".encode())
     return found
 
 
 def _pre_tokenizers(file: JsonFile) -> Iterator[JsonFile]:
     """The pre-tokenizers in their order, sequences taken apart."""
-    pending = [("pre_tokenizer", file.object("pre_tokenizer"))]
+    pending = [("pre_tokenizer", file.object("pre_tokenizer"))]  # the next one last
     while pending:
-        key, item = pending.pop(0)
+        key, item = pending.pop()
         if item is None:
             continue
         if item.values.get("type") == "Sequence":
             parts = item.items("pretokenizers")
-            below = [
+            pending += [
                 (f"{key}.pretokenizers[{i}]", JsonFile(file.path, part, f"{key}.pretokenizers[{i}]."))
-                for i, part in enumerate(parts)
+                for i, part in reversed(list(enumerate(parts)))
                 if isinstance(part, dict)
             ]
-            pending = [*below, *pending]
         else:
             yield item
 
@@ -202,7 +194,8 @@ def _template(item: JsonFile) -> tuple[str, str]:
     names: list[str | None] = []
     for part in item.items("single"):
         special = part.get("SpecialToken") if isinstance(part, dict) else None
-        names.append(special.get("id") if isinstance(special, dict) else None)
+        name = special.get("id") if isinstance(special, dict) else None
+        names.append(name if isinstance(name, str) else None)
     at = names.index(None) if None in names else -1
     before, behind = names[:at], names[at + 1 :]
     if at < 0 or len(before) > 1 or len(behind) > 1 or None in behind:

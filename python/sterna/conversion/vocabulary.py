@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sterna.conversion.files import read_file
 from sterna.conversion.hyperparameters import Entry
 from sterna.conversion.repository import JsonFile, Repository, shown
 from sterna.conversion.sentencepiece_model import read_sentencepiece
@@ -81,11 +82,13 @@ def _add_tokens(tokens: TokenList, settings: JsonFile) -> None:
     added = settings.object("added_tokens_decoder")
     if added is None:
         return
-    for name in sorted(added.values, key=lambda key: int(key) if key.isdecimal() else -1):
+    for name in added.values:
         if not (name.isdecimal() and len(name) <= 9):
             added.fail(name, "is no token id")
+    for name in sorted(added.values, key=int):
         token_id, entry = int(name), added.object(name)
-        assert entry is not None
+        if entry is None:
+            added.fail(name, "is null, expected an object")
         text, special = entry.text("content").encode(), entry.flag("special", False)
         if token_id > len(tokens.texts):
             added.fail(name, f"leaves a hole behind the {len(tokens.texts)} tokens before")
@@ -115,7 +118,7 @@ def _special_tokens(repository: Repository, settings: JsonFile, tokens: TokenLis
             if given:
                 found[role] = given[0]
     entries: list[Entry] = [(f"tokenizer.ggml.{role}_token_id", token_id, "uint32") for role, token_id in found.items()]
-    by_class = settings.values.get("tokenizer_class") in _LLAMA_CLASSES or tokens.model == "llama"
+    by_class = settings.text("tokenizer_class", "") in _LLAMA_CLASSES or tokens.model == "llama"
     for side, at, role, default in (
         ("bos", tokens.prefix, "bos", by_class),
         ("eos", tokens.suffix, "eos", False),
@@ -168,19 +171,13 @@ def _chat_template(repository: Repository, settings: JsonFile) -> str | None:
     path: Path = repository.folder / "chat_template.jinja"
     if path.is_file():
         try:
-            data = path.read_bytes()
-            text = data.decode("utf-8")
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+            return read_file(path, _MAX_TEMPLATE_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ModelFormatError(f"{path}: is not UTF-8 text: byte {error.start}", str(path)) from None
-        if len(data) > _MAX_TEMPLATE_BYTES:
-            raise ModelFormatError(f"{path}: has {len(data)} bytes, at most {_MAX_TEMPLATE_BYTES}", str(path))
-        return text
     template = settings.values.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        entries = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(entries, {}).get("template")
     if template is not None and not isinstance(template, str):
         settings.fail("chat_template", f"is {shown(template)}, expected a string")
     return template
