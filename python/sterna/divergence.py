@@ -117,8 +117,8 @@ class Comparison:
         rms = math.sqrt(mean_square.value)
         share = float(same.mean())
         return Divergence(
-            perplexity=_perplexity(losses, windows, context),
-            reference=_perplexity(reference, windows, context),
+            perplexity=perplexity_of(losses, windows, context),
+            reference=perplexity_of(reference, windows, context),
             log_ratio=log_ratio,
             ratio=Estimate(ratio, ratio * log_ratio.error),
             kl=_estimate(kl),
@@ -147,7 +147,8 @@ def _estimate(values: F64) -> Estimate:
     return Estimate(float(values.mean()), math.sqrt(values.var() / max(len(values) - 1, 1)))
 
 
-def _perplexity(losses: F64, windows: int, context: int) -> Perplexity:
+def perplexity_of(losses: F64, windows: int, context: int) -> Perplexity:
+    """The perplexity of tokens with these losses, in nats."""
     mean = _estimate(losses)
     value = math.exp(mean.value)
     return Perplexity(value, value * mean.error, len(losses), windows, context)

@@ -7,18 +7,15 @@ with `gguf.GGUFReader`. Byte map: ggml's gguf.md, version 3.
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-import shutil
-import stat
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from sterna.atomic_file import AtomicFile
 from sterna.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
@@ -40,7 +37,6 @@ _DEFAULT_ALIGNMENT = 32
 _FIRST_VARIANT = 1 << 16  # kFirstVariant (csrc/quant/format.h)
 # Limits of ggml's reader (GGML_MAX_NAME with its final zero, GGML_MAX_DIMS).
 _MAX_NAME_BYTES, _MAX_DIMS = 63, 4
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass
@@ -63,17 +59,12 @@ class GgufOutput:
 
     def __init__(self, path: Path, architecture: str, *, overwrite: bool = False) -> None:
         self.path = Path(path)
-        # A link stays a link: what it points to is replaced.
-        self._final = Path(os.path.realpath(self.path))
-        self._overwrite = overwrite
+        self._file = AtomicFile(self.path, overwrite=overwrite)
         self._values: dict[str, bytes] = {}
         self._alignment = _DEFAULT_ALIGNMENT
         self._tensors: dict[str, _Tensor] = {}
         self._order: list[_Tensor] = []
         self._current = 0
-        self._descriptor: int | None = None
-        self._temporary: Path | None = None
-        self._check_destination()
         self.metadata("general.architecture", architecture, "string")
 
     # --- what the file will say
@@ -100,7 +91,7 @@ class GgufOutput:
         Raises FileError when `file` is the one being replaced.
         """
         for source in file.files:
-            if self._final.exists() and os.path.samefile(source, self._final):
+            if self.path.exists() and os.path.samefile(source, self.path):
                 raise FileError(f"{self.path}: source and destination are the same file", str(self.path))
         for key in file.keys():  # noqa: SIM118 (a method, not a dict's)
             if key in skip or key == "general.architecture" or key.startswith("split."):
@@ -136,21 +127,12 @@ class GgufOutput:
         """Writes the head. From here on only `write`."""
         self._before_begin("begin")
         head = self._head()
-        total = len(head) + sum(self._padded(tensor.bytes) for tensor in self._order)
-        folder = self._final.parent
-        try:
-            if shutil.disk_usage(folder).free < total:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._temporary = folder / f".sterna-{secrets.token_hex(6)}.part"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            self._descriptor = os.open(self._temporary, flags, 0o666)
-        except OSError as error:
-            self._fail(error, total)
-        self._write_all(memoryview(head))
+        self._file.open(len(head) + sum(self._padded(tensor.bytes) for tensor in self._order))
+        self._file.write(head)
 
     def write(self, name: str, data: Data) -> None:
         """Appends to the data of `name`, a contiguous buffer; tensors follow each other as they were declared."""
-        if self._descriptor is None:
+        if not self._file.is_open:
             raise ArgumentError(f"write: tensor {name!r} before begin()")
         while self._current < len(self._order) and self._order[self._current].name != name:
             self._finish_tensor()
@@ -165,7 +147,7 @@ class GgufOutput:
                 f"write: tensor {name!r} gets {tensor.written + view.nbytes} bytes, declared are {tensor.bytes}"
             )
         if view.nbytes:
-            self._write_all(view.cast("B"))
+            self._file.write(view.cast("B"))
         tensor.written += view.nbytes
 
     def __enter__(self) -> GgufOutput:
@@ -178,38 +160,14 @@ class GgufOutput:
             if kind is None:
                 self._commit()
         finally:
-            self._discard()
+            self._file.discard()
 
     def _commit(self) -> None:
-        if self._descriptor is None:
+        if not self._file.is_open:
             raise ArgumentError(f"{self.path}: begin() was never called")
         while self._current < len(self._order):
             self._finish_tensor()
-        assert self._temporary is not None
-        # Somebody else may have made one meanwhile.
-        self._check_destination()
-        try:
-            os.fsync(self._descriptor)
-            descriptor, self._descriptor = self._descriptor, None
-            os.close(descriptor)
-            os.replace(self._temporary, self._final)
-            self._temporary = None
-            if os.name == "posix":
-                folder = os.open(self._final.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-        except OSError as error:
-            self._fail(error)
-
-    def _discard(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
-            self._temporary = None
+        self._file.commit()
 
     def _finish_tensor(self) -> None:
         tensor = self._order[self._current]
@@ -217,7 +175,7 @@ class GgufOutput:
             raise ArgumentError(
                 f"write: tensor {tensor.name!r} got {tensor.written} bytes, declared are {tensor.bytes}"
             )
-        self._write_all(memoryview(bytes(self._padded(tensor.bytes) - tensor.bytes)))
+        self._file.write(bytes(self._padded(tensor.bytes) - tensor.bytes))
         self._current += 1
 
     def _head(self) -> bytes:
@@ -234,40 +192,9 @@ class GgufOutput:
     def _padded(self, n_bytes: int) -> int:
         return -(-n_bytes // self._alignment) * self._alignment
 
-    def _write_all(self, view: memoryview) -> None:
-        assert self._descriptor is not None
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError as error:
-            self._fail(error)
-
     def _before_begin(self, call: str) -> None:
-        if self._descriptor is not None:
+        if self._file.is_open:
             raise ArgumentError(f"{call}: the head of {self.path} is already written")
-
-    def _check_destination(self) -> None:
-        try:
-            mode = self._final.stat().st_mode
-        except FileNotFoundError:
-            if not self._final.parent.is_dir():
-                raise FileError(
-                    f"{self.path}: there is no folder {self._final.parent}", str(self.path), errno.ENOENT
-                ) from None
-            return
-        except OSError as error:
-            self._fail(error)
-        if not stat.S_ISREG(mode):
-            raise FileError(f"{self.path} is no regular file", str(self.path), errno.EINVAL)
-        if not self._overwrite:
-            raise FileError(f"{self.path} exists already", str(self.path), errno.EEXIST)
-
-    def _fail(self, error: OSError, needed: int | None = None) -> NoReturn:
-        problem = error.strerror or str(error)
-        if error.errno in _DISK_FULL:
-            more = f"; {needed / 1e6:.0f} MB are needed" if needed else ""
-            problem = f"no space left in {self._final.parent} ({problem}{more})"
-        raise FileError(f"cannot write {self.path}: {problem}", str(self.path), error.errno or 0) from error
 
 
 def _encode(value: Any, kind: str) -> bytes:

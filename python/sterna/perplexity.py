@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sterna.divergence import Comparison, Divergence, log_softmax
+from sterna.divergence import Comparison, Divergence, log_softmax, perplexity_of
 from sterna.errors import ArgumentError
 from sterna.reference_logits import ReferenceLogits, ReferenceLogitsOutput
 from sterna.results import Perplexity
@@ -63,7 +62,7 @@ def perplexity(
     finally:
         for handle in running:
             handle.cancel()
-    return _mean(-np.concatenate(scores).astype(np.float64), tokens)
+    return perplexity_of(-np.concatenate(scores).astype(np.float64), *tokens.shape)
 
 
 def divergence(
@@ -142,13 +141,7 @@ def _saved(
                     file.add(part)
             if progress is not None:
                 progress(i + 1, len(tokens))
-    return _mean(np.concatenate(losses), tokens)
-
-
-def _mean(losses: npt.NDArray[np.float64], tokens: I32) -> Perplexity:
-    value = math.exp(losses.mean())
-    error = value * math.sqrt(losses.var() / max(len(losses) - 1, 1))
-    return Perplexity(value, error, len(losses), *tokens.shape)
+    return perplexity_of(np.concatenate(losses), *tokens.shape)
 
 
 def _check_vocabulary(file: ReferenceLogits, engine: Engine) -> None:

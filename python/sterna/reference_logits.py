@@ -10,7 +10,6 @@ their number is odd. Log-probabilities more than 16 below the largest are raised
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from sterna.atomic_file import AtomicFile
 from sterna.errors import FileError, ModelFormatError
 
 _MAGIC = b"_logits_"
@@ -26,6 +26,9 @@ _HEADER = struct.Struct("<8siii")
 _RANGE = np.float32(16)
 _STEPS = np.float32(65535)
 _MAX_VOCAB = 1 << 24
+# Log-probabilities are not below that (16 below the largest, which is not below 1 / _MAX_VOCAB), nor, but for the
+# rounding of their sum, above 0.
+_LEAST, _MOST = -40.0, 0.01
 
 Tokens = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.float32]
@@ -96,10 +99,13 @@ class ReferenceLogits:
             self._fail_io(error)
         stored = np.frombuffer(self._read((end - begin) * self._type.itemsize), self._type)
         step, smallest = stored["step"], stored["smallest"]
-        if not (np.isfinite(step).all() and np.isfinite(smallest).all() and (step >= 0).all()):
-            self._fail("rows", f"a step or a smallest value of window {window} is not a number", at)
+        # Of NaN no comparison is true.
+        if not ((step >= 0) & (step < 1) & (smallest > _LEAST) & (smallest < _MOST)).all():
+            self._fail("rows", f"a step or a smallest value of window {window} is none of log-probabilities", at)
         steps = stored["steps"][:, : self.vocab_size].astype(np.float32)
         values: Rows = steps * step[:, None] + smallest[:, None]
+        if values.max() > _MOST:
+            self._fail("rows", f"a log-probability of window {window} is {values.max():.6g}", at)
         return values
 
     def _read(self, count: int) -> bytes:
@@ -123,20 +129,21 @@ class ReferenceLogitsOutput:
 
     def __init__(self, path: str | Path, tokens: Tokens, vocab_size: int) -> None:
         """`tokens` are int32 [windows, context]. FileError, also where `path` is a file of another kind."""
-        self.path = Path(path)
-        self._check_destination()
-        self._temporary = self.path.with_name(f".sterna-{secrets.token_hex(6)}.part")
+        self._file = AtomicFile(path, overwrite=True)
+        _check_kind(self._file.path)
         self._type = _row_type(vocab_size)
         self._vocab_size = vocab_size
         windows, context = tokens.shape
         self._missing = windows * rows_per_window(context)
-        try:
-            self._file: BinaryIO = self._temporary.open("xb")
-        except OSError as error:
-            self._fail(error)
-        self._write(_HEADER.pack(_MAGIC, context, vocab_size, windows) + tokens.astype("<i4").tobytes())
+        self._head = _HEADER.pack(_MAGIC, context, vocab_size, windows) + tokens.astype("<i4").tobytes()
 
     def __enter__(self) -> ReferenceLogitsOutput:
+        try:
+            self._file.open(len(self._head) + self._missing * self._type.itemsize)
+            self._file.write(self._head)
+        except BaseException:
+            self._file.discard()
+            raise
         return self
 
     def add(self, logits: Rows) -> None:
@@ -152,7 +159,7 @@ class ReferenceLogitsOutput:
         inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
         rows["steps"][:, : self._vocab_size] = np.rint(np.maximum(logits - smallest, 0) * inverse)
         self._missing -= len(rows)
-        self._write(rows.tobytes())
+        self._file.write(rows.tobytes())
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -161,37 +168,19 @@ class ReferenceLogitsOutput:
             if kind is None:
                 if self._missing:
                     raise ValueError(f"{self._missing} rows were not written")
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                os.replace(self._temporary, self.path)
-        except OSError as error:
-            self._fail(error)
+                self._file.commit()
         finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self._file.discard()
 
-    def _check_destination(self) -> None:
-        """Only a file like it is replaced: not the model, given by mistake."""
-        try:
-            with self.path.open("rb") as file:
-                if file.read(len(_MAGIC)) != _MAGIC:
-                    raise FileError(f"{self.path} exists already, and is no file of log-probabilities", str(self.path))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if isinstance(error, FileError):
-                raise
-            self._fail(error)
 
-    def _write(self, data: bytes) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> NoReturn:
-        problem = f"cannot write {self.path}: {error.strerror or error}"
-        raise FileError(problem, str(self.path), error.errno or 0) from error
+def _check_kind(path: Path) -> None:
+    """Only a file like it is replaced: not the model, given by mistake."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) == _MAGIC:
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+    raise FileError(f"{path} exists already, and is no file of log-probabilities", str(path))

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,6 +209,9 @@ def test_what_does_not_belong_together(original: sterna.LLM, saved: Path, tmp_pa
         (lambda data: data[:16] + struct.pack("<i", 1 << 30) + data[20:], "1073741824 windows take"),
         (lambda data: data[:20] + struct.pack("<i", 320) + data[24:], "tokens: one of them is not in the vocabulary of 320"),
         (lambda data: data[: 20 + 4 * 372] + struct.pack("<f", math.nan) + data[24 + 4 * 372 :], "a step or a smallest value of window 0"),
+        (lambda data: data[: 20 + 4 * 372] + struct.pack("<f", 1e30) + data[24 + 4 * 372 :], "a step or a smallest value of window 0"),
+        (lambda data: data[: 24 + 4 * 372] + struct.pack("<f", -1e30) + data[28 + 4 * 372 :], "a step or a smallest value of window 0"),
+        (lambda data: data[: 20 + 4 * 372] + struct.pack("<f", 0.5) + data[24 + 4 * 372 :], r"a log-probability of window 0 is \d"),
     ],
 )  # fmt: skip
 def test_damaged_files(damage: object, says: str, original: sterna.LLM, saved: Path, tmp_path: Path) -> None:
@@ -222,8 +227,13 @@ def test_only_such_files_are_replaced_and_nothing_is_left_half_written(original:
     with pytest.raises(sterna.FileError, match=r"model\.gguf exists already, and is no file of log-probabilities"):
         original.perplexity(TEXT, context=CONTEXT, save_logits=model)
     assert model.read_bytes() == b"GGUF, and more"
-    with pytest.raises(sterna.FileError, match="cannot write"):
+    with pytest.raises(sterna.FileError, match="there is no folder"):
         original.perplexity(TEXT, context=CONTEXT, save_logits=tmp_path / "nowhere" / "x.kld")
+
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(sterna.FileError, match="fifo is no regular file"):
+        original.perplexity(TEXT, context=CONTEXT, save_logits=tmp_path / "fifo")
+    (tmp_path / "fifo").unlink()
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -231,6 +241,39 @@ def test_only_such_files_are_replaced_and_nothing_is_left_half_written(original:
     with pytest.raises(KeyboardInterrupt):
         original.perplexity(TEXT, context=CONTEXT, save_logits=tmp_path / "x.kld", progress=interrupt)
     assert os.listdir(tmp_path) == ["model.gguf"]
+
+
+def test_a_full_disk_leaves_nothing(saved: Path, tmp_path: Path) -> None:
+    """While the head is written, and while rows are: a limit on the size of files stands for the disk."""
+    program = """
+import resource, sys
+import numpy as np
+from sterna.errors import FileError
+from sterna.reference_logits import ReferenceLogitsOutput
+limit, path = int(sys.argv[1]), sys.argv[2]
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with ReferenceLogitsOutput(path, np.zeros((8, 64), np.int32), 1000) as file:
+        for _ in range(8):
+            file.add(np.zeros((31, 1000), np.float32))
+except FileError as error:
+    print(error)
+"""
+    for limit in (1000, 10_000):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(limit), str(tmp_path / "x.kld")], capture_output=True, text=True, check=True
+        )
+        assert f"cannot write {tmp_path / 'x.kld'}: no space left in {tmp_path} (File too large" in done.stdout
+        assert os.listdir(tmp_path) == []
+
+
+def test_links_stay_links(saved: Path, original: sterna.LLM, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link.kld"
+    link.symlink_to(tmp_path / "folder" / "there.kld")
+    original.perplexity(TEXT, context=CONTEXT, save_logits=link)
+    assert link.is_symlink()
+    assert (tmp_path / "folder" / "there.kld").read_bytes() == saved.read_bytes()
 
 
 def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
