@@ -116,7 +116,10 @@ def order_signs(file: Gguf) -> OrderSigns | None:
         k = tensor.shape[-1]
         if norm is None or norm.format != "F32" or tuple(norm.shape) != (k,) or len(tensor.shape) != 2:
             continue
-        weights = _within_groups(np.abs(file.read(norm.name).view("<f4").astype(np.float64)))
+        norm_weights = np.abs(file.read(norm.name).view("<f4").astype(np.float64))
+        if not np.isfinite(norm_weights).all():
+            continue
+        weights = _within_groups(norm_weights)
         counts = _count_nonzero(file.read(tensor.name), tensor.shape[0], k)
         for order, span in (("x86", 32), ("arm", 16)):
             # A byte has the columns span apart, the first in its upper bits.

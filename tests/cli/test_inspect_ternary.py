@@ -92,6 +92,19 @@ def test_signs_of_the_order(
     assert "i2s order" in capsys.readouterr().out
 
 
+def test_norms_that_are_no_numbers_say_nothing(source: RawFile, tmp_path: Path) -> None:
+    path = trained(source, "I2_S").write(tmp_path / "model.gguf")
+    want = order_signs(_core.Gguf(path))
+    norm = _core.Gguf(path).require("blk.0.attn_norm.weight")
+    raw = bytearray(path.read_bytes())
+    raw[norm.offset : norm.offset + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(raw)
+    signs = order_signs(_core.Gguf(path))
+    assert want is not None
+    assert signs is not None
+    assert (signs.fits, signs.matrices) == ("x86", want.matrices - 3)
+
+
 @pytest.mark.parametrize(
     ("dialect", "at", "byte", "fault"),
     [
@@ -136,9 +149,24 @@ def test_i2s_order_of_load(source: RawFile, tmp_path: Path) -> None:
         sterna.load(arm, i2s_order="x64")
 
 
-def test_i2s_order_of_commands(source: RawFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_i2s_order_of_commands(
+    source: RawFile, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(ternary_twin(source, "I2_S_ARM").write(tmp_path / "model.gguf"))
-    for command in (["plan", path], ["diff", path, "--tokens", "4"]):
+    text = tmp_path / "text.txt"
+    text.write_text("ba da fa ha ja la na pa " * 4)
+    bench = ["bench", path, "-p", "4", "-n", "0", "-r", "1", "-o", "json"]
+    opened = []
+
+    def gguf(*arguments: Any, **options: Any) -> _core.Gguf:
+        opened.append(options)
+        return real(*arguments, **options)
+
+    real = _core.Gguf
+    monkeypatch.setattr(_core, "Gguf", gguf)
+    for command in (["plan", path], ["diff", path, "--tokens", "4"], bench, ["perplexity", path, str(text), "-c", "8"]):
+        opened.clear()
         assert main([*command, "--i2s-order", "arm"]) == 0
+        assert opened == [{"i2s_order": "arm"}]
         assert main([*command, "--i2s-order", "x87"]) == 2
     assert "Invalid value for '--i2s-order'" in capsys.readouterr().err

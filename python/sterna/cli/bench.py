@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model
+from sterna.cli.options import find_model, i2s_order_option
 
 
 class Numbers(click.ParamType[list[int]]):
@@ -41,6 +41,7 @@ class Numbers(click.ParamType[list[int]]):
 @click.option(
     "-r", "repetitions", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each test."
 )
+@i2s_order_option
 @click.option(
     "-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True, help="Form of the result."
 )
@@ -60,6 +61,7 @@ def command(
     batches: list[int],
     threads: list[int],
     repetitions: int,
+    i2s_order: str,
     output: str,
     machine: bool,
     compare: Path | None,
@@ -94,7 +96,7 @@ def command(
         path = find_model(model).path
         rows = []
         for count in threads:
-            rows += _measure(path, tests, count, repetitions)
+            rows += _measure(path, tests, count, repetitions, i2s_order)
     pairs = beside(rows, saved) if saved is not None else None
     for pair in pairs or ():
         pair.now.update(pair.as_json())
@@ -108,14 +110,14 @@ def command(
         _plot(rows, plot)
 
 
-def _measure(path: Path, tests: list[Any], threads: int, repetitions: int) -> list[dict[str, Any]]:
+def _measure(path: Path, tests: list[Any], threads: int, repetitions: int, i2s_order: str) -> list[dict[str, Any]]:
     from sterna._core import Engine, Gguf, Pieces, compile_cpu
     from sterna.bench import measure, weight_bytes_per_token, work_of
     from sterna.bench_rows import limit_fields
     from sterna.machine import measure_limits_shortly
     from sterna.trace import trace
 
-    file = Gguf(path)
+    file = Gguf(path, i2s_order=i2s_order)
     program = trace(file).program.fuse()
     # The length of the table, not of the vocabulary's tokens: -b runs that many outputs in one batch.
     most = max(test.batch for test in tests)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sterna.cli import console
-from sterna.cli.options import json_option, kv_dtype_option, load_model
+from sterna.cli.options import i2s_order_option, json_option, kv_dtype_option, load_model
 from sterna.errors import ArgumentError
 
 _CONTEXT = 512
@@ -21,6 +22,7 @@ _CONTEXT = 512
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core).")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @kv_dtype_option
+@i2s_order_option
 @click.option("--save-logits", type=click.Path(path_type=Path), metavar="REF", help="Write the distributions to REF.")
 @click.option(
     "--kl-divergence", type=click.Path(path_type=Path), metavar="REF", help="Compare with those of another run."
@@ -30,12 +32,10 @@ def command(
     model: str,
     file: Path | None,
     context: int | None,
-    threads: int | None,
-    device: str,
-    kv_dtype: str,
     save_logits: Path | None,
     kl_divergence: Path | None,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Measure MODEL's perplexity on the text in FILE, scored as llama-perplexity does. Lower is better.
 
@@ -47,43 +47,36 @@ def command(
         raise click.UsageError("--save-logits and --kl-divergence are two runs: the reference's, and another one's")
     text = None if file is None else _read(file)
     if kl_divergence is not None:
-        _compare(model, file, text, context, threads, device, kv_dtype, kl_divergence, as_json)
+        context = _context_of(kl_divergence, context)
+        with load_model(model, context=context, **loading) as llm:
+            compared = llm.divergence(kl_divergence, text)
+        of = {"model": model, "file": None if file is None else str(file), "reference_file": str(kl_divergence)}
+        _print(compared, {**of, **asdict(compared)}, as_json)
         return
     if text is None:
         raise click.UsageError("Missing argument 'FILE'.")
     context = context or _CONTEXT
-    with load_model(model, threads=threads, context=context, device=device, kv_dtype=kv_dtype) as llm:
+    with load_model(model, context=context, **loading) as llm:
         result = llm.perplexity(text, context=context, save_logits=save_logits)
+    _print(result, {"model": model, "file": str(file), "perplexity": result.value, **asdict(result)}, as_json)
+
+
+def _print(result: object, fields: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        console.print_json({"model": model, "file": str(file), "perplexity": result.value, **asdict(result)})
+        console.print_json(fields)
     else:
         print(result)
 
 
-def _compare(
-    model: str,
-    file: Path | None,
-    text: str | None,
-    context: int | None,
-    threads: int | None,
-    device: str,
-    kv_dtype: str,
-    reference: Path,
-    as_json: bool,
-) -> None:
+def _context_of(reference: Path, context: int | None) -> int:
+    """The window length of a file of distributions, which `context` must be where it is given."""
     from sterna.reference_logits import ReferenceLogits
 
     with ReferenceLogits(reference) as header:
-        windows_of = header.context
+        windows_of: int = header.context
     if context not in (None, windows_of):
         raise ArgumentError(f"{reference}: its windows have {windows_of} tokens, --context is {context}")
-    with load_model(model, threads=threads, context=windows_of, device=device, kv_dtype=kv_dtype) as llm:
-        result = llm.divergence(reference, text)
-    if as_json:
-        of = {"model": model, "file": None if file is None else str(file), "reference_file": str(reference)}
-        console.print_json({**of, **asdict(result)})
-    else:
-        print(result)
+    return windows_of
 
 
 def _read(file: Path) -> str:
