@@ -312,7 +312,8 @@ def test_sources_of_other_formats(tmp_path: Path, source: Path, format: str) -> 
         assert _core.Gguf(tmp_path / "out.gguf").read(name).tobytes() == want.tobytes()
 
 
-def test_one_scale_behind_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("order", "format"), [("x86", "I2_S"), ("arm", "I2_S_ARM")])
+def test_one_scale_behind_all_rows(order: str, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # I2_S: pieces of the codes mean nothing without the scale at the end.
     from sterna.gguf_output import GgufOutput
 
@@ -324,8 +325,8 @@ def test_one_scale_behind_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         out.begin()
         out.write("blk.0.ffn_up.weight", data)
     monkeypatch.setattr("sterna.quantization._CHUNK_WEIGHTS", 512)
-    quantize(tmp_path / "source.gguf", tmp_path / "out.gguf", "TQ2_0")
-    weights = _core.dequantize(np.frombuffer(data, np.uint8), "I2_S")
+    quantize(tmp_path / "source.gguf", tmp_path / "out.gguf", "TQ2_0", i2s_order=order)
+    weights = _core.dequantize(np.frombuffer(data, np.uint8), format)
     assert set(np.unique(weights)) == {-0.75, 0.75}
     got = _core.dequantize(_core.Gguf(tmp_path / "out.gguf").read("blk.0.ffn_up.weight"), "TQ2_0")
     np.testing.assert_array_equal(got, weights)

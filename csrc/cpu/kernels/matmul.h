@@ -123,7 +123,11 @@ inline __attribute__((always_inline)) void any_super_block(const std::uint8_t* b
     subtract_sums<N>(tile.sums32 + b * 8 * N, total);
     for (int u = 0; u < Codes<id>::kSpec.units(); ++u, y += kUnit * N) {
       prefetch_ahead<id, N>(block, u);
-      dot_chunks<id, N, 0, 8>(block + u * Codes<id>::kSpec.unit_bytes(), table, y, total);
+      // A sum for each unit: one for all of them would wait for itself.
+      Level::I sum[N];
+      for (int n = 0; n < N; ++n) sum[n] = Level::izero();
+      dot_chunks<id, N, 0, 8>(block + u * Codes<id>::kSpec.unit_bytes(), table, y, sum);
+      for (int n = 0; n < N; ++n) total[n] = Level::iadd(total[n], sum[n]);
     }
   } else if constexpr (Codes<id>::kSpec.group_store == GroupStore::kNone) {
     ternary_block<id, N>(block, y, tile.sums32 + b * 8 * N, total);

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model, json_option
+from sterna.cli.options import find_model, i2s_order_option, json_option
 
 
 @click.command()
@@ -19,6 +19,7 @@ from sterna.cli.options import find_model, json_option
 @click.option("--head", metavar="TYPE", help="Format of embedding and output (default: what TYPE says).")
 @click.option("--overwrite", is_flag=True, help="Replace DST where it exists.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core).")
+@i2s_order_option
 @json_option
 def command(
     src: str,
@@ -28,6 +29,7 @@ def command(
     head: str | None,
     overwrite: bool,
     threads: int | None,
+    i2s_order: str,
     as_json: bool,
 ) -> None:
     """Write the model SRC to the GGUF file DST in the formats of TYPE.
@@ -42,7 +44,15 @@ def command(
 
     with console.WriteProgress("quantising") as progress:
         done = quantize(
-            source, dst, type_, imatrix=imatrix, head=head, overwrite=overwrite, threads=threads, progress=progress
+            source,
+            dst,
+            type_,
+            imatrix=imatrix,
+            head=head,
+            overwrite=overwrite,
+            threads=threads,
+            i2s_order=i2s_order,
+            progress=progress,
         )
     if as_json:
         console.print_json({**asdict(done), "path": str(done.path), "bits_per_weight": done.bits_per_weight})

@@ -62,6 +62,7 @@ def quantize(
     head: str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
+    i2s_order: str = "x86",
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Quantized:
     """Writes the model `src` (a path, or a name as `load` takes it) to the GGUF file `dst` in the file type `type`.
@@ -73,6 +74,7 @@ def quantize(
     head: format of embedding and output, instead of the type's.
     overwrite: replace `dst` where it exists.
     threads: that compute; None is one per CPU. The bytes do not depend on it.
+    i2s_order: how an I2_S source's codes are arranged, as `load` has it.
     progress: called with ("quantize", bytes written, bytes in all).
 
     `dst` appears when it is complete. Memory: some 4 MB per thread, whatever the size of the model. A source that is
@@ -85,7 +87,7 @@ def quantize(
     head = _checked_head(head)
     workers = _checked_threads(threads)
     importance = load_importance(Path(imatrix)) if imatrix is not None else None
-    file = _core.Gguf(resolve(src).path)
+    file = _core.Gguf(resolve(src).path, i2s_order=i2s_order)
     assignment = assign(file, mix, head=head, has_importance=importance is not None)
     tensors = [_Tensor(file, tensor, assignment.formats[tensor.name], importance) for tensor in file.tensors]
     requantized = [t.name for t in tensors if t.is_changed and format_info(t.source.format).scales != "none"]
