@@ -91,7 +91,7 @@ class AtomicFile:
 
     def _check_destination(self) -> None:
         try:
-            mode = self.final.stat().st_mode
+            mode = self.path.stat().st_mode  # not of `final`: that of a pipe below /dev/fd names no file
         except FileNotFoundError:
             if not self.final.parent.is_dir():
                 raise FileError(

@@ -291,6 +291,7 @@ def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "same top token" in capsys.readouterr().out
     for arguments, code, says in (
         ([model], 2, "Missing argument 'FILE'"),
+        ([model, str(text), "-c", "3"], 2, "3 is not in the range x>=4"),
         ([model, str(text), "--save-logits", "a", "--kl-divergence", "b"], 2, "are two runs"),
         ([model, "--kl-divergence", str(tmp_path / "none")], 1, "none: No such file"),
         ([model, "-c", "64", "--kl-divergence", str(reference)], 1, "its windows have 31 tokens, --context is 64"),

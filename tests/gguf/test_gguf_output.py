@@ -243,13 +243,17 @@ def test_source_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    ends = os.pipe()
     for path, problem in (
+        (Path(f"/dev/fd/{ends[1]}"), "no regular file"),
         (tmp_path, "no regular file"),
         (Path("/dev/null"), "no regular file"),
         (tmp_path / "none" / "model.gguf", "there is no folder"),
     ):
         with pytest.raises(FileError, match=problem):
             GgufOutput(path, "llama", overwrite=True)
+    for end in ends:
+        os.close(end)
 
 
 def test_any_error_leaves_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _CONTEXT = 512
 @click.command()
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("-c", "--context", type=click.IntRange(min=2), help="Tokens per window (default: 512, or REF's).")
+@click.option("-c", "--context", type=click.IntRange(min=4), help="Tokens per window (default: 512, or REF's).")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core).")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @kv_dtype_option
