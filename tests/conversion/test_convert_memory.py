@@ -39,8 +39,8 @@ def test_memory_is_below_the_largest_tensor(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _PROGRAM, str(path), str(tmp_path / "out.gguf")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(f"{int(done.stdout) / values.nbytes:.2f} of the largest tensor")
-    # Most of it is the vocabulary of 160,000 tokens.
-    assert int(done.stdout) < 1.5 * values.nbytes
+    # About half of it, of which most is the vocabulary of 160,000 tokens.
+    assert int(done.stdout) < 0.9 * values.nbytes
 
 
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ TERNARY_TYPES = {
         TernaryType("I2_S", I2_S_ID, 40, _I2_S_GROUP, 32),
     )
 }
-# Of embedding and output head: ggml's id, the file type where nothing is ternary is not needed.
+# Of embedding and output head: ggml's ids.
 HEAD_TYPES = {"F32": 0, "F16": 1, "BF16": 30, "Q8_0": 8}
 
 
