@@ -149,6 +149,10 @@ CASES: dict[str, str] = {
 }
 
 
+# What runs away takes minutes. All cases end within a quarter of a second on a quiet machine; a busy one may take longer.
+MOST_SECONDS = 2.0
+
+
 def _seconds(work: Any) -> float:
     # The promise is about the time that a template takes, so what other processes take is left out.
     start = time.thread_time()
@@ -163,7 +167,7 @@ def test_hostile_template(source: str) -> None:
         with pytest.raises(TemplateError):
             ChatTemplate(source).render("hello")
 
-    assert _seconds(render) < 0.25 or _seconds(render) < 0.25  # a busy machine may hiccup once
+    assert _seconds(render) < MOST_SECONDS
     assert ChatTemplate("{{ messages[0].content }}").render("alive").text == "alive"
 
 
@@ -278,7 +282,7 @@ def test_hostile_messages(messages: Any, place: str) -> None:
         with pytest.raises(ArgumentError, match=place):
             template.render(messages)
 
-    assert _seconds(render) < 0.25
+    assert _seconds(render) < MOST_SECONDS
 
 
 @pytest.mark.parametrize(("tools", "place"), [("x", "tools"), ([5], r"tools\[0\]"), ([{"f": print}], r"tools\[0\].f")])
@@ -306,7 +310,7 @@ def test_many_messages_end_in_time() -> None:
         with pytest.raises(TemplateError):
             template.render(messages)
 
-    assert _seconds(render) < 0.3
+    assert _seconds(render) < MOST_SECONDS
 
 
 def test_large_conversations_fit() -> None:
@@ -405,4 +409,4 @@ def test_template_soup(seed: int) -> None:
             with contextlib.suppress(TemplateError):
                 ChatTemplate(source).render("x")
 
-        assert _seconds(render) < 0.25 or _seconds(render) < 0.25, source[:200]
+        assert _seconds(render) < MOST_SECONDS, source[:200]
