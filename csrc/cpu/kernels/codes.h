@@ -157,7 +157,8 @@ constexpr int largest_code() {
   return most > spec.bias ? most : spec.bias;
 }
 
-/// Asks for unit u's share of a block's bytes further on, in the next panels where it must be.
+/// Asks for unit u's share of a block's bytes further on, in the next panels where it must be. N: token rows that the
+/// panel meets; 1 where it is unpacked.
 template <LayoutId id, int N>
 inline __attribute__((always_inline)) void prefetch_ahead(const std::uint8_t* block, int u) {
   constexpr LayoutSpec spec = Codes<id>::kSpec;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "base/half.h"
 #include "quant/quantize/codes.h"
@@ -81,6 +82,44 @@ std::pair<std::uint16_t, std::uint16_t> round_affine(const float* x, std::int32_
   return {float_to_half(d), float_to_half(low)};
 }
 
+/// The codes of a block to `at`, and where the next block begins.
+template <int bits, class Code>
+std::uint8_t* store_codes(const Code* codes, std::uint8_t* at) {
+  constexpr int fifth_bytes = bits == 5 ? 4 : 0;
+  store_codes_of_32(codes, bits == 5 ? at : nullptr, at + fifth_bytes);
+  return at + fifth_bytes + kBlock / 2;
+}
+
+/// Q4_0 and Q5_0.
+template <int bits>
+void quantize_symmetric(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
+  const auto store = [&](std::uint16_t d, const auto* codes) {
+    store_u16(out, d);
+    out = store_codes<bits>(codes, out + 2);
+  };
+  using Codes = std::conditional_t<bits == 4, Codes4Bit, Codes5Bit>;
+  if (importance != nullptr) return search_symmetric_blocks<Codes>(row, k, importance, store);
+  std::int32_t codes[kBlock];
+  for (std::size_t i = 0; i < k; i += kBlock) store(round_symmetric<(1 << (bits - 1))>(row + i, codes), codes);
+}
+
+/// Q4_1 and Q5_1.
+template <int bits>
+void quantize_affine(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
+  constexpr int levels = (1 << bits) - 1;
+  const auto store = [&](std::uint16_t d, std::uint16_t m, const auto* codes) {
+    store_u16(out, d);
+    store_u16(out + 2, m);
+    out = store_codes<bits>(codes, out + 4);
+  };
+  if (importance != nullptr) return search_affine_blocks(row, k, importance, static_cast<float>(levels), store);
+  std::int32_t codes[kBlock];
+  for (std::size_t i = 0; i < k; i += kBlock) {
+    const auto [d, m] = round_affine<levels>(row + i, codes);
+    store(d, m, codes);
+  }
+}
+
 }  // namespace
 
 void quantize_q8_0(const float* row, std::size_t k, const float*, std::uint8_t* out) {
@@ -102,55 +141,19 @@ void quantize_q8_0(const float* row, std::size_t k, const float*, std::uint8_t* 
 }
 
 void quantize_q4_0(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, const auto* codes) {
-    store_u16(out, d);
-    store_codes_of_32(codes, nullptr, out + 2);
-    out += 18;
-  };
-  if (importance != nullptr) return search_symmetric_blocks<Codes4Bit>(row, k, importance, store);
-  std::int32_t codes[kBlock];
-  for (std::size_t i = 0; i < k; i += kBlock) store(round_symmetric<8>(row + i, codes), codes);
+  quantize_symmetric<4>(row, k, importance, out);
 }
 
 void quantize_q5_0(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, const auto* codes) {
-    store_u16(out, d);
-    store_codes_of_32(codes, out + 2, out + 6);
-    out += 22;
-  };
-  if (importance != nullptr) return search_symmetric_blocks<Codes5Bit>(row, k, importance, store);
-  std::int32_t codes[kBlock];
-  for (std::size_t i = 0; i < k; i += kBlock) store(round_symmetric<16>(row + i, codes), codes);
+  quantize_symmetric<5>(row, k, importance, out);
 }
 
 void quantize_q4_1(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, std::uint16_t m, const auto* codes) {
-    store_u16(out, d);
-    store_u16(out + 2, m);
-    store_codes_of_32(codes, nullptr, out + 4);
-    out += 20;
-  };
-  if (importance != nullptr) return search_affine_blocks(row, k, importance, 15.0f, store);
-  std::int32_t codes[kBlock];
-  for (std::size_t i = 0; i < k; i += kBlock) {
-    const auto [d, m] = round_affine<15>(row + i, codes);
-    store(d, m, codes);
-  }
+  quantize_affine<4>(row, k, importance, out);
 }
 
 void quantize_q5_1(const float* row, std::size_t k, const float* importance, std::uint8_t* out) {
-  const auto store = [&](std::uint16_t d, std::uint16_t m, const auto* codes) {
-    store_u16(out, d);
-    store_u16(out + 2, m);
-    store_codes_of_32(codes, out + 4, out + 8);
-    out += 24;
-  };
-  if (importance != nullptr) return search_affine_blocks(row, k, importance, 31.0f, store);
-  std::int32_t codes[kBlock];
-  for (std::size_t i = 0; i < k; i += kBlock) {
-    const auto [d, m] = round_affine<31>(row + i, codes);
-    store(d, m, codes);
-  }
+  quantize_affine<5>(row, k, importance, out);
 }
 
 }  // namespace sterna::quant
