@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 from sterna import ops
 from sterna.errors import ModelFormatError, UnsupportedModelError
 from sterna.ops import Value
+from sterna.typed_reads import TypedReads, shown
 
 MAX_LAYERS = 1024
 MAX_EXTENT = 1 << 24  # hidden, feed-forward and vocabulary sizes
@@ -90,7 +91,7 @@ class ModelFile(Protocol):
         """Raises ModelFormatError about a key."""
 
 
-class Metadata:
+class Metadata(TypedReads):
     """Typed, range-checked reads of the keys of one architecture. Errors name the file and the key."""
 
     def __init__(self, file: ModelFile, architecture: str) -> None:
@@ -113,42 +114,12 @@ class Metadata:
         self.file.fail(self.key(name), problem)
         raise AssertionError("fail() returned")
 
-    def _get(self, name: str, default: Any) -> Any:
-        value = self.file.get(self.key(name))
-        if value is None:
-            if default is None:
-                self.fail(name, "is missing")
-            return default
-        return value
-
-    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        """An integer within [low, high]."""
-        value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(name, f"is {_shown(value)}, expected an integer")
-        if not low <= value <= high:
-            self.fail(name, f"is {value}, expected {low} to {high}")
-        return value
-
-    def number(self, name: str, default: float | None = None, *, high: float = math.inf) -> float:
-        """A finite number above 0 and at most `high`."""
-        value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(name, f"is {_shown(value)}, expected a number")
-        if not (math.isfinite(value) and 0 < value <= high):
-            limit = f" up to {high}" if high < math.inf else ""
-            self.fail(name, f"is {value}, expected a finite number above 0{limit}")
-        return float(value)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._get(name, default)
-        if not isinstance(value, str):
-            self.fail(name, f"is {_shown(value)}, expected a string")
-        return value
+    def value(self, name: str) -> Any:
+        return self.file.get(self.key(name))
 
     def per_layer(self, name: str, layers: int, low: int, high: int, default: int | None = None) -> int:
         """An integer within [low, high], or an array of one per layer that all agree."""
-        value = self._get(name, default)
+        value = self.value_or(name, default)
         if isinstance(value, int | float | str):
             return self.integer(name, low, high, default)
         if len(value) != layers:
@@ -156,15 +127,10 @@ class Metadata:
         items: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
         for item in items:
             if type(item) is not int or not low <= item <= high:
-                self.fail(name, f"has an element {_shown(item)}, expected integers from {low} to {high}")
+                self.fail(name, f"has an element {shown(item)}, expected integers from {low} to {high}")
         if len(set(items)) != 1:
             raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
         return int(items[0])
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 @dataclass(frozen=True)
@@ -287,7 +253,7 @@ def _refuse_unknown_variants(m: Metadata, handles: Collection[str]) -> None:
         value = m.file.get(m.key(name), neutral[0])
         if name not in handles and not (isinstance(value, int | float) and value in neutral):
             raise UnsupportedModelError(
-                f"{m.file.path}: {m.key(name)} is {_shown(value)}: no model file implements this"
+                f"{m.file.path}: {m.key(name)} is {shown(value)}: no model file implements this"
             )
 
 
@@ -335,7 +301,7 @@ def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
             beta_slow=m.number("rope.scaling.yarn_beta_slow", 1.0),
             attention_factor=magnitude * m.number("rope.scaling.attn_factor", 1.0),
         )
-    raise UnsupportedModelError(f"{m.file.path}: {m.key('rope.scaling.type')} is {_shown(scaling)}: not known")
+    raise UnsupportedModelError(f"{m.file.path}: {m.key('rope.scaling.type')} is {shown(scaling)}: not known")
 
 
 _LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)

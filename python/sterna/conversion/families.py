@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sterna.conversion.repository import JsonFile, shown
+from sterna.conversion.repository import JsonFile
 from sterna.errors import UnsupportedModelError
+from sterna.typed_reads import shown
 
 # The linear layers of a block, which are ternary.
 LINEARS = {

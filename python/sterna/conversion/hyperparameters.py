@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from sterna.arch import MAX_CONTEXT, MAX_EXTENT, MAX_HEADS, MAX_LAYERS
 from sterna.conversion.families import Family
-from sterna.conversion.repository import JsonFile, shown
+from sterna.conversion.repository import JsonFile
+from sterna.typed_reads import shown
 
 Entry = tuple[str, Any, str]  # key, value, type of GGUF
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import reprlib
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -11,16 +11,18 @@ from typing import Any, NoReturn
 from sterna.conversion.files import read_file
 from sterna.conversion.safetensors import SafetensorsFile, StoredTensor
 from sterna.errors import FileError, ModelFormatError, UnsupportedModelError
+from sterna.typed_reads import TypedReads, shown
 
 _MAX_JSON_BYTES = 64 << 20  # the largest tokenizers have half of it
-_FLOAT32_MIN, _FLOAT32_MAX = 2.0**-126, 2.0**128 - 2.0**104
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-class JsonFile:
+class JsonFile(TypedReads):
     """One JSON object with typed, range-checked reads. Errors name the file, the key and the value."""
+
+    # The normal numbers of float32.
+    smallest = math.nextafter(2.0**-126, 0.0)
+    largest = 2.0**128 - 2.0**104
 
     def __init__(self, path: Path, values: dict[str, Any], prefix: str = "") -> None:
         self.path = path
@@ -56,46 +58,18 @@ class JsonFile:
         """Whether there is a value, null not counted."""
         return self.values.get(name) is not None
 
-    def _get(self, name: str, default: Any) -> Any:
-        value = self.values.get(name)
-        if value is None:
-            if default is None:
-                self.fail(name, "is missing")
-            return default
-        return value
-
-    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        """An integer within [low, high]."""
-        value = self._get(name, default)
-        if type(value) is not int or not low <= value <= high:
-            self.fail(name, f"is {shown(value)}, expected an integer from {low} to {high}")
-        return value
-
-    def number(self, name: str, default: float | None = None, high: float = _FLOAT32_MAX) -> float:
-        """A number above 0 and at most `high`, within the normal numbers of float32."""
-        value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(name, f"is {shown(value)}, expected a number")
-        if not _FLOAT32_MIN <= value <= high:
-            limit = f" up to {high}" if high < _FLOAT32_MAX else ""
-            self.fail(name, f"is {shown(value)}, expected a finite number above 0{limit}")
-        return float(value)
+    def value(self, name: str) -> Any:
+        return self.values.get(name)
 
     def flag(self, name: str, default: bool) -> bool:
-        value = self._get(name, default)
+        value = self.value_or(name, default)
         if not isinstance(value, bool):
             self.fail(name, f"is {shown(value)}, expected true or false")
         return value
 
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._get(name, default)
-        if not isinstance(value, str):
-            self.fail(name, f"is {shown(value)}, expected a string")
-        return value
-
     def items(self, name: str) -> list[Any]:
         """A list; empty where there is none."""
-        value = self._get(name, [])
+        value = self.value_or(name, [])
         if not isinstance(value, list):
             self.fail(name, f"is {shown(value)}, expected a list")
         return value
@@ -183,9 +157,3 @@ class Repository:
         if name not in self._files:
             self._files[name] = SafetensorsFile(self.folder / name)
         return self._files[name]
-
-
-def shown(value: Any) -> str:
-    """A value for messages, shortened."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

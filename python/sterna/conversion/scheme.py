@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sterna.conversion.families import Family
-from sterna.conversion.repository import JsonFile, Repository, shown
+from sterna.conversion.repository import JsonFile, Repository
 from sterna.conversion.safetensors import FLOATS, StoredTensor
 from sterna.conversion.ternary import PackedMatrix, TernaryMatrix, masters, read_scale, survey, ternary_floats
 from sterna.errors import UnsupportedModelError
+from sterna.typed_reads import shown
 
 _DEFAULT_NORM_EPS = 1e-6
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sterna.conversion.repository import JsonFile, shown
+from sterna.conversion.repository import JsonFile
 from sterna.tokenizer.metadata import MAX_MERGES, MAX_TOKENS
 from sterna.tokenizer.pretokenizers import PRE_TOKENIZERS
 from sterna.tokenizer.vocabulary import TokenType
+from sterna.typed_reads import shown
 
 # Of several names for the same behaviour these, which older programs know as well.
 _PREFERRED = ("llama-bpe", "qwen2", "gpt-2", "falcon", "smollm", "tekken", "gpt-4o", "deepseek-llm", "deepseek-v3")

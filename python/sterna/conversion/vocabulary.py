@@ -7,12 +7,13 @@ from typing import Any
 
 from sterna.conversion.files import read_file
 from sterna.conversion.hyperparameters import Entry
-from sterna.conversion.repository import JsonFile, Repository, shown
+from sterna.conversion.repository import JsonFile, Repository
 from sterna.conversion.sentencepiece_model import read_sentencepiece
 from sterna.conversion.tokenizer_json import TokenList, is_byte_level, read_tokenizer_json
 from sterna.errors import FileError, ModelFormatError, UnsupportedModelError
 from sterna.sampling import FILE_KEYS
 from sterna.tokenizer.vocabulary import TokenType
+from sterna.typed_reads import shown
 
 # Names in tokenizer_config.json and config.json -> those in GGUF.
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
