@@ -82,4 +82,16 @@ class NumericError : public Error {
   using Error::Error;
 };
 
+/// A request that found too many others waiting.
+class QueueFullError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A request that did not end in the time that it was given.
+class DeadlineError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace sterna

@@ -1,4 +1,4 @@
-/// The engine in Python: Engine, RequestHandle, KvSequence. Waiting releases the GIL and looks for signals.
+/// The engine in Python: Engine, RequestHandle. Waiting releases the GIL and looks for signals.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -138,10 +138,12 @@ std::shared_ptr<Plan> to_plan(const py::object& plan) {
 }
 
 std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
-                                    std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens) {
+                                    std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens,
+                                    std::int32_t max_waiting) {
   EngineOptions options;
   options.context = context;
   options.max_sequences = max_sequences;
+  options.max_waiting = max_waiting;
   if (kv_tokens) {
     if (*kv_tokens < 1) throw ArgumentError("kv_tokens is " + std::to_string(*kv_tokens) + "; it must be 1 or more");
     options.kv_tokens = *kv_tokens;
@@ -158,11 +160,17 @@ std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Piec
   return {new Engine(to_plan(plan), std::move(pieces), options), destroy};
 }
 
+RequestTerms terms(bool background, std::optional<double> timeout, const py::bytes& context_key) {
+  return {background ? Priority::kBackground : Priority::kInteractive, timeout, std::string(context_key)};
+}
+
 std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, std::optional<std::int32_t> max_tokens,
                                       const std::optional<SamplingParams>& sampling, std::uint32_t choice,
                                       const py::object& stop_ids, std::vector<std::string> stop_strings,
-                                      std::optional<int> top_logprobs, const py::object& mask,
-                                      const KvSequence* sequence, bool special, bool drop_leading_space) {
+                                      std::optional<int> top_logprobs, const py::object& mask, bool special,
+                                      bool drop_leading_space, std::optional<std::int32_t> draft_tokens,
+                                      bool shift_context, bool background, std::optional<double> timeout,
+                                      const py::bytes& context_key) {
   if (top_logprobs && *top_logprobs < 0) throw ArgumentError("top_logprobs must not be negative");
   GenerateRequest request;
   request.tokens = to_tokens(tokens, "tokens");
@@ -175,15 +183,55 @@ std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, 
   request.mask = to_mask(mask);
   request.special = special;
   request.drop_leading_space = drop_leading_space;
+  request.draft_tokens = draft_tokens;
+  request.shift_context = shift_context;
+  request.terms = terms(background, timeout, context_key);
   const GilRelease release;
-  return engine.submit(std::move(request), sequence);
+  return engine.submit(std::move(request));
 }
 
 std::unique_ptr<RequestHandle> submit_score(Engine& engine, const py::object& tokens, std::int32_t positions_from,
-                                            bool logits, const KvSequence* sequence) {
-  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits};
+                                            bool logits, bool background, std::optional<double> timeout,
+                                            const py::bytes& context_key) {
+  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits, terms(background, timeout, context_key)};
   const GilRelease release;
-  return engine.submit(std::move(request), sequence);
+  return engine.submit(std::move(request));
+}
+
+using PageBytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+std::vector<PageBytes> export_pages(Engine& engine, const py::object& tokens, std::int32_t first, std::int32_t count,
+                                    const std::string& context_key) {
+  const std::vector<std::int32_t> ids = to_tokens(tokens, "tokens");
+  std::vector<std::vector<std::uint8_t>> pages;
+  {
+    const GilRelease release;
+    pages = engine.export_pages(context_key, ids, first, count);
+  }
+  std::vector<PageBytes> arrays;
+  for (auto& page : pages) {
+    auto owner = std::make_unique<std::vector<std::uint8_t>>(std::move(page));
+    const std::uint8_t* data = owner->data();
+    const auto size = static_cast<py::ssize_t>(owner->size());
+    const py::capsule capsule(owner.release(), [](void* p) { delete static_cast<std::vector<std::uint8_t>*>(p); });
+    arrays.emplace_back(size, data, capsule);
+  }
+  return arrays;
+}
+
+std::int32_t import_pages(Engine& engine, const py::object& tokens, std::int32_t first,
+                          const std::vector<py::buffer>& pages, const std::string& context_key) {
+  const std::vector<std::int32_t> ids = to_tokens(tokens, "tokens");
+  std::vector<py::buffer_info> infos;
+  std::vector<std::span<const std::uint8_t>> spans;
+  for (const py::buffer& page : pages) {
+    infos.push_back(page.request());
+    const py::buffer_info& info = infos.back();
+    if (info.ndim != 1 || info.itemsize != 1) throw ArgumentError("a page is no flat buffer of bytes");
+    spans.emplace_back(static_cast<const std::uint8_t*>(info.ptr), static_cast<std::size_t>(info.size));
+  }
+  const GilRelease release;
+  return engine.import_pages(context_key, ids, first, spans);
 }
 
 void bind_results(py::module_& m) {
@@ -193,7 +241,9 @@ void bind_results(py::module_& m) {
       .def_readonly("decode_seconds", &Timings::decode_seconds)
       .def_readonly("prompt_tokens", &Timings::prompt_tokens)
       .def_readonly("cached_tokens", &Timings::cached_tokens)
-      .def_readonly("generated_tokens", &Timings::generated_tokens);
+      .def_readonly("generated_tokens", &Timings::generated_tokens)
+      .def_readonly("draft_tokens", &Timings::draft_tokens)
+      .def_readonly("accepted_tokens", &Timings::accepted_tokens);
 
   py::class_<Event>(m, "Event")
       .def_property_readonly("token",
@@ -216,13 +266,6 @@ void bind_results(py::module_& m) {
       .def_property_readonly("finished", &RequestHandle::finished)
       .def_property_readonly("timings", &RequestHandle::timings);
 
-  py::class_<KvSequence>(m, "KvSequence")
-      .def_property_readonly("tokens", &KvSequence::tokens)
-      .def_property_readonly("num_cached", &KvSequence::num_cached)
-      .def("__len__", &KvSequence::num_tokens)
-      .def("fork", &KvSequence::fork, unlocked)
-      .def("clear", &KvSequence::clear, unlocked);
-
   py::class_<EngineStats>(m, "EngineStats")
       .def_readonly("running", &EngineStats::running)
       .def_readonly("waiting", &EngineStats::waiting)
@@ -230,7 +273,14 @@ void bind_results(py::module_& m) {
       .def_readonly("page_limit", &EngineStats::page_limit)
       .def_readonly("runs", &EngineStats::runs)
       .def_readonly("tokens", &EngineStats::tokens)
-      .def_readonly("preemptions", &EngineStats::preemptions);
+      .def_readonly("preemptions", &EngineStats::preemptions)
+      .def_readonly("pages_cached", &EngineStats::pages_cached)
+      .def_readonly("requests", &EngineStats::requests)
+      .def_readonly("prompt_tokens", &EngineStats::prompt_tokens)
+      .def_readonly("cached_tokens", &EngineStats::cached_tokens)
+      .def_readonly("generated_tokens", &EngineStats::generated_tokens)
+      .def_readonly("draft_tokens", &EngineStats::draft_tokens)
+      .def_readonly("accepted_tokens", &EngineStats::accepted_tokens);
 }
 
 }  // namespace
@@ -249,23 +299,37 @@ void bind_engine(py::module_& m) {
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([open_engines](const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
-                                   std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens) {
-             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens);
+                                   std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens,
+                                   std::int32_t max_waiting) {
+             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens, max_waiting);
              open_engines->add(engine);
              return engine;
            }),
-           "plan"_a, "pieces"_a, py::kw_only(), "context"_a, "max_sequences"_a = 16, "kv_tokens"_a = py::none())
+           "plan"_a, "pieces"_a, py::kw_only(), "context"_a, "max_sequences"_a = 16, "kv_tokens"_a = py::none(),
+           "max_waiting"_a = 1024)
       .def_property_readonly("context", &Engine::context)
       .def_property_readonly("vocab_size", &Engine::vocab_size)
       .def_property_readonly("closed", &Engine::closed)
       .def("stats", &Engine::stats)
-      .def("sequence", &Engine::sequence)
+      .def_property_readonly("page_bytes", &Engine::page_bytes)
+      .def_property_readonly("kv_layout", &Engine::kv_layout)
+      .def(
+          "cached_pages",
+          [](const Engine& engine, const py::object& tokens, const std::string& context_key) {
+            return engine.cached_pages(context_key, to_tokens(tokens, "tokens"));
+          },
+          "tokens"_a, py::kw_only(), "context_key"_a = py::bytes())
+      .def("export_pages", &export_pages, "tokens"_a, "first"_a, "count"_a, py::kw_only(),
+           "context_key"_a = py::bytes())
+      .def("import_pages", &import_pages, "tokens"_a, "first"_a, "pages"_a, py::kw_only(),
+           "context_key"_a = py::bytes())
       .def("submit", &submit, "tokens"_a, py::kw_only(), "max_tokens"_a = py::none(), "sampling"_a = py::none(),
            "choice"_a = 0, "stop_ids"_a = py::tuple(), "stop_strings"_a = std::vector<std::string>(),
-           "top_logprobs"_a = py::none(), "mask"_a = py::none(), "sequence"_a = py::none(), "special"_a = false,
-           "drop_leading_space"_a = false)
+           "top_logprobs"_a = py::none(), "mask"_a = py::none(), "special"_a = false, "drop_leading_space"_a = false,
+           "draft_tokens"_a = py::none(), "shift_context"_a = false, "background"_a = false, "timeout"_a = py::none(),
+           "context_key"_a = py::bytes())
       .def("submit_score", &submit_score, "tokens"_a, py::kw_only(), "positions_from"_a = 0, "logits"_a = false,
-           "sequence"_a = py::none())
+           "background"_a = false, "timeout"_a = py::none(), "context_key"_a = py::bytes())
       .def("close", &Engine::close, py::call_guard<GilRelease>());
 }
 

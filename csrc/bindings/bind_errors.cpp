@@ -35,6 +35,10 @@ void bind_errors(py::module_&) {
       raise("DeviceError", py::make_tuple(e.what()));
     } catch (const NumericError& e) {
       raise("NumericError", py::make_tuple(e.what()));
+    } catch (const QueueFullError& e) {
+      raise("QueueFullError", py::make_tuple(e.what()));
+    } catch (const DeadlineError& e) {
+      raise("DeadlineError", py::make_tuple(e.what()));
     } catch (const Error& e) {
       raise("SternaError", py::make_tuple(e.what()));
     }

@@ -10,6 +10,7 @@
 #include "cpu/cores.h"
 #include "cpu/cpu_plan.h"
 #include "cpu/isa.h"
+#include "engine/kv_cache.h"
 #include "plan/gguf_source.h"
 #include "plan/memory_planner.h"
 #include "plan/plan.h"
@@ -71,12 +72,14 @@ std::span<const std::int32_t> span_of(const Ints& array) {
 
 py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
                        const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows) {
-  const std::vector<std::span<const std::int32_t>> tables(page_tables.begin(), page_tables.end());
+  std::vector<std::span<const std::int32_t>> tables;
+  for (const auto& table : page_tables) tables.insert(tables.end(), plan.kv_pools().size(), table);
   Batch batch;
   batch.tokens = span_of(tokens);
   batch.positions = span_of(positions);
   batch.sequences = span_of(sequences);
   batch.page_tables = tables;
+  batch.num_pools = plan.kv_pools().size();
   batch.output_rows = span_of(output_rows);
   {
     const GilRelease release;
@@ -115,6 +118,12 @@ py::tuple pack_and_dequantize(const Bytes& data, const std::string& format_name,
   py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(k)});
   for (std::int64_t row = 0; row < n; ++row) dequantize_row(matrix, row, values.mutable_data() + row * k);
   return py::make_tuple(values, matrix.bytes.size(), finite);
+}
+
+std::vector<std::pair<std::int32_t, std::uint64_t>> pools_of(const PlanMemory& memory) {
+  std::vector<std::pair<std::int32_t, std::uint64_t>> pools;
+  for (const KvPoolInfo& pool : memory.kv_pools) pools.emplace_back(pool.window, pool.page_bytes);
+  return pools;
 }
 
 py::tuple place_buffers(const std::vector<std::tuple<std::int64_t, int, int>>& buffers) {
@@ -166,20 +175,29 @@ void bind_plan(py::module_& m) {
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
   py::class_<cpu::CpuPlan, Plan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
       .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
-           py::arg("output_rows"), "Runs one batch; logits [num_outputs, vocab_size].")
-      .def("reserve_pages", &cpu::CpuPlan::reserve_pages, py::arg("num_pages"))
+           py::arg("output_rows"),
+           "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size].")
+      .def(
+          "reserve_pages",
+          [](cpu::CpuPlan& plan, std::int32_t num_pages) {
+            for (std::size_t pool = 0; pool < plan.kv_pools().size(); ++pool) plan.reserve_pages(pool, num_pages);
+          },
+          py::arg("num_pages"), "As many in each pool.")
       .def("value", &value, py::arg("name"), "A node's result after a run, flat; with keep_values only.")
       .def_property_readonly("value_names", &cpu::CpuPlan::value_names)
       .def_property_readonly("vocab_size", &cpu::CpuPlan::vocab_size)
       .def_property_readonly("max_tokens", &cpu::CpuPlan::max_tokens)
       .def_property_readonly("max_outputs", &cpu::CpuPlan::max_outputs)
-      .def_property_readonly("num_pages", &cpu::CpuPlan::num_pages)
+      .def_property_readonly("num_pages", [](const cpu::CpuPlan& plan) { return plan.num_pages(0); })
+      .def_property_readonly("kv_layout", &cpu::CpuPlan::kv_layout)
       .def_property_readonly("isa", &cpu::CpuPlan::isa)
       .def_property_readonly("threads", &cpu::CpuPlan::threads)
       .def_property_readonly("layouts", &cpu::CpuPlan::layouts)
       .def_property_readonly("weight_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().weights; })
       .def_property_readonly("scratch_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().scratch; })
-      .def_property_readonly("kv_page_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().kv_page; });
+      .def_property_readonly(
+          "kv_pools", [](const cpu::CpuPlan& plan) { return pools_of(plan.memory()); },
+          "(window, bytes of a page) of each pool.");
 
   m.def(
       "plan_memory",
@@ -187,12 +205,14 @@ void bind_plan(py::module_& m) {
          std::int32_t max_tokens, std::int32_t max_outputs) {
         const PlanMemory memory =
             cpu::plan_memory(program, plan_options(threads, isa, kv_dtype, max_tokens, max_outputs));
-        return py::make_tuple(memory.weights, memory.scratch, memory.kv_page);
+        return py::make_tuple(memory.weights, memory.scratch, pools_of(memory));
       },
       py::arg("program"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "", py::arg("kv_dtype") = "f16",
       py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
-      "Bytes of weights, scratch and one KV page that compile_cpu with these arguments will hold; allocates none of "
-      "them.");
+      "Bytes of weights and scratch that compile_cpu with these arguments will hold, and (window, bytes of a page) of "
+      "each pool of the KV cache; allocates none of them.");
+  m.def("pool_page_limit", &pool_page_limit, py::arg("window"), py::arg("kv_tokens"), py::arg("max_sequences"),
+        py::arg("max_tokens"), "Pages that an engine lets a pool have.");
 
   m.def(
       "compile_cpu",

@@ -5,8 +5,8 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <atomic>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -15,15 +15,17 @@
 namespace sterna::bindings {
 
 /// Python subclasses give run(tokens, positions, sequences, page_tables, output_rows, cancelled) -> logits
-/// [num_outputs, vocab_size] or None when cancelled() was true; reserve_pages(n), num_pages(), vocab_size(),
-/// max_tokens(), max_outputs().
+/// [num_outputs, vocab_size] or None when cancelled() was true, page_tables being those of the first sequence's pools,
+/// then the next one's; reserve_pages(pool, n), num_pages(pool), copy_page(pool, from, to), vocab_size(), max_tokens(),
+/// max_outputs(); and where they have them windows() of the pools, read_page(pool, page) -> bytes, write_page(pool,
+/// page, bytes), page_bytes(), first_non_finite(row).
 class PyPlan final : public Plan {
  public:
-  bool run(const Batch& batch, const std::atomic<bool>* cancelled) override {
+  bool run(const Batch& batch, const Interrupt* interrupt) override {
     const pybind11::gil_scoped_acquire gil;
     pybind11::list page_tables;
     for (const auto& table : batch.page_tables) page_tables.append(array(table));
-    const auto flag = pybind11::cpp_function([cancelled] { return cancelled != nullptr && cancelled->load(); });
+    const auto flag = pybind11::cpp_function([interrupt] { return interrupt != nullptr && interrupt->due(); });
     const pybind11::object result = method("run")(array(batch.tokens), array(batch.positions), array(batch.sequences),
                                                   page_tables, array(batch.output_rows), flag);
     if (result.is_none()) return false;
@@ -36,16 +38,49 @@ class PyPlan final : public Plan {
 
   std::span<const float> logits() const override { return logits_; }
 
-  void reserve_pages(std::int32_t num_pages) override {
+  std::span<const KvPoolInfo> kv_pools() const override {
+    if (pools_.empty()) {
+      const pybind11::gil_scoped_acquire gil;
+      const auto bytes = has("page_bytes") ? method("page_bytes")().cast<std::uint64_t>() : 0;
+      const auto windows =
+          has("windows") ? method("windows")().cast<std::vector<std::int32_t>>() : std::vector<std::int32_t>{0};
+      for (const std::int32_t window : windows) pools_.push_back({window, bytes});
+    }
+    return pools_;
+  }
+
+  void reserve_pages(std::size_t pool, std::int32_t num_pages) override {
     const pybind11::gil_scoped_acquire gil;
     try {
-      method("reserve_pages")(num_pages);
+      method("reserve_pages")(pool, num_pages);
     } catch (const pybind11::error_already_set& e) {
       if (e.matches(PyExc_MemoryError)) throw MemoryBudgetError(e.what());
       throw;
     }
   }
-  std::int32_t num_pages() const override { return number("num_pages"); }
+  std::int32_t num_pages(std::size_t pool) const override {
+    const pybind11::gil_scoped_acquire gil;
+    return method("num_pages")(pool).cast<std::int32_t>();
+  }
+  void copy_page(std::size_t pool, std::int32_t from, std::int32_t to) override {
+    const pybind11::gil_scoped_acquire gil;
+    method("copy_page")(pool, from, to);
+  }
+  void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const override {
+    const pybind11::gil_scoped_acquire gil;
+    const auto read = method("read_page")(pool, page).cast<std::string>();
+    if (read.size() != bytes.size()) throw ArgumentError("read_page() gave another size");
+    std::copy(read.begin(), read.end(), bytes.begin());
+  }
+  void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override {
+    const pybind11::gil_scoped_acquire gil;
+    method("write_page")(pool, page, pybind11::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  }
+  std::string kv_layout() const override { return "python"; }
+  std::string first_non_finite(const Batch&, std::int32_t row) override {
+    const pybind11::gil_scoped_acquire gil;
+    return has("first_non_finite") ? method("first_non_finite")(row).cast<std::string>() : std::string();
+  }
   std::int32_t vocab_size() const override { return number("vocab_size"); }
   std::int32_t max_tokens() const override { return number("max_tokens"); }
   std::int32_t max_outputs() const override { return number("max_outputs"); }
@@ -62,12 +97,15 @@ class PyPlan final : public Plan {
     return found;
   }
 
+  bool has(const char* name) const { return static_cast<bool>(pybind11::get_override(this, name)); }
+
   std::int32_t number(const char* name) const {
     const pybind11::gil_scoped_acquire gil;
     return method(name)().cast<std::int32_t>();
   }
 
   std::vector<float> logits_;
+  mutable std::vector<KvPoolInfo> pools_;
 };
 
 }  // namespace sterna::bindings

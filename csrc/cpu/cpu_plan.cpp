@@ -1,6 +1,7 @@
 #include "cpu/cpu_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/float_mode.h"
@@ -41,79 +42,48 @@ PlanMemory plan_memory(const Program& program, const CpuPlanOptions& wanted) {
   memory.weights = weights.bytes();
   memory.scratch =
       static_cast<std::uint64_t>(lowering.plan_memory().arena_bytes + per_worker * thread_count(options.threads));
-  memory.kv_page = static_cast<std::uint64_t>(KvStorage(program.kv_slots, options.kv_type).page_bytes());
+  const KvStorage kv(program, options.kv_type);
+  memory.kv_pools.assign(kv.pools().begin(), kv.pools().end());
   return memory;
 }
 
 CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPlanOptions& options)
     : options_(checked(options)),
       kernels_(kernel_table(options.isa.empty() ? chosen_level() : std::string_view(options.isa))),
+      program_(program),
       pool_(thread_count(options.threads)),
-      weights_(program, source, pool_),
-      kv_(program.kv_slots, options.kv_type) {
+      weights_(program_, source, pool_),
+      kv_(program_, options.kv_type) {
   const FloatMode mode;
-  const Function& function = program.function("logits");
-  Lowering lowering(program, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values});
-  lowering.lower(function);
-  const Placement placement = lowering.plan_memory();
-  arena_ = Buffer(static_cast<std::size_t>(placement.arena_bytes));
-  lowering.patch(placement, arena_.data());
-  few_rows_ = lowering.few_rows();
-  many_rows_ = lowering.many_rows();
-  arguments_ = lowering.take_arguments();
-  ranges_ = std::vector<WorkRange>(many_rows_.size() * static_cast<std::size_t>(pool_.size()));
-
-  const auto rows_of = [&](ValueId value) {
-    const Place& place = lowering.place_of(value);
-    Rows rows;
-    rows.data = reinterpret_cast<float*>(arena_.data() + placement.offsets[static_cast<std::size_t>(place.buffer)]) +
-                place.offset;
-    rows.stride = place.stride;
-    rows.outputs = place.outputs;
-    return rows;
-  };
-  const ValueId output = function.outputs.at(0);
-  vocab_size_ = static_cast<std::int32_t>(lowering.row_size(output));
-  logits_ = rows_of(output);
-  if (!logits_.outputs || logits_.stride != vocab_size_) {
-    throw UnsupportedModelError("the logits " + program.value(output).name + " are not the result of an unembed");
-  }
-  num_token_ids_ = vocab_size_;
-  for (const Node& node : function.nodes) {
+  steps_ = CompiledSteps::compile(
+      program_, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values}, pool_.size());
+  num_token_ids_ = steps_.vocab_size;
+  for (const Node& node : program_.function("logits").nodes) {
     if (node.op != "embed") continue;
-    const std::int64_t rows = program.value(node.input("w")).shape[0].size;
+    const std::int64_t rows = program_.value(node.input("w")).shape[0].size;
     num_token_ids_ = static_cast<std::int32_t>(std::min<std::int64_t>(num_token_ids_, rows));
-  }
-  if (options_.keep_values) {
-    for (const Node& node : function.nodes) {
-      for (const ValueId value : node.outputs) {
-        kept_.push_back({program.value(value).name, rows_of(value), lowering.row_size(value)});
-      }
-    }
-  }
-  scratch_.resize(static_cast<std::size_t>(pool_.size()));
-  for (WorkerScratch& scratch : scratch_) {
-    scratch.floats = Buffer(static_cast<std::size_t>(lowering.scratch_floats()) * sizeof(float));
-    scratch.unpacked = Buffer(static_cast<std::size_t>(lowering.unpacked_bytes()));
-    scratch.tiles = Buffer(static_cast<std::size_t>(lowering.tiles_bytes()));
   }
 }
 
-bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
+bool CpuPlan::run(const Batch& batch, const Interrupt* interrupt) {
   check(batch);
+  num_tokens_ = batch.num_tokens();
+  num_outputs_ = batch.num_outputs();
+  return run(steps_, batch, interrupt);
+}
+
+bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* interrupt) {
   std::size_t pages = 0;
   for (const auto& table : batch.page_tables) pages = std::max(pages, table.size());
-  for (WorkerScratch& scratch : scratch_) {
+  for (WorkerScratch& scratch : compiled.scratch) {
     if (scratch.key_tiles.size() < pages) {
       scratch.value_tiles.resize(pages);
       scratch.key_tiles.resize(pages);
     }
   }
-  for (WorkRange& range : ranges_) range.taken.store(0, std::memory_order_relaxed);
-  num_tokens_ = batch.num_tokens();
-  num_outputs_ = batch.num_outputs();
+  for (WorkRange& range : compiled.ranges) range.taken.store(0, std::memory_order_relaxed);
 
-  const std::vector<Step>& steps = batch.num_tokens() <= kMaxFusedRows ? few_rows_ : many_rows_;
+  const std::vector<Step>& steps = batch.num_tokens() <= kMaxFusedRows ? compiled.few_rows : compiled.many_rows;
   // The step after which the run stops. A number and not a flag: worker 0 may already be in the next step, and set it
   // there, while another has yet to look at it behind the barrier of this one.
   std::atomic<std::size_t> last_step{steps.size()};
@@ -122,15 +92,15 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
     context.batch = &batch;
     context.kernels = &kernels_;
     context.kv = &kv_;
-    context.scratch = &scratch_[static_cast<std::size_t>(worker)];
+    context.scratch = &compiled.scratch[static_cast<std::size_t>(worker)];
     context.worker = worker;
     context.num_workers = pool_.size();
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      context.ranges = &ranges_[i * static_cast<std::size_t>(pool_.size())];
+      context.ranges = &compiled.ranges[i * static_cast<std::size_t>(pool_.size())];
       steps[i].run(steps[i].arguments, context);
       if (i + 1 < steps.size() && steps[i + 1].warm != nullptr) steps[i + 1].warm(steps[i + 1].arguments, context);
       // One worker decides before the barrier, so that all agree behind it.
-      if (worker == 0 && cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
+      if (worker == 0 && interrupt != nullptr && interrupt->due()) {
         last_step.store(i, std::memory_order_relaxed);
       }
       pool_.barrier().wait();
@@ -140,31 +110,60 @@ bool CpuPlan::run(const Batch& batch, const std::atomic<bool>* cancelled) {
   return last_step.load(std::memory_order_relaxed) == steps.size();
 }
 
+std::string CpuPlan::first_non_finite(const Batch& batch, std::int32_t row) {
+  check(batch);
+  CompiledSteps checked = CompiledSteps::compile(
+      program_, weights_, {batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true}, pool_.size());
+  run(checked, batch, nullptr);
+  const auto output = std::find(batch.output_rows.begin(), batch.output_rows.end(), row);
+  for (const CompiledSteps::KeptValue& value : checked.kept) {
+    if (value.rows.outputs && output == batch.output_rows.end()) continue;
+    const float* data = value.rows.row(value.rows.outputs ? output - batch.output_rows.begin() : row);
+    if (std::all_of(data, data + value.size, [](float x) { return std::isfinite(x); })) continue;
+    return value.name + " (" + value.source + ")";
+  }
+  return {};
+}
+
+void CpuPlan::copy_page(std::size_t pool, std::int32_t from, std::int32_t to) {
+  const auto source = kv_.page(pool, from);
+  std::copy(source.begin(), source.end(), kv_.page(pool, to).begin());
+}
+
+void CpuPlan::read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const {
+  const auto source = kv_.page(pool, page);
+  if (bytes.size() != source.size()) throw ArgumentError("a page has " + std::to_string(source.size()) + " bytes");
+  std::copy(source.begin(), source.end(), bytes.begin());
+}
+
+void CpuPlan::write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) {
+  const auto target = kv_.page(pool, page);
+  if (bytes.size() != target.size()) throw ArgumentError("a page has " + std::to_string(target.size()) + " bytes");
+  std::copy(bytes.begin(), bytes.end(), target.begin());
+}
+
 std::span<const float> CpuPlan::logits() const {
-  return {logits_.data, static_cast<std::size_t>(num_outputs_) * static_cast<std::size_t>(vocab_size_)};
+  return {steps_.logits.data, static_cast<std::size_t>(num_outputs_) * static_cast<std::size_t>(steps_.vocab_size)};
 }
 
 PlanMemory CpuPlan::memory() const {
   PlanMemory memory;
   memory.weights = weights_.bytes();
-  memory.scratch = arena_.size();
-  for (const WorkerScratch& scratch : scratch_) {
-    memory.scratch += scratch.floats.size() + scratch.unpacked.size() + scratch.tiles.size();
-  }
-  memory.kv_page = static_cast<std::uint64_t>(kv_.page_bytes());
+  memory.scratch = steps_.bytes();
+  memory.kv_pools.assign(kv_.pools().begin(), kv_.pools().end());
   return memory;
 }
 
 std::vector<std::string> CpuPlan::value_names() const {
   std::vector<std::string> names;
-  for (const KeptValue& value : kept_) names.push_back(value.name);
+  for (const auto& value : steps_.kept) names.push_back(value.name);
   return names;
 }
 
 std::vector<float> CpuPlan::value(const std::string& name) const {
   const auto found =
-      std::find_if(kept_.begin(), kept_.end(), [&](const KeptValue& value) { return value.name == name; });
-  if (found == kept_.end()) throw ArgumentError("the plan keeps no value \"" + name + "\"");
+      std::find_if(steps_.kept.begin(), steps_.kept.end(), [&](const auto& value) { return value.name == name; });
+  if (found == steps_.kept.end()) throw ArgumentError("the plan keeps no value \"" + name + "\"");
   const std::int64_t rows = found->rows.outputs ? num_outputs_ : num_tokens_;
   std::vector<float> copy;
   copy.reserve(static_cast<std::size_t>(rows * found->size));
@@ -172,6 +171,23 @@ std::vector<float> CpuPlan::value(const std::string& name) const {
     copy.insert(copy.end(), found->rows.row(row), found->rows.row(row) + found->size);
   }
   return copy;
+}
+
+/// The rows [first_row, last_row) of one sequence find the pages that they write and see.
+void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const {
+  const std::int64_t last = batch.positions[last_row - 1];
+  for (std::size_t pool = 0; pool < kv_.pools().size(); ++pool) {
+    const auto table = batch.table(batch.sequences[first_row], pool);
+    const std::int64_t window = kv_.pools()[pool].window;
+    const std::int64_t first = window == 0 ? 0 : std::max<std::int64_t>(0, batch.positions[first_row] - window + 1);
+    if (batch.positions[first_row] < 0 || last / kPageSlots >= static_cast<std::int64_t>(table.size())) {
+      throw ArgumentError("batch: position " + std::to_string(last) + " has no page");
+    }
+    for (std::int64_t i = first / kPageSlots; i <= last / kPageSlots; ++i) {
+      const std::int32_t page = table[static_cast<std::size_t>(i)];
+      if (page == kNoPage) throw ArgumentError("batch: page " + std::to_string(i) + " is missing, and in the window");
+    }
+  }
 }
 
 void CpuPlan::check(const Batch& batch) const {
@@ -185,20 +201,31 @@ void CpuPlan::check(const Batch& batch) const {
   if (batch.output_rows.size() > static_cast<std::size_t>(max_outputs())) {
     fail(std::to_string(batch.output_rows.size()) + " output rows, the plan takes " + std::to_string(max_outputs()));
   }
+  const std::size_t pools = kv_.pools().size();
+  if (batch.num_pools != pools || batch.page_tables.size() % pools != 0) {
+    fail(std::to_string(batch.page_tables.size()) + " page tables, each sequence has " + std::to_string(pools));
+  }
+  const std::size_t num_sequences = batch.page_tables.size() / pools;
+  for (std::size_t i = 0; i < batch.page_tables.size(); ++i) {
+    const std::int32_t limit = num_pages(i % pools);
+    for (const std::int32_t page : batch.page_tables[i]) {
+      if (page != kNoPage && (page < 0 || page >= limit)) {
+        fail("page " + std::to_string(page) + " of " + std::to_string(limit));
+      }
+    }
+  }
+  std::size_t first_row = 0;
   for (std::size_t i = 0; i < rows; ++i) {
     if (batch.tokens[i] < 0 || batch.tokens[i] >= num_token_ids_)
       fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
-    const auto sequence = static_cast<std::size_t>(batch.sequences[i]);
-    if (batch.sequences[i] < 0 || sequence >= batch.page_tables.size())
+    if (batch.sequences[i] < 0 || static_cast<std::size_t>(batch.sequences[i]) >= num_sequences)
       fail("sequence " + std::to_string(batch.sequences[i]));
-    const auto page = static_cast<std::size_t>(batch.positions[i] / kPageSlots);
-    if (batch.positions[i] < 0 || page >= batch.page_tables[sequence].size())
-      fail("position " + std::to_string(batch.positions[i]) + " has no page");
-  }
-  for (const auto& table : batch.page_tables) {
-    for (const std::int32_t page : table) {
-      if (page < 0 || page >= num_pages()) fail("page " + std::to_string(page) + " of " + std::to_string(num_pages()));
+    if (i + 1 < rows && batch.sequences[i + 1] == batch.sequences[i]) {
+      if (batch.positions[i + 1] <= batch.positions[i]) fail("positions of a sequence must ascend");
+      continue;
     }
+    check_pages(batch, first_row, i + 1);
+    first_row = i + 1;
   }
   for (std::size_t i = 0; i < batch.output_rows.size(); ++i) {
     const std::int32_t row = batch.output_rows[i];

@@ -1,14 +1,13 @@
 /// The CPU backend's Plan: compiles a Program, and runs its steps on a pool of threads.
 #pragma once
 
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "cpu/compiled_steps.h"
 #include "cpu/kv_storage.h"
-#include "cpu/lowering.h"
 #include "cpu/steps.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weights.h"
@@ -36,11 +35,17 @@ class CpuPlan final : public Plan {
   /// UnsupportedModelError, DeviceError, MemoryBudgetError, and what the source throws.
   CpuPlan(const Program& program, const TensorSource& source, const CpuPlanOptions& options);
 
-  bool run(const Batch& batch, const std::atomic<bool>* cancelled) override;
+  bool run(const Batch& batch, const Interrupt* interrupt) override;
   std::span<const float> logits() const override;
-  void reserve_pages(std::int32_t num_pages) override { kv_.reserve(num_pages); }
-  std::int32_t num_pages() const override { return kv_.num_pages(); }
-  std::int32_t vocab_size() const override { return vocab_size_; }
+  std::string first_non_finite(const Batch& batch, std::int32_t row) override;
+  std::span<const KvPoolInfo> kv_pools() const override { return kv_.pools(); }
+  void reserve_pages(std::size_t pool, std::int32_t num_pages) override { kv_.reserve(pool, num_pages); }
+  std::int32_t num_pages(std::size_t pool) const override { return kv_.num_pages(pool); }
+  void copy_page(std::size_t pool, std::int32_t from, std::int32_t to) override;
+  void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const override;
+  void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override;
+  std::string kv_layout() const override { return kv_.layout(); }
+  std::int32_t vocab_size() const override { return steps_.vocab_size; }
   std::int32_t max_tokens() const override { return options_.max_tokens; }
   std::int32_t max_outputs() const override { return options_.max_outputs; }
   PlanMemory memory() const override;
@@ -56,27 +61,17 @@ class CpuPlan final : public Plan {
   std::vector<float> value(const std::string& name) const;
 
  private:
-  struct KeptValue {
-    std::string name;
-    Rows rows;
-    std::int64_t size;
-  };
-
   void check(const Batch& batch) const;
+  void check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const;
+  bool run(CompiledSteps& steps, const Batch& batch, const Interrupt* interrupt);
 
   const CpuPlanOptions options_;
   const KernelTable& kernels_;
+  const Program program_;
   ThreadPool pool_;
   Weights weights_;
   KvStorage kv_;
-  std::deque<std::shared_ptr<void>> arguments_;
-  std::vector<Step> few_rows_, many_rows_;
-  std::vector<WorkRange> ranges_;  // [step][worker]
-  Buffer arena_;
-  std::vector<WorkerScratch> scratch_;
-  std::vector<KeptValue> kept_;
-  Rows logits_;
-  std::int32_t vocab_size_ = 0;
+  CompiledSteps steps_;
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;

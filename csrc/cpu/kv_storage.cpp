@@ -1,6 +1,7 @@
 #include "cpu/kv_storage.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "base/error.h"
@@ -25,39 +26,85 @@ std::int64_t tile_bytes(KvType type, std::int64_t dim, std::int64_t stride) {
   return kPageSlots * (stride + (dim + kKvGroup - 1) / kKvGroup * 2);
 }
 
+/// How far back the layer's attention looks; 0 where one of its nodes sees all.
+std::int64_t window_of(const Program& program, std::int64_t layer) {
+  std::int64_t window = -1;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op != "attention" || node.integer("layer") != layer) continue;
+      const std::int64_t seen = node.integer("window");
+      window = seen == 0 || window == 0 ? 0 : std::max(window, seen);
+    }
+  }
+  // No sequence is longer than what 32 bits count.
+  return window > std::numeric_limits<std::int32_t>::max() ? 0 : std::max<std::int64_t>(window, 0);
+}
+
+const char* name_of(KvType type) {
+  switch (type) {
+    case KvType::kF16:
+      return "f16";
+    case KvType::kF32:
+      return "f32";
+    case KvType::kQ8_0:
+      break;
+  }
+  return "q8_0";
+}
+
 }  // namespace
 
-KvStorage::KvStorage(std::span<const KvSlot> slots, KvType type) : type_(type) {
-  for (const KvSlot& slot : slots) {
+KvStorage::KvStorage(const Program& program, KvType type)
+    : type_(type), layout_(std::string("cpu 1 ") + name_of(type)) {
+  for (const KvSlot& slot : program.kv_slots) {
     if (slot.layer >= kMaxLayers) throw UnsupportedModelError("attention in layer " + std::to_string(slot.layer));
+    const auto window = static_cast<std::int32_t>(window_of(program, slot.layer));
+    const auto found =
+        std::find_if(pools_.begin(), pools_.end(), [&](const KvPoolInfo& pool) { return pool.window == window; });
     Layer layer;
-    layer.offset = page_bytes_;
+    layer.pool = static_cast<std::size_t>(found - pools_.begin());
+    if (found == pools_.end()) pools_.push_back({window, 0});
+    KvPoolInfo& pool = pools_[layer.pool];
+    layer.offset = static_cast<std::int64_t>(pool.page_bytes);
     layer.num_heads = static_cast<int>(slot.num_kv_heads);
     layer.head_dim = static_cast<int>(slot.head_dim);
     layer.value_dim = static_cast<int>(slot.value_head_dim);
     layer.value_stride = (layer.value_dim + 15) / 16 * 16;
     layer.value_offset = tile_bytes(type, layer.head_dim, layer.head_dim);
     layer.head_bytes = layer.value_offset + tile_bytes(type, layer.value_dim, layer.value_stride);
-    page_bytes_ += layer.num_heads * layer.head_bytes;
+    pool.page_bytes += static_cast<std::uint64_t>(layer.num_heads * layer.head_bytes);
     if (static_cast<std::size_t>(slot.layer) >= layers_.size())
       layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
     layers_[static_cast<std::size_t>(slot.layer)] = layer;
+    layout_ += " " + std::to_string(slot.layer) + ":" + std::to_string(window) + ":" +
+               std::to_string(slot.num_kv_heads) + "x" + std::to_string(slot.head_dim) + "+" +
+               std::to_string(slot.value_head_dim);
   }
+  if (pools_.empty()) pools_.emplace_back();
+  pages_.resize(pools_.size());
 }
 
-void KvStorage::reserve(std::int32_t num_pages) {
+std::span<std::uint8_t> KvStorage::page(std::size_t pool, std::int32_t number) const {
+  if (number < 0 || number >= num_pages(pool)) {
+    throw ArgumentError("page " + std::to_string(number) + " of " + std::to_string(num_pages(pool)));
+  }
+  return {pages_[pool][static_cast<std::size_t>(number)], static_cast<std::size_t>(pools_[pool].page_bytes)};
+}
+
+void KvStorage::reserve(std::size_t pool, std::int32_t num_pages) {
+  const auto page_bytes = static_cast<std::int64_t>(pools_.at(pool).page_bytes);
   // Before anything is mapped: slabs one by one would be granted long after they no longer fit.
-  if (const auto most = static_cast<std::int64_t>(physical_memory() / std::max<std::uint64_t>(1, page_bytes_));
+  if (const auto most = static_cast<std::int64_t>(physical_memory()) / std::max<std::int64_t>(1, page_bytes);
       num_pages > most) {
-    throw MemoryBudgetError("a KV cache of " + std::to_string(num_pages) + " pages of " + std::to_string(page_bytes_) +
+    throw MemoryBudgetError("a KV cache of " + std::to_string(num_pages) + " pages of " + std::to_string(page_bytes) +
                             " bytes is more than the memory of this machine");
   }
-  while (this->num_pages() < num_pages) {
-    const std::int64_t wanted = num_pages - this->num_pages();
+  while (this->num_pages(pool) < num_pages) {
+    const std::int64_t wanted = num_pages - this->num_pages(pool);
     const std::int64_t count =
-        std::max<std::int64_t>(1, std::min(wanted, kSlabBytes / std::max<std::int64_t>(page_bytes_, 1)));
-    slabs_.emplace_back(static_cast<std::size_t>(count * page_bytes_));
-    for (std::int64_t i = 0; i < count; ++i) pages_.push_back(slabs_.back().data() + i * page_bytes_);
+        std::max<std::int64_t>(1, std::min(wanted, kSlabBytes / std::max<std::int64_t>(page_bytes, 1)));
+    slabs_.emplace_back(static_cast<std::size_t>(count * page_bytes));
+    for (std::int64_t i = 0; i < count; ++i) pages_[pool].push_back(slabs_.back().data() + i * page_bytes);
   }
 }
 

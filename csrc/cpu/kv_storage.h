@@ -1,9 +1,10 @@
-/// The bytes of the paged KV cache on the CPU. A page holds 64 slots of every layer; pages live in slabs allocated on
-/// demand.
+/// The bytes of the paged KV cache on the CPU. A page holds 64 slots of every layer of its pool; pages live in slabs
+/// allocated on demand.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/buffer.h"
@@ -20,7 +21,8 @@ namespace sterna::cpu {
 class KvStorage {
  public:
   struct Layer {
-    std::int64_t offset = 0;  // of the layer in a page
+    std::size_t pool = 0;
+    std::int64_t offset = 0;  // of the layer in a page of its pool
     std::int64_t head_bytes = 0;
     std::int64_t value_offset = 0;  // of the values within a head's bytes
     int num_heads = 0;
@@ -29,13 +31,18 @@ class KvStorage {
     int value_stride = 0;
   };
 
-  KvStorage(std::span<const KvSlot> slots, KvType type);
+  /// Layers with the same window share a pool.
+  KvStorage(const Program& program, KvType type);
 
   KvType type() const { return type_; }
-  std::int64_t page_bytes() const { return page_bytes_; }
-  std::int32_t num_pages() const { return static_cast<std::int32_t>(pages_.size()); }
+  std::span<const KvPoolInfo> pools() const { return pools_; }
+  /// Names the meaning of a page's bytes: the type, and each layer's shape.
+  const std::string& layout() const { return layout_; }
+
+  std::int32_t num_pages(std::size_t pool) const { return static_cast<std::int32_t>(pages_.at(pool).size()); }
   /// Adds slabs until there are at least num_pages. New pages are zero.
-  void reserve(std::int32_t num_pages);
+  void reserve(std::size_t pool, std::int32_t num_pages);
+  std::span<std::uint8_t> page(std::size_t pool, std::int32_t number) const;
 
   /// Of a q8_0 cache: the scale of slot 0 and the first group; those of the next group are 64 further.
   static std::uint16_t* key_scales(std::uint8_t* keys, const Layer& layer) {
@@ -47,7 +54,7 @@ class KvStorage {
 
   const Layer& layer(std::int64_t index) const { return layers_.at(static_cast<std::size_t>(index)); }
   std::uint8_t* keys(std::int32_t page, const Layer& layer, int head) const {
-    return pages_[static_cast<std::size_t>(page)] + layer.offset + head * layer.head_bytes;
+    return pages_[layer.pool][static_cast<std::size_t>(page)] + layer.offset + head * layer.head_bytes;
   }
   std::uint8_t* values(std::int32_t page, const Layer& layer, int head) const {
     return keys(page, layer, head) + layer.value_offset;
@@ -55,10 +62,11 @@ class KvStorage {
 
  private:
   KvType type_;
-  std::int64_t page_bytes_ = 0;
+  std::vector<KvPoolInfo> pools_;
+  std::string layout_;
   std::vector<Layer> layers_;  // by layer number
   std::vector<Buffer> slabs_;
-  std::vector<std::uint8_t*> pages_;
+  std::vector<std::vector<std::uint8_t*>> pages_;  // by pool
 };
 
 }  // namespace sterna::cpu

@@ -333,10 +333,16 @@ KernelCheck check_rope(const KernelTable& level, const KernelTable& definition, 
   return std::move(checker).result();
 }
 
+Program with_slot(const KvSlot& slot) {
+  Program program;
+  program.kv_slots = {slot};
+  return program;
+}
+
 /// Keys and values of one layer and head in pages of a cache.
 struct KvPages {
-  KvPages(Checker& checker, KvType type, const KvSlot& slot, int pages) : storage(std::span(&slot, 1), type) {
-    storage.reserve(pages);
+  KvPages(Checker& checker, KvType type, const KvSlot& slot, int pages) : storage(with_slot(slot), type) {
+    storage.reserve(0, pages);
     const KvStorage::Layer& layer = storage.layer(0);
     for (int page = 0; page < pages; ++page) {
       std::uint8_t* keys = storage.keys(page, layer, 0);

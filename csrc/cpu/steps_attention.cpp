@@ -111,7 +111,7 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
       outputs[i * heads + h] = step.y.row(first_row + i) + (first_query + h) * layer.value_dim;
     }
   }
-  const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[static_cast<std::size_t>(first_row)])];
+  const auto table = batch.table(batch.sequences[static_cast<std::size_t>(first_row)], layer.pool);
   for (std::int64_t page = first_key / kPageSlots; page <= last_key / kPageSlots; ++page) {
     const auto p = static_cast<std::size_t>(page);
     context.scratch->key_tiles[p] = context.kv->keys(table[p], layer, head);
@@ -155,7 +155,7 @@ void run_store_kv(const void* arguments, const StepContext& context) {
         keys = transformed;
       }
       const std::int32_t position = batch.positions[t];
-      const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[t])];
+      const auto table = batch.table(batch.sequences[t], layer.pool);
       const std::int32_t page = table[static_cast<std::size_t>(position / kPageSlots)];
       for (int h = 0; h < layer.num_heads; ++h) {
         store_slot(context, layer, page, h, position % kPageSlots, keys + h * layer.head_dim,

@@ -21,6 +21,9 @@ void check_options(const EngineOptions& options) {
   if (options.max_sequences < 1) {
     throw ArgumentError("max_sequences is " + std::to_string(options.max_sequences) + "; it must be 1 or more");
   }
+  if (options.max_waiting < 1) {
+    throw ArgumentError("max_waiting is " + std::to_string(options.max_waiting) + "; it must be 1 or more");
+  }
   // Positions and page numbers are 32-bit.
   if (options.kv_tokens < 0 || options.kv_tokens > std::numeric_limits<std::int32_t>::max()) {
     throw ArgumentError("kv_tokens is " + std::to_string(options.kv_tokens) + "; it must be below 2^31");
@@ -39,6 +42,12 @@ void check_tokens(const std::vector<std::int32_t>& tokens, std::int32_t vocab_si
 
 std::string too_long(std::size_t num_tokens, std::int32_t context) {
   return "the prompt has " + std::to_string(num_tokens) + " tokens; the context holds " + std::to_string(context);
+}
+
+void check_page_range(std::int32_t first, std::int32_t count) {
+  if (first >= 0 && count >= 0) return;
+  throw ArgumentError("pages from " + std::to_string(first) + ", " + std::to_string(count) +
+                      " of them; neither may be negative");
 }
 
 std::shared_ptr<float[]> allocate_scores(std::size_t rows, std::size_t columns) {
@@ -91,44 +100,9 @@ void RequestHandle::cancel() {
 
 RequestHandle::Scores RequestHandle::scores() const {
   core_->check_process();
-  if (!std::holds_alternative<ScoreRequest>(request_->request)) throw ArgumentError("the request asks for no scores");
+  if (!request_->score()) throw ArgumentError("the request asks for no scores");
   if (request_->results.finish_reason() != FinishReason::kLength) throw Error("the request was cancelled");
   return {request_->scores, request_->score_rows, request_->score_columns};
-}
-
-KvSequence::KvSequence(std::shared_ptr<EngineCore> core, std::shared_ptr<CachedSequence> sequence)
-    : core_(std::move(core)), sequence_(std::move(sequence)) {}
-
-KvSequence::~KvSequence() {
-  if (core_->in_own_process()) core_->drop(*sequence_);
-}
-
-std::vector<std::int32_t> KvSequence::tokens() const {
-  core_->check_process();
-  const auto lock = core_->lock();
-  return sequence_->tokens;
-}
-
-std::int32_t KvSequence::num_tokens() const {
-  core_->check_process();
-  const auto lock = core_->lock();
-  return sequence_->num_tokens();
-}
-
-std::int32_t KvSequence::num_cached() const {
-  core_->check_process();
-  const auto lock = core_->lock();
-  return sequence_->num_computed;
-}
-
-std::unique_ptr<KvSequence> KvSequence::fork() const {
-  core_->check_process();
-  return std::make_unique<KvSequence>(core_, core_->fork(*sequence_));
-}
-
-void KvSequence::clear() {
-  core_->check_process();
-  core_->clear(*sequence_);
 }
 
 Engine::Engine(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options) {
@@ -173,25 +147,51 @@ EngineStats Engine::stats() const {
   return core_->stats();
 }
 
+std::uint64_t Engine::page_bytes() const { return core_->page_bytes(); }
+std::string Engine::kv_layout() const { return core_->kv_layout(); }
+
+std::int32_t Engine::cached_pages(const std::string& context_key, const std::vector<std::int32_t>& tokens) const {
+  core_->check_process();
+  return core_->cached_pages(context_key, tokens);
+}
+
+std::vector<std::vector<std::uint8_t>> Engine::export_pages(const std::string& context_key,
+                                                            const std::vector<std::int32_t>& tokens, std::int32_t first,
+                                                            std::int32_t count) {
+  core_->check_process();
+  check_page_range(first, count);
+  return core_->export_pages(context_key, tokens, first, count);
+}
+
+std::int32_t Engine::import_pages(const std::string& context_key, const std::vector<std::int32_t>& tokens,
+                                  std::int32_t first, const std::vector<std::span<const std::uint8_t>>& pages) {
+  core_->check_process();
+  check_tokens(tokens, vocab_size());
+  check_page_range(first, 0);
+  return core_->import_pages(context_key, tokens, first, pages);
+}
+
 std::int32_t Engine::context() const { return core_->context(); }
 std::int32_t Engine::vocab_size() const { return core_->vocab_size(); }
 
-std::unique_ptr<KvSequence> Engine::sequence() {
-  core_->check_process();
-  auto sequence = std::make_shared<CachedSequence>();
-  sequence->kept = true;
-  return std::make_unique<KvSequence>(core_, std::move(sequence));
-}
-
-std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> request, const KvSequence* sequence) {
-  if (sequence && sequence->core_ != core_) throw ArgumentError("the sequence belongs to another engine");
-  request->sequence = sequence ? sequence->sequence_ : std::make_shared<CachedSequence>();
+std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> request, const RequestTerms& terms) {
+  if (terms.timeout_seconds) {
+    const double timeout = *terms.timeout_seconds;
+    if (!(timeout > 0)) {
+      throw ArgumentError("timeout is " + std::to_string(timeout) + "; it must be a number of seconds above 0");
+    }
+    constexpr double kForever = 1e9;  // what a clock can count
+    if (timeout < kForever) {
+      const std::chrono::duration<double> wait(timeout);
+      request->deadline = request->submitted + std::chrono::duration_cast<ActiveRequest::Clock::duration>(wait);
+    }
+  }
   auto handle = std::make_unique<RequestHandle>(core_, request);
   core_->submit(std::move(request));
   return handle;
 }
 
-std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request, const KvSequence* sequence) {
+std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   core_->check_process();
   check_tokens(request.tokens, vocab_size());
   validate(request.sampling, vocab_size());
@@ -207,15 +207,18 @@ std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request, const KvS
   if (num_tokens > room) {
     throw ContextOverflowError(too_long(num_tokens, context()) + ", and at least one more token must fit");
   }
-  const auto num_prompt = static_cast<std::int32_t>(num_tokens);
-  const std::int64_t wanted = request.max_tokens ? std::int64_t{num_prompt} + *request.max_tokens : context();
+  if (request.draft_tokens && *request.draft_tokens < 0) {
+    throw ArgumentError("draft_tokens is " + std::to_string(*request.draft_tokens) + "; it must not be negative");
+  }
   auto active = std::make_shared<ActiveRequest>(std::move(request));
-  active->num_prompt = num_prompt;
-  active->max_total = static_cast<std::int32_t>(std::min<std::int64_t>(wanted, context()));
-  return submit(std::move(active), sequence);
+  const GenerateRequest& generate = *active->generate();
+  active->num_prompt = static_cast<std::int32_t>(num_tokens);
+  active->max_total = generate.max_tokens ? std::int64_t{active->num_prompt} + *generate.max_tokens
+                                          : std::numeric_limits<std::int64_t>::max();
+  return submit(active, generate.terms);
 }
 
-std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request, const KvSequence* sequence) {
+std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   core_->check_process();
   check_tokens(request.tokens, vocab_size());
   const std::size_t num_tokens = request.tokens.size();
@@ -226,13 +229,12 @@ std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request, const KvSequ
                         std::to_string(num_tokens) + " tokens the rows end at " + std::to_string(rows_end));
   }
   auto active = std::make_shared<ActiveRequest>(std::move(request));
-  const auto& score = std::get<ScoreRequest>(active->request);
-  active->max_total = static_cast<std::int32_t>(num_tokens);
-  active->num_prompt = active->max_total;
+  const ScoreRequest& score = *active->score();
+  active->num_prompt = static_cast<std::int32_t>(num_tokens);
   active->score_rows = rows_end - static_cast<std::size_t>(score.positions_from);
   active->score_columns = score.logits ? static_cast<std::size_t>(vocab_size()) : 0;
   active->scores = allocate_scores(active->score_rows, active->score_columns);
-  return submit(std::move(active), sequence);
+  return submit(active, score.terms);
 }
 
 }  // namespace sterna

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -18,22 +19,30 @@ namespace sterna {
 
 class EngineCore;
 struct ActiveRequest;
-struct CachedSequence;
 
 struct EngineOptions {
   std::int32_t context = 0;         // positions of one sequence
   std::int32_t max_sequences = 16;  // running at once
   std::int64_t kv_tokens = 0;       // positions of all sequences together; 0: one context
+  std::int32_t max_waiting = 1024;  // requests that wait; more are refused
 };
 
 struct EngineStats {
   std::uint64_t running = 0;
   std::uint64_t waiting = 0;
+  // Of the pool with the most pages in use:
   std::int32_t pages_in_use = 0;
+  std::int32_t pages_cached = 0;  // idle: kept for requests that begin alike
   std::int32_t page_limit = 0;
   std::uint64_t runs = 0;    // batches computed
   std::uint64_t tokens = 0;  // rows computed
   std::uint64_t preemptions = 0;
+  std::uint64_t requests = 0;       // ended
+  std::uint64_t prompt_tokens = 0;  // of these
+  std::uint64_t cached_tokens = 0;  // of the prompts: found in the cache
+  std::uint64_t generated_tokens = 0;
+  std::uint64_t draft_tokens = 0;  // guessed ahead, and those that were right
+  std::uint64_t accepted_tokens = 0;
 };
 
 /// A submitted request. Destroying it cancels the request. Every method throws Error in a forked child.
@@ -67,28 +76,6 @@ class RequestHandle {
   std::shared_ptr<ActiveRequest> request_;
 };
 
-/// A sequence that keeps its pages between requests, until others need them. Destroying it gives them back.
-class KvSequence {
- public:
-  KvSequence(std::shared_ptr<EngineCore> core, std::shared_ptr<CachedSequence> sequence);
-  ~KvSequence();
-  KvSequence(const KvSequence&) = delete;
-  KvSequence& operator=(const KvSequence&) = delete;
-
-  std::vector<std::int32_t> tokens() const;
-  std::int32_t num_tokens() const;
-  std::int32_t num_cached() const;
-  /// Full pages are shared; the tokens of the last, partial page are computed again when the copy is used.
-  std::unique_ptr<KvSequence> fork() const;
-  /// Error while a request uses it.
-  void clear();
-
- private:
-  friend class Engine;
-  std::shared_ptr<EngineCore> core_;
-  std::shared_ptr<CachedSequence> sequence_;
-};
-
 class Engine {
  public:
   /// Throws ArgumentError. Nothing of the cache is allocated before it is needed.
@@ -97,12 +84,25 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// With a sequence, the longest common prefix of its tokens and the request's is not computed again, and the sequence
-  /// then holds the request's tokens and those generated. Requests for one sequence run one after the other.
-  /// Throws ContextOverflowError, MemoryBudgetError (can never fit into the pool), ArgumentError, Error when closed.
-  std::unique_ptr<RequestHandle> submit(GenerateRequest request, const KvSequence* sequence = nullptr);
-  std::unique_ptr<RequestHandle> submit(ScoreRequest request, const KvSequence* sequence = nullptr);
-  std::unique_ptr<KvSequence> sequence();
+  /// What the cache has of the request's tokens is not computed again. Throws ContextOverflowError, MemoryBudgetError
+  /// (can never fit into the pool), QueueFullError, ArgumentError, Error when closed.
+  std::unique_ptr<RequestHandle> submit(GenerateRequest request);
+  std::unique_ptr<RequestHandle> submit(ScoreRequest request);
+
+  /// Bytes of one page of the cache over all pools, as export and import have it.
+  std::uint64_t page_bytes() const;
+  /// Equal names: pages of one engine mean the same in another of the same model.
+  std::string kv_layout() const;
+  /// How many whole pages from the beginning of these tokens are in the cache.
+  std::int32_t cached_pages(const std::string& context_key, const std::vector<std::int32_t>& tokens) const;
+  /// Copies of those from page `first` on, `count` at most. Waits for the end of a step.
+  std::vector<std::vector<std::uint8_t>> export_pages(const std::string& context_key,
+                                                      const std::vector<std::int32_t>& tokens, std::int32_t first,
+                                                      std::int32_t count);
+  /// Puts pages, from number `first` on, into the cache, after those of these tokens that are there, without taking
+  /// away what is in use; how many of the tokens' pages are there then. ArgumentError for bytes of another size.
+  std::int32_t import_pages(const std::string& context_key, const std::vector<std::int32_t>& tokens, std::int32_t first,
+                            const std::vector<std::span<const std::uint8_t>>& pages);
 
   /// Ends all requests with an Error, joins the thread and lets go of the plan. Again is fine.
   void close();
@@ -112,7 +112,7 @@ class Engine {
   std::int32_t vocab_size() const;
 
  private:
-  std::unique_ptr<RequestHandle> submit(std::shared_ptr<ActiveRequest> request, const KvSequence* sequence);
+  std::unique_ptr<RequestHandle> submit(std::shared_ptr<ActiveRequest> request, const RequestTerms& terms);
 
   std::shared_ptr<EngineCore> core_;
   std::mutex close_mutex_;

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "engine/softmax.h"
 
 namespace sterna {
 namespace {
@@ -18,15 +17,44 @@ double seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-const std::vector<std::int32_t>& tokens_of(const ActiveRequest& request) {
-  return std::visit([](const auto& r) -> const std::vector<std::int32_t>& { return r.tokens; }, request.request);
+std::vector<std::int32_t> windows_of(const Plan& plan) {
+  std::vector<std::int32_t> windows;
+  for (const KvPoolInfo& pool : plan.kv_pools()) windows.push_back(pool.window);
+  return windows;
+}
+
+std::vector<std::int32_t> limits_of(const Plan& plan, const EngineOptions& options) {
+  const std::int64_t kv_tokens = options.kv_tokens > 0 ? options.kv_tokens : options.context;
+  std::vector<std::int32_t> limits;
+  for (const KvPoolInfo& pool : plan.kv_pools()) {
+    limits.push_back(pool_page_limit(pool.window, kv_tokens, options.max_sequences, plan.max_tokens()));
+  }
+  return limits;
+}
+
+std::uint64_t page_bytes_of(const Plan& plan) {
+  std::uint64_t bytes = 0;
+  for (const KvPoolInfo& pool : plan.kv_pools()) bytes += pool.page_bytes;
+  return bytes;
+}
+
+std::string deadline_message(const ActiveRequest& request, double timeout) {
+  return "the request did not end within its timeout of " + std::to_string(timeout) + " s; " +
+         std::to_string(request.timings.generated_tokens) + " tokens were generated";
+}
+
+const RequestTerms& terms_of(const ActiveRequest& request) {
+  return std::visit([](const auto& r) -> const RequestTerms& { return r.terms; }, request.request);
 }
 
 }  // namespace
 
 ActiveRequest::ActiveRequest(GenerateRequest r)
-    : request(std::move(r)),
-      text(std::get<GenerateRequest>(request).stop_strings, std::get<GenerateRequest>(request).drop_leading_space) {}
+    : request(std::move(r)), text(generate()->stop_strings, generate()->drop_leading_space) {
+  tokens = std::move(std::get<GenerateRequest>(request).tokens);
+}
+
+ActiveRequest::ActiveRequest(ScoreRequest r) : request(std::move(r)) { tokens = score()->tokens; }
 
 EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options)
     : options_(options),
@@ -34,9 +62,11 @@ EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces>
       process_(getpid()),
       plan_(std::move(plan)),
       pieces_(std::move(pieces)),
+      page_bytes_(page_bytes_of(*plan_)),
+      kv_layout_(plan_->kv_layout()),
       sampler_(vocab_size_),
-      pages_(pages_for(options.kv_tokens > 0 ? options.kv_tokens : options.context)),
-      scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, pages_) {}
+      cache_(windows_of(*plan_), limits_of(*plan_, options)),
+      scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, cache_) {}
 
 EngineCore::~EngineCore() {
   // In a forked child the plan's worker threads do not exist: waiting for them would hang, so the plan is left alone.
@@ -58,27 +88,42 @@ bool EngineCore::closed() const {
 
 EngineStats EngineCore::stats() const {
   const std::lock_guard lock(mutex_);
-  EngineStats stats;
+  EngineStats stats = totals_;
   stats.running = scheduler_.num_running();
   stats.waiting = scheduler_.num_waiting() + submitted_.size();
-  stats.pages_in_use = pages_.num_in_use();
-  stats.page_limit = pages_.limit();
-  stats.runs = num_runs_;
-  stats.tokens = num_rows_;
+  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
+    const KvPages& pages = cache_.pages(pool);
+    if (pool > 0 && pages.num_in_use() <= stats.pages_in_use) continue;
+    stats.pages_in_use = pages.num_in_use();
+    stats.pages_cached = pages.num_idle();
+    stats.page_limit = pages.limit();
+  }
   stats.preemptions = scheduler_.num_preemptions();
   return stats;
+}
+
+/// Positions of one sequence: those of the context, or of the whole pool where it is smaller. Windows need no room for
+/// them all.
+std::int64_t EngineCore::sequence_limit() const {
+  std::int64_t limit = options_.context;
+  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
+    if (cache_.window(pool) == 0) limit = std::min(limit, std::int64_t{cache_.pages(pool).limit()} * kPageSlots);
+  }
+  return limit;
 }
 
 void EngineCore::submit(std::shared_ptr<ActiveRequest> request) {
   const std::lock_guard lock(mutex_);
   if (closing_) throw Error("the engine is closed");
-  const auto num_tokens = static_cast<std::int64_t>(tokens_of(*request).size());
-  const std::int64_t pool = std::int64_t{pages_.limit()} * kPageSlots;
-  if (num_tokens > pool) {
-    throw MemoryBudgetError("the prompt has " + std::to_string(num_tokens) + " tokens; the KV cache holds " +
-                            std::to_string(pool));
+  const std::size_t waiting = scheduler_.num_waiting() + submitted_.size();
+  if (waiting >= static_cast<std::size_t>(options_.max_waiting)) {
+    throw QueueFullError(std::to_string(waiting) + " requests are waiting already, as many as may");
   }
-  request->max_total = static_cast<std::int32_t>(std::min<std::int64_t>(request->max_total, pool));
+  if (request->num_tokens() > sequence_limit()) {
+    throw MemoryBudgetError("the prompt has " + std::to_string(request->num_tokens()) + " tokens; the KV cache holds " +
+                            std::to_string(sequence_limit()));
+  }
+  request->max_positions = sequence_limit();
   submitted_.push_back(std::move(request));
   work_ = true;
   wake_.notify_one();
@@ -87,37 +132,15 @@ void EngineCore::submit(std::shared_ptr<ActiveRequest> request) {
 void EngineCore::cancel(ActiveRequest& request) {
   const std::lock_guard lock(mutex_);
   request.cancelled = true;
-  if (request.in_prefill) run_cancel_ = true;
+  if (request.in_prefill) interrupt_.asked = true;
   work_ = true;
   wake_.notify_one();
-}
-
-void EngineCore::drop(CachedSequence& sequence) {
-  const std::lock_guard lock(mutex_);
-  sequence.kept = false;
-  if (!sequence.user) scheduler_.remove(sequence);
-}
-
-std::shared_ptr<CachedSequence> EngineCore::fork(const CachedSequence& sequence) {
-  auto copy = std::make_shared<CachedSequence>();
-  const std::lock_guard lock(mutex_);
-  static_cast<Sequence&>(*copy) = fork_sequence(sequence, pages_);
-  copy->kept = true;
-  scheduler_.adopt(*copy);
-  return copy;
-}
-
-void EngineCore::clear(CachedSequence& sequence) {
-  const std::lock_guard lock(mutex_);
-  if (sequence.user) throw Error("the sequence is in use by a request");
-  scheduler_.remove(sequence);
-  sequence.tokens.clear();
 }
 
 void EngineCore::ask_to_close() {
   const std::lock_guard lock(mutex_);
   closing_ = true;
-  run_cancel_ = true;
+  interrupt_.asked = true;
   wake_.notify_one();
 }
 
@@ -142,6 +165,7 @@ void EngineCore::loop() {
 bool EngineCore::turn() {
   std::exception_ptr error;  // outlives the lock, as do the retired requests: see there
   std::vector<std::shared_ptr<ActiveRequest>> retired;
+  make_drafts();
   std::unique_lock lock(mutex_);
   if (!retired_.empty()) {
     retired.swap(retired_);
@@ -151,14 +175,16 @@ bool EngineCore::turn() {
   }
   if (closing_) return false;
   work_ = false;
+  if (run_jobs(lock)) return true;
   take_requests();
   scheduler_.pick();
   if (Sequence* stuck = scheduler_.stuck()) {
-    ActiveRequest& request = *static_cast<CachedSequence*>(stuck)->user;
-    const std::string message = "the KV cache has " + std::to_string(pages_.limit()) + " pages of " +
+    std::int32_t limit = cache_.pages(0).limit();
+    for (std::size_t pool = 1; pool < cache_.num_pools(); ++pool) limit = std::min(limit, cache_.pages(pool).limit());
+    const std::string message = "the KV cache has " + std::to_string(limit) + " pages of " +
                                 std::to_string(kPageSlots) + " tokens: too few for a sequence of " +
                                 std::to_string(stuck->num_tokens());
-    end(request, FinishReason::kError, std::make_exception_ptr(MemoryBudgetError(message)));
+    end(static_cast<ActiveRequest&>(*stuck), FinishReason::kError, std::make_exception_ptr(MemoryBudgetError(message)));
     return true;
   }
   if (scheduler_.picked().empty()) {
@@ -166,93 +192,134 @@ bool EngineCore::turn() {
     return true;
   }
   build_batch();
-  run_cancel_ = false;
-  const std::int32_t num_pages = std::min(pages_.high_water(), pages_.limit());
+  std::vector<std::int32_t> num_pages;
+  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
+    num_pages.push_back(std::min(cache_.pages(pool).high_water(), cache_.pages(pool).limit()));
+  }
   lock.unlock();
 
-  RunResult result = RunResult::kCancelled;
-  std::int32_t room = 0;
+  RunResult result = RunResult::kInterrupted;
   try {
+    const auto begin = Clock::now();
     result = run_batch(num_pages);
-    if (result == RunResult::kDone) read_outputs();
-    if (result == RunResult::kNoMemory) room = plan_->num_pages();
+    if (result == RunResult::kDone) {
+      read_outputs();
+      if (only_decodes_) {
+        costs_.measured(static_cast<std::int32_t>(batch_tokens_.size()), seconds(begin, Clock::now()));
+      }
+    }
   } catch (...) {
     error = std::current_exception();
   }
 
   lock.lock();
-  for (const ScheduledRows& rows : scheduler_.picked()) {
-    static_cast<CachedSequence*>(rows.sequence)->user->in_prefill = false;
-  }
-  if (error) {
-    std::vector<ActiveRequest*> affected;
-    for (const ScheduledRows& rows : scheduler_.picked()) {
-      affected.push_back(static_cast<CachedSequence*>(rows.sequence)->user);
-    }
-    scheduler_.abandon();
-    for (ActiveRequest* request : affected) end(*request, FinishReason::kError, error);
-    return true;
-  }
-  if (result != RunResult::kDone) {
-    if (result == RunResult::kNoMemory) pages_.set_limit(room);
-    scheduler_.abandon();
-    return true;
-  }
-  ++num_runs_;
-  num_rows_ += batch_tokens_.size();
-  scheduler_.advance();
-  for (const Outcome& outcome : outcomes_) apply(outcome);
+  finish_batch(result, error);
   return true;
 }
 
-/// Ends what was cancelled, and hands to the scheduler what may start.
+void EngineCore::finish_batch(RunResult result, const std::exception_ptr& error) {
+  std::vector<ActiveRequest*> requests;
+  for (const ScheduledRows& rows : scheduler_.picked()) {
+    requests.push_back(static_cast<ActiveRequest*>(rows.sequence));
+    requests.back()->in_prefill = false;
+  }
+  if (error) {
+    scheduler_.abandon(copied_);
+    for (ActiveRequest* request : requests) end(*request, FinishReason::kError, error);
+    return;
+  }
+  if (result != RunResult::kDone) {
+    for (std::size_t pool = 0; pool < cache_.num_pools() && result == RunResult::kNoMemory; ++pool) {
+      cache_.pages(pool).set_limit(std::min(cache_.pages(pool).limit(), plan_->num_pages(pool)));
+    }
+    scheduler_.abandon(copied_);
+    return;
+  }
+  ++totals_.runs;
+  totals_.tokens += batch_tokens_.size();
+  std::vector<std::int32_t> counts;
+  for (std::size_t i = 0; i < outcomes_.size(); ++i) {
+    const ScheduledRows& rows = scheduler_.picked()[i];
+    const std::int32_t own = std::min(rows.count, outcomes_[i].request->num_tokens() - rows.first);
+    counts.push_back(own);
+  }
+  scheduler_.advance(counts);
+  for (const Outcome& outcome : outcomes_) apply(outcome);
+}
+
+/// Ends what was cancelled or is late, and hands to the scheduler what is new.
 void EngineCore::take_requests() {
+  const auto now = Clock::now();
+  const auto late = [&](const ActiveRequest& request) {
+    if (now < request.deadline) return std::exception_ptr();
+    return std::make_exception_ptr(DeadlineError(deadline_message(request, *terms_of(request).timeout_seconds)));
+  };
   for (auto at = active_.begin(); at != active_.end();) {
     ActiveRequest& request = **at++;
-    if (request.cancelled) end(request, FinishReason::kCancelled);
+    if (request.cancelled) {
+      end(request, FinishReason::kCancelled);
+    } else if (const std::exception_ptr error = late(request)) {
+      end(request, FinishReason::kError, error);
+    }
   }
-  for (auto at = submitted_.begin(); at != submitted_.end();) {
-    const std::shared_ptr<ActiveRequest> request = *at;
+  while (!submitted_.empty()) {
+    const std::shared_ptr<ActiveRequest> request = std::move(submitted_.front());
+    submitted_.pop_front();
     if (request->cancelled) {
-      Event last;
-      last.finish = FinishReason::kCancelled;
-      request->timings.queue_seconds = seconds(request->submitted, Clock::now());
-      request->results.finish(std::move(last), request->timings, nullptr);
-      retired_.push_back(request);
-    } else if (request->sequence->user) {
-      ++at;
-      continue;
+      end_unstarted(request, FinishReason::kCancelled, nullptr);
+    } else if (const std::exception_ptr error = late(*request)) {
+      end_unstarted(request, FinishReason::kError, error);
     } else {
       active_.push_back(request);
-      start(request);
+      start(*request);
     }
-    at = submitted_.erase(at);
   }
 }
 
-void EngineCore::start(const std::shared_ptr<ActiveRequest>& request) {
-  CachedSequence& sequence = *request->sequence;
-  const std::vector<std::int32_t>& tokens = tokens_of(*request);
-  const auto num_tokens = static_cast<std::int32_t>(tokens.size());
-  sequence.user = request.get();
-
-  std::int32_t reusable = common_prefix(sequence.tokens, tokens);
-  sequence.tokens = tokens;
-  if (const auto* score = std::get_if<ScoreRequest>(&request->request)) {
-    if (!score->logits) sequence.tokens.pop_back();  // what follows the last token is nobody's question
-    sequence.output_from = score->positions_from;
-    reusable = std::min(reusable, score->positions_from);
-  } else if (std::get<GenerateRequest>(request->request).max_tokens == 0) {
-    sequence.output_from = num_tokens;
+void EngineCore::start(ActiveRequest& request) {
+  const auto num_tokens = request.num_tokens();
+  request.priority = terms_of(request).priority;
+  request.context_key = terms_of(request).context_key;
+  request.timings.prompt_tokens = num_tokens;
+  if (const ScoreRequest* score = request.score()) {
+    if (!score->logits) request.tokens.pop_back();  // what follows the last token is nobody's question
+    request.output_from = score->positions_from;
   } else {
-    sequence.output_from = num_tokens - 1;
-    reusable = std::min(reusable, num_tokens - 1);
+    request.output_from = request.generate()->max_tokens == 0 ? num_tokens : num_tokens - 1;
   }
-  truncate_cache(sequence, reusable, pages_);
-  request->timings.prompt_tokens = num_tokens;
-  request->timings.cached_tokens = sequence.num_computed;
-  if (sequence.num_pending() == 0) return end(*request, FinishReason::kLength);
-  scheduler_.add(sequence);
+  scheduler_.add(request);
+}
+
+/// Guesses for the sequences that decode, as long as they pay. No lock: tokens are the engine thread's alone.
+void EngineCore::make_drafts() {
+  std::vector<ActiveRequest*> decoding;
+  for (const auto& request : active_) {
+    request->draft.clear();
+    if (request->state == Sequence::State::kRunning && request->num_pending() == 1) decoding.push_back(request.get());
+  }
+  auto rows = static_cast<std::int32_t>(decoding.size());
+  auto tokens = static_cast<double>(rows);
+  for (ActiveRequest* request : decoding) {
+    const GenerateRequest* generate = request->generate();
+    if (!generate || generate->draft_tokens == 0) continue;
+    const std::int64_t room = std::min(request->max_total - std::int64_t(request->history().size()),
+                                       request->max_positions - request->num_tokens()) -
+                              1;
+    const std::int64_t most = std::min<std::int64_t>(room, generate->draft_tokens.value_or(StepCosts::kMaxRows - rows));
+    if (most <= 0) continue;
+    const PromptLookup::Found found = request->lookup.find(request->history(), static_cast<std::size_t>(most));
+    auto count = static_cast<std::int32_t>(found.draft.size());
+    if (count == 0) continue;
+    if (!generate->draft_tokens) {
+      const double probability = request->acceptance.probability(found.match);
+      count = best_draft(costs_, rows, tokens, probability, count);
+      if (count == 0 && request->acceptance.should_probe()) count = 1;
+      tokens += expected_accepted(probability, count);
+    }
+    rows += count;
+    request->draft_match = found.match;
+    request->draft.assign(found.draft.begin(), found.draft.begin() + count);
+  }
 }
 
 void EngineCore::build_batch() {
@@ -261,137 +328,71 @@ void EngineCore::build_batch() {
   batch_sequences_.clear();
   batch_page_tables_.clear();
   batch_output_rows_.clear();
+  batch_first_rows_.clear();
+  interrupt_.asked = false;
+  interrupt_.deadline = Clock::time_point::max();
+  only_decodes_ = true;
   const auto now = Clock::now();
+  std::int32_t sequence = 0;
   for (const ScheduledRows& rows : scheduler_.picked()) {
-    auto& sequence = static_cast<CachedSequence&>(*rows.sequence);
+    auto& request = static_cast<ActiveRequest&>(*rows.sequence);
+    const std::int32_t own = request.num_tokens();
+    batch_first_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
     for (std::int32_t i = 0; i < rows.count; ++i) {
       if (i >= rows.count - rows.num_outputs) {
         batch_output_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
       }
-      batch_tokens_.push_back(sequence.tokens[static_cast<std::size_t>(rows.first + i)]);
-      batch_positions_.push_back(rows.first + i);
-      batch_sequences_.push_back(static_cast<std::int32_t>(batch_page_tables_.size()));
+      const std::int32_t position = rows.first + i;
+      batch_tokens_.push_back(position < own ? request.tokens[static_cast<std::size_t>(position)]
+                                             : request.draft[static_cast<std::size_t>(position - own)]);
+      batch_positions_.push_back(position);
+      batch_sequences_.push_back(sequence);
     }
-    batch_page_tables_.emplace_back(sequence.pages);
-    sequence.user->in_prefill = rows.count > 1;
-    if (!sequence.user->started) sequence.user->started = now;
+    ++sequence;
+    for (const auto& table : request.pages) batch_page_tables_.emplace_back(table);
+    request.in_prefill = own - rows.first > 1;
+    only_decodes_ = only_decodes_ && !request.in_prefill;
+    interrupt_.deadline = std::min(interrupt_.deadline, request.deadline);
+    if (!request.started) request.started = now;
   }
 }
 
-EngineCore::RunResult EngineCore::run_batch(std::int32_t num_pages) {
-  if (plan_->num_pages() < num_pages) {
+Batch EngineCore::batch() const {
+  Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
+  batch.num_pools = cache_.num_pools();
+  return batch;
+}
+
+EngineCore::RunResult EngineCore::run_batch(std::span<const std::int32_t> num_pages) {
+  copied_ = false;
+  for (std::size_t pool = 0; pool < num_pages.size(); ++pool) {
+    if (plan_->num_pages(pool) >= num_pages[pool]) continue;
     try {
-      plan_->reserve_pages(num_pages);
+      plan_->reserve_pages(pool, num_pages[pool]);
     } catch (const MemoryBudgetError&) {
       return RunResult::kNoMemory;
     }
   }
-  const Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
-  return plan_->run(batch, &run_cancel_) ? RunResult::kDone : RunResult::kCancelled;
+  for (const PageCopy& copy : scheduler_.copies()) plan_->copy_page(copy.pool, copy.from, copy.to);
+  copied_ = true;
+  return plan_->run(batch(), &interrupt_) ? RunResult::kDone : RunResult::kInterrupted;
 }
 
-std::span<const float> EngineCore::logits_row(std::size_t row) const {
-  const auto width = static_cast<std::size_t>(vocab_size_);
-  return plan_->logits().subspan(row * width, width);
-}
-
-/// Samples and scores; nothing here changes a sequence.
-void EngineCore::read_outputs() {
-  outcomes_.clear();
-  std::size_t output = 0;
-  for (const ScheduledRows& rows : scheduler_.picked()) {
-    auto& sequence = static_cast<CachedSequence&>(*rows.sequence);
-    ActiveRequest& request = *sequence.user;
-    Outcome outcome{&request, std::nullopt, nullptr};
-    try {
-      if (const auto* score = std::get_if<ScoreRequest>(&request.request)) {
-        read_scores(request, *score, rows, output);
-      } else if (rows.num_outputs > 0) {
-        const auto& generate = std::get<GenerateRequest>(request.request);
-        SamplingContext context;
-        context.history = sequence.tokens;
-        context.num_prompt = static_cast<std::size_t>(request.num_prompt);
-        context.choice = generate.choice;
-        context.top_logprobs = generate.top_logprobs;
-        context.mask = &generate.mask;
-        const std::size_t last = output + static_cast<std::size_t>(rows.num_outputs) - 1;
-        outcome.sampled = sampler_.sample(generate.sampling, logits_row(last), context);
-      }
-    } catch (...) {
-      outcome.error = std::current_exception();
-    }
-    outcomes_.push_back(std::move(outcome));
-    output += static_cast<std::size_t>(rows.num_outputs);
-  }
-}
-
-void EngineCore::read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows,
-                             std::size_t first_output) {
-  for (std::int32_t i = 0; i < rows.num_outputs; ++i) {
-    const std::span<const float> logits = logits_row(first_output + static_cast<std::size_t>(i));
-    const std::int32_t position = rows.first + rows.count - rows.num_outputs + i;
-    const auto row = static_cast<std::size_t>(position - score.positions_from);
-    if (score.logits) {
-      std::copy(logits.begin(), logits.end(), request.scores.get() + row * request.score_columns);
-      continue;
-    }
-    const RowExtent extent = row_extent(logits);
-    if (!extent.finite) {
-      throw NumericError("the logits after position " + std::to_string(position) + " are not all finite");
-    }
-    const std::int32_t next = score.tokens[static_cast<std::size_t>(position) + 1];
-    const auto logit = static_cast<double>(logits[static_cast<std::size_t>(next)]);
-    request.scores[row] = static_cast<float>(logit - log_sum_exp(logits, extent.max));
-  }
-}
-
-void EngineCore::apply(const Outcome& outcome) {
-  ActiveRequest& request = *outcome.request;
-  if (outcome.error) return end(request, FinishReason::kError, outcome.error);
-  const bool complete = request.sequence->num_pending() == 0;
-  if (outcome.sampled) {
-    apply_token(request, std::get<GenerateRequest>(request.request), *outcome.sampled);
-  } else if (complete) {
-    end(request, FinishReason::kLength);
-  }
-}
-
-void EngineCore::apply_token(ActiveRequest& request, const GenerateRequest& generate, Sampled sampled) {
-  if (!request.first_output) request.first_output = Clock::now();
-  const std::int32_t token = sampled.token;
-  if (std::find(generate.stop_ids.begin(), generate.stop_ids.end(), token) != generate.stop_ids.end()) {
-    return end(request, FinishReason::kStop, nullptr, token);
-  }
-  CachedSequence& sequence = *request.sequence;
-  sequence.tokens.push_back(token);
-  sequence.output_from = sequence.num_tokens() - 1;
-  ++request.timings.generated_tokens;
-  Event event;
-  event.sampled = std::move(sampled);
-  event.text = request.text.push(pieces_->piece(token, generate.special));
-  request.results.push(std::move(event));
-  if (const std::string* stop = request.text.stopped()) {
-    end(request, FinishReason::kStop, nullptr, *stop);
-  } else if (sequence.num_tokens() >= request.max_total) {
-    end(request, FinishReason::kLength);
-  }
-}
-
-/// The final event; the sequence leaves the scheduler, its pages stay only with a KvSequence that can use them.
+/// The final event; the sequence leaves the scheduler, what it computed stays in the cache.
 void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception_ptr error, StopCause stop) {
-  CachedSequence& sequence = *request.sequence;
-  sequence.user = nullptr;
-  if (sequence.kept && !error) {
-    scheduler_.park(sequence);
+  request.timings.cached_tokens = std::min(request.num_reused, request.num_prompt);
+  if (error) {
+    scheduler_.remove(request);
   } else {
-    scheduler_.remove(sequence);
+    scheduler_.retire(request);
   }
   const auto now = Clock::now();
   const auto started = request.started.value_or(now);
   const auto first_output = request.first_output.value_or(now);
-  request.timings.queue_seconds = seconds(request.submitted, started);
-  request.timings.prefill_seconds = seconds(started, first_output);
-  request.timings.decode_seconds = seconds(first_output, now);
+  Timings& timings = request.timings;
+  timings.queue_seconds = seconds(request.submitted, started);
+  timings.prefill_seconds = seconds(started, first_output);
+  timings.decode_seconds = seconds(first_output, now);
   Event last;
   last.finish = reason;
   last.text = request.text.finish();
@@ -400,24 +401,37 @@ void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception
     last.finish = FinishReason::kStop;
     last.stop = StopCause(*request.text.stopped());
   }
+  ++totals_.requests;
+  totals_.prompt_tokens += static_cast<std::uint64_t>(timings.prompt_tokens);
+  totals_.cached_tokens += static_cast<std::uint64_t>(timings.cached_tokens);
+  totals_.generated_tokens += static_cast<std::uint64_t>(timings.generated_tokens);
+  totals_.draft_tokens += static_cast<std::uint64_t>(timings.draft_tokens);
+  totals_.accepted_tokens += static_cast<std::uint64_t>(timings.accepted_tokens);
   const auto at = std::find_if(active_.begin(), active_.end(), [&](const auto& r) { return r.get() == &request; });
   retired_.push_back(std::move(*at));
   active_.erase(at);
-  work_ = true;  // someone may have waited for the sequence or its pages
-  request.results.finish(std::move(last), request.timings, std::move(error));
+  work_ = true;  // someone may have waited for its pages
+  request.results.finish(std::move(last), timings, std::move(error));
+}
+
+void EngineCore::end_unstarted(const std::shared_ptr<ActiveRequest>& request, FinishReason reason,
+                               std::exception_ptr error) {
+  Event last;
+  last.finish = reason;
+  request->timings.queue_seconds = seconds(request->submitted, Clock::now());
+  ++totals_.requests;
+  retired_.push_back(request);
+  request->results.finish(std::move(last), request->timings, std::move(error));
 }
 
 void EngineCore::fail_all(const std::exception_ptr& error) {
   const std::lock_guard lock(mutex_);
-  scheduler_.abandon();
+  scheduler_.abandon(copied_);
   while (!active_.empty()) end(*active_.front(), FinishReason::kError, error);
-  for (const auto& request : submitted_) {
-    Event last;
-    last.finish = FinishReason::kError;
-    request->results.finish(std::move(last), request->timings, error);
-    retired_.push_back(request);
-  }
+  for (const auto& request : submitted_) end_unstarted(request, FinishReason::kError, error);
   submitted_.clear();
+  for (Job& job : jobs_) job.done.set_exception(error);
+  jobs_.clear();
 }
 
 }  // namespace sterna

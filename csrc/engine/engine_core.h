@@ -8,46 +8,57 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
+#include <future>
 #include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <variant>
 #include <vector>
 
+#include "base/error.h"
 #include "engine/engine.h"
 #include "engine/scheduler.h"
+#include "engine/speculation.h"
 
 namespace sterna {
 
-/// A sequence and who uses it. Guarded by the core's mutex.
-struct CachedSequence : Sequence {
-  ActiveRequest* user = nullptr;
-  bool kept = false;  // a KvSequence holds it: its pages stay after the request
-};
-
 /// A request from submit to its final event. The caller's part is constant after submit; the rest is the engine
 /// thread's.
-struct ActiveRequest {
+struct ActiveRequest : Sequence {
   using Clock = std::chrono::steady_clock;
 
   explicit ActiveRequest(GenerateRequest r);
-  explicit ActiveRequest(ScoreRequest r) : request(std::move(r)) {}
+  explicit ActiveRequest(ScoreRequest r);
+
+  const GenerateRequest* generate() const { return std::get_if<GenerateRequest>(&request); }
+  const ScoreRequest* score() const { return std::get_if<ScoreRequest>(&request); }
+  /// All tokens, those too that a full context made the sequence forget.
+  std::span<const std::int32_t> history() const { return forgot ? std::span(all_tokens) : std::span(tokens); }
 
   std::variant<GenerateRequest, ScoreRequest> request;
   ResultQueue results;
   std::atomic<bool> cancelled = false;
-  std::shared_ptr<CachedSequence> sequence;
+  Clock::time_point submitted = Clock::now();
+  Clock::time_point deadline = Clock::time_point::max();
 
   TextStream text;
-  std::int32_t max_total = 0;  // tokens, prompt included
+  std::int64_t max_total = 0;      // tokens, prompt included
+  std::int64_t max_positions = 0;  // what the context, or the whole cache, holds
   std::int32_t num_prompt = 0;
   std::size_t score_rows = 0;
   std::size_t score_columns = 0;  // 0: one number per row
   std::shared_ptr<float[]> scores;
 
-  Clock::time_point submitted = Clock::now();
+  PromptLookup lookup;
+  Acceptance acceptance;
+  std::int32_t draft_match = 0;  // of the draft that the sequence has
+  bool forgot = false;
+  std::vector<std::int32_t> all_tokens;  // where it forgot
+
   std::optional<Clock::time_point> started;  // first picked
   std::optional<Clock::time_point> first_output;
   Timings timings;
@@ -74,60 +85,84 @@ class EngineCore {
 
   void submit(std::shared_ptr<ActiveRequest> request);
   void cancel(ActiveRequest& request);
-  /// Lets a sequence go that no KvSequence holds any more.
-  void drop(CachedSequence& sequence);
-  std::shared_ptr<CachedSequence> fork(const CachedSequence& sequence);
-  void clear(CachedSequence& sequence);
 
-  std::unique_lock<std::mutex> lock() const { return std::unique_lock(mutex_); }
+  std::int32_t cached_pages(const std::string& context_key, std::span<const std::int32_t> tokens) const;
+  std::vector<std::vector<std::uint8_t>> export_pages(const std::string& context_key,
+                                                      std::span<const std::int32_t> tokens, std::int32_t first,
+                                                      std::int32_t count);
+  std::int32_t import_pages(const std::string& context_key, std::span<const std::int32_t> tokens, std::int32_t first,
+                            std::span<const std::span<const std::uint8_t>> pages);
+
   bool closed() const;
   EngineStats stats() const;
   std::int32_t context() const { return options_.context; }
   std::int32_t vocab_size() const { return vocab_size_; }
+  /// With a word before them that tells which pools' parts are there.
+  std::uint64_t page_bytes() const { return page_bytes_ + sizeof(std::uint64_t); }
+  const std::string& kv_layout() const { return kv_layout_; }
 
  private:
-  /// What one row, or one sequence's rows, came to.
+  /// What the rows of one request came to.
   struct Outcome {
     ActiveRequest* request;
-    std::optional<Sampled> sampled;
+    std::vector<Sampled> sampled;  // the token after its last row, after those of its draft that were right
     std::exception_ptr error;
   };
 
   bool turn();
   void take_requests();
-  void start(const std::shared_ptr<ActiveRequest>& request);
+  void start(ActiveRequest& request);
+  void make_drafts();
   void build_batch();
-  enum class RunResult { kDone, kCancelled, kNoMemory };
-  RunResult run_batch(std::int32_t num_pages);
+  Batch batch() const;
+  enum class RunResult { kDone, kInterrupted, kNoMemory };
+  RunResult run_batch(std::span<const std::int32_t> num_pages);
+  void finish_batch(RunResult result, const std::exception_ptr& error);
+
   void read_outputs();
+  void read_tokens(Outcome& outcome, const ScheduledRows& rows, std::size_t first_output);
   void read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows,
                    std::size_t first_output);
+  std::exception_ptr with_place(const NumericError& error, const ScheduledRows& rows);
   void apply(const Outcome& outcome);
-  void apply_token(ActiveRequest& request, const GenerateRequest& generate, Sampled sampled);
+  bool apply_token(ActiveRequest& request, const Sampled& sampled);
+  void forget_middle(ActiveRequest& request);
   void end(ActiveRequest& request, FinishReason reason, std::exception_ptr error = nullptr, StopCause stop = {});
+  void end_unstarted(const std::shared_ptr<ActiveRequest>& request, FinishReason reason, std::exception_ptr error);
   void fail_all(const std::exception_ptr& error);
   std::span<const float> logits_row(std::size_t row) const;
+  std::int64_t sequence_limit() const;
+
+  /// Between two batches, on the engine thread, without the mutex. Rethrows what `work` throws.
+  void run_between(std::function<void()> work);
+  bool run_jobs(std::unique_lock<std::mutex>& lock);
 
   const EngineOptions options_;
   const std::int32_t vocab_size_;
   const pid_t process_;
   std::shared_ptr<Plan> plan_;
   const std::shared_ptr<const Pieces> pieces_;
+  const std::uint64_t page_bytes_;
+  const std::string kv_layout_;
   Sampler sampler_;
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool closing_ = false;
   bool work_ = false;  // something changed since the thread last looked
-  std::atomic<bool> run_cancel_ = false;
-  KvPages pages_;
+  Interrupt interrupt_;
+  KvCache cache_;
   Scheduler scheduler_;
-  std::list<std::shared_ptr<ActiveRequest>> submitted_;  // not yet started: new, or its sequence is in use
+  std::list<std::shared_ptr<ActiveRequest>> submitted_;  // not yet seen by the thread
   std::list<std::shared_ptr<ActiveRequest>> active_;
   // Ended. Destroyed outside of the mutex: a mask may need another lock (Python's) to go.
   std::vector<std::shared_ptr<ActiveRequest>> retired_;
-  std::uint64_t num_runs_ = 0;
-  std::uint64_t num_rows_ = 0;
+  struct Job {
+    std::function<void()> work;
+    std::promise<void> done;
+  };
+  std::vector<Job> jobs_;
+  EngineStats totals_;
 
   // The batch that runs.
   std::vector<std::int32_t> batch_tokens_;
@@ -135,7 +170,11 @@ class EngineCore {
   std::vector<std::int32_t> batch_sequences_;
   std::vector<std::span<const std::int32_t>> batch_page_tables_;
   std::vector<std::int32_t> batch_output_rows_;
+  std::vector<std::int32_t> batch_first_rows_;  // by picked entry
+  bool copied_ = false;                         // its pages were copied
+  bool only_decodes_ = false;
   std::vector<Outcome> outcomes_;
+  StepCosts costs_;
 };
 
 }  // namespace sterna

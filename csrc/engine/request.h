@@ -14,9 +14,17 @@
 #include <vector>
 
 #include "engine/sampler.h"
+#include "engine/sequence.h"
 #include "engine/text_stream.h"
 
 namespace sterna {
+
+/// How a request stands to others.
+struct RequestTerms {
+  Priority priority = Priority::kInteractive;
+  std::optional<double> timeout_seconds;  // from submit on; then it ends with DeadlineError
+  std::string context_key;                // what else its K and V depend on; see PrefixIndex
+};
 
 /// Tokens to continue.
 struct GenerateRequest {
@@ -30,6 +38,12 @@ struct GenerateRequest {
   Mask mask;
   bool special = false;             // control tokens appear in the text
   bool drop_leading_space = false;  // of the text
+  /// Tokens guessed ahead: so many wherever there is a guess, 0 none, nothing as many as pay.
+  std::optional<std::int32_t> draft_tokens;
+  /// When the context is full: false ends the text; true forgets the middle of it, computes the rest again, and goes
+  /// on.
+  bool shift_context = false;
+  RequestTerms terms;
 };
 
 /// Tokens to judge, teacher-forced.
@@ -39,6 +53,7 @@ struct ScoreRequest {
   std::int32_t positions_from = 0;
   /// False: log p(tokens[i + 1]) for each row but the last token's; true: whole rows of logits, the last token's too.
   bool logits = false;
+  RequestTerms terms;
 };
 
 enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
@@ -61,6 +76,8 @@ struct Timings {
   std::int32_t prompt_tokens = 0;
   std::int32_t cached_tokens = 0;  // of the prompt: found in the cache
   std::int32_t generated_tokens = 0;
+  std::int32_t draft_tokens = 0;     // guessed and computed along
+  std::int32_t accepted_tokens = 0;  // of these: were right
 };
 
 /// The results of one request; the engine writes, any thread reads.

@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace sterna {
 namespace {
@@ -11,12 +12,25 @@ std::int32_t outputs_of(const Sequence& s, std::int32_t count) {
   return std::max(0, end - std::max(s.num_computed, s.output_from));
 }
 
+bool comes_before(const Sequence& a, const Sequence& b) {
+  return std::tuple(a.priority, a.order) < std::tuple(b.priority, b.order);
+}
+
+/// Whether two sequences have the same pages so far and the same tokens in the next one, which neither has computed.
+bool have_same_next_page(const Sequence& a, const Sequence& b) {
+  if (a.node == nullptr || a.node != b.node) return false;
+  const std::int32_t first = a.num_indexed * kPageSlots;
+  const std::int32_t end = first + kPageSlots;
+  if (a.num_tokens() < end || b.num_tokens() < end) return false;
+  return std::equal(a.tokens.begin() + first, a.tokens.begin() + end, b.tokens.begin() + first);
+}
+
 }  // namespace
 
 void Scheduler::wait(Sequence& sequence) {
   sequence.state = Sequence::State::kWaiting;
-  const auto later = [](std::uint64_t order, const Sequence* s) { return order < s->order; };
-  waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), sequence.order, later), &sequence);
+  const auto before = [](const Sequence* a, const Sequence* b) { return comes_before(*a, *b); };
+  waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), &sequence, before), &sequence);
 }
 
 void Scheduler::leave(Sequence& sequence) {
@@ -28,7 +42,6 @@ void Scheduler::leave(Sequence& sequence) {
       running_.erase(std::find(running_.begin(), running_.end(), &sequence));
       break;
     case Sequence::State::kIdle:
-      idle_.remove(&sequence);
       break;
   }
   sequence.state = Sequence::State::kIdle;
@@ -41,65 +54,44 @@ void Scheduler::add(Sequence& sequence) {
   wait(sequence);
 }
 
-void Scheduler::adopt(Sequence& sequence) {
+void Scheduler::retire(Sequence& sequence) {
   leave(sequence);
-  sequence.order = ++clock_;
-  if (!sequence.pages.empty()) idle_.push_back(&sequence);
-}
-
-void Scheduler::park(Sequence& sequence) {
-  release_unused_pages(sequence, pages_);
-  adopt(sequence);
+  cache_.retire(sequence);
 }
 
 void Scheduler::remove(Sequence& sequence) {
   leave(sequence);
-  drop_cache(sequence);
-}
-
-void Scheduler::drop_cache(Sequence& sequence) {
-  sequence.num_computed = 0;
-  release_unused_pages(sequence, pages_);
+  cache_.drop(sequence);
 }
 
 bool Scheduler::is_picked(const Sequence& sequence) const {
   return std::any_of(picked_.begin(), picked_.end(), [&](const ScheduledRows& r) { return r.sequence == &sequence; });
 }
 
-bool Scheduler::free_a_page(const Sequence& wanted_by) {
-  while (!idle_.empty()) {
-    Sequence& victim = *idle_.front();
-    idle_.pop_front();
-    drop_cache(victim);
-    if (pages_.num_free() > 0) return true;
+void Scheduler::preempt(Sequence& victim) {
+  leave(victim);
+  victim.draft.clear();
+  cache_.drop(victim);
+  wait(victim);
+  ++num_preemptions_;
+}
+
+/// The last of the running ones that come after `sequence` loses its pages; false when there is none with any.
+bool Scheduler::preempt_after(const Sequence& sequence) {
+  Sequence* victim = nullptr;
+  for (Sequence* s : running_) {
+    if (!comes_before(sequence, *s) || !cache_.has_pages(*s) || is_picked(*s)) continue;
+    if (!victim || comes_before(*victim, *s)) victim = s;
   }
-  while (true) {
-    Sequence* victim = nullptr;
-    for (Sequence* s : running_) {
-      if (s->order > wanted_by.order && !s->pages.empty() && !is_picked(*s) && (!victim || s->order > victim->order)) {
-        victim = s;
-      }
-    }
-    if (!victim) return false;
-    leave(*victim);
-    drop_cache(*victim);
-    wait(*victim);
-    ++num_preemptions_;
-    if (pages_.num_free() > 0) return true;
-  }
+  if (!victim) return false;
+  preempt(*victim);
+  return true;
 }
 
 std::int32_t Scheduler::grow(Sequence& sequence, std::int32_t positions) {
-  const auto needed = static_cast<std::size_t>(pages_for(positions));
-  while (sequence.pages.size() < needed) {
-    const auto page = pages_.allocate();
-    if (page) {
-      sequence.pages.push_back(*page);
-    } else if (!free_a_page(sequence)) {
-      break;
-    }
-  }
-  return std::min(positions, static_cast<std::int32_t>(sequence.pages.size()) * kPageSlots);
+  std::int32_t have = cache_.grow(sequence, positions);
+  while (have < positions && preempt_after(sequence)) have = cache_.grow(sequence, positions);
+  return have;
 }
 
 std::int32_t Scheduler::take_rows(Sequence& sequence, std::int32_t count, std::int32_t outputs) {
@@ -115,45 +107,87 @@ std::int32_t Scheduler::take_rows(Sequence& sequence, std::int32_t count, std::i
   return count;
 }
 
+/// Rows of a draft come along where there is room for them; nobody gives way to a guess.
+void Scheduler::take_draft(ScheduledRows& rows) {
+  Sequence& sequence = *rows.sequence;
+  const auto wanted = static_cast<std::int32_t>(sequence.draft.size());
+  const std::int32_t count = std::min({wanted, tokens_left_, outputs_left_});
+  if (count <= 0 || rows.num_outputs == 0) return;
+  const std::int32_t end = rows.first + rows.count;
+  const std::int32_t added = cache_.grow(sequence, end + count) - end;
+  rows.count += added;
+  rows.num_outputs += added;
+  tokens_left_ -= added;
+  outputs_left_ -= added;
+}
+
 void Scheduler::pick_decode(std::int32_t tokens_kept, std::int32_t outputs_kept) {
   tokens_left_ -= tokens_kept;
   outputs_left_ -= outputs_kept;
   // Whoever is served may preempt others: `running_` changes, so walk over a copy and look again.
   const std::vector<Sequence*> line = running_;
+  const std::size_t first = picked_.size();
   for (Sequence* s : line) {
     if (s->state == Sequence::State::kRunning && s->num_pending() == 1 && !is_picked(*s)) take_rows(*s, 1, 1);
   }
+  for (std::size_t i = first; i < picked_.size(); ++i) take_draft(picked_[i]);
   tokens_left_ += tokens_kept;
   outputs_left_ += outputs_kept;
 }
 
 void Scheduler::admit() {
-  while (!waiting_.empty() && running_.size() < static_cast<std::size_t>(limits_.max_sequences)) {
+  while (!waiting_.empty()) {
     Sequence& next = *waiting_.front();
-    const auto needed = pages_for(std::int64_t{next.num_tokens()} + 1) - static_cast<std::int32_t>(next.pages.size());
-    std::int64_t available = pages_.num_free();
-    for (const Sequence* s : idle_) available += static_cast<std::int64_t>(s->pages.size());
+    if (running_.size() >= static_cast<std::size_t>(limits_.max_sequences)) {
+      // Only who is in the background makes room for somebody who comes before.
+      Sequence& last = **std::max_element(running_.begin(), running_.end(),
+                                          [](const Sequence* a, const Sequence* b) { return comes_before(*a, *b); });
+      if (last.priority <= next.priority) return;
+      preempt(last);
+    }
+    cache_.reuse_pages(next);
     // Alone it may take everything, and fail as stuck if that is not enough.
-    if (needed > available && !running_.empty()) return;
+    if (!running_.empty() && !cache_.has_room(next, next.num_tokens() + 1)) {
+      cache_.drop(next);
+      return;
+    }
     waiting_.pop_front();
     next.state = Sequence::State::kRunning;
     running_.push_back(&next);
   }
 }
 
-void Scheduler::pick_prefill() {
+/// Whether one that comes before is about to compute the same page. The first never waits, so somebody moves on.
+bool Scheduler::waits_for_page(const Sequence& sequence) const {
+  const std::int32_t end = (sequence.num_indexed + 1) * kPageSlots;
+  if (sequence.num_computed != end - kPageSlots || end > sequence.output_from) return false;
+  return std::any_of(running_.begin(), running_.end(), [&](const Sequence* other) {
+    return comes_before(*other, sequence) && have_same_next_page(*other, sequence);
+  });
+}
+
+void Scheduler::pick_prefill(Priority priority) {
   struct Share {
     Sequence* sequence;
     std::int32_t rows;
   };
   std::vector<Share> line;
   for (Sequence* s : running_) {
-    if (s->num_pending() > 1) line.push_back({s, 0});
+    if (s->num_pending() <= 1 || s->priority != priority) continue;
+    cache_.reuse_pages(*s);
+    if (s->num_pending() > 1 && !waits_for_page(*s)) line.push_back({s, 0});
   }
   // Equal shares of the rows, and what the short ones do not need goes to the longer; then served in the order of the
   // line.
   std::vector<Share*> by_length;
-  for (Share& share : line) by_length.push_back(&share);
+  for (Share& share : line) {
+    const std::size_t num_copies = copies_.size();
+    if (cache_.copy_beginning(*share.sequence, copies_))
+      copied_.resize(copies_.size(), share.sequence);
+    else
+      copies_.resize(num_copies);
+    by_length.push_back(&share);
+  }
   std::stable_sort(by_length.begin(), by_length.end(), [](const Share* a, const Share* b) {
     return a->sequence->num_pending() < b->sequence->num_pending();
   });
@@ -173,6 +207,8 @@ void Scheduler::pick_prefill() {
 
 const std::vector<ScheduledRows>& Scheduler::pick() {
   picked_.clear();
+  copies_.clear();
+  copied_.clear();
   stuck_ = nullptr;
   ++num_picks_;
   tokens_left_ = limits_.max_tokens;
@@ -193,27 +229,37 @@ const std::vector<ScheduledRows>& Scheduler::pick() {
   if (tokens_kept >= limits_.max_tokens && decode_turn) tokens_kept = 0;
   if (outputs_kept >= limits_.max_outputs && decode_turn) outputs_kept = 0;
   pick_decode(tokens_kept, outputs_kept);
-  pick_prefill();
+  pick_prefill(Priority::kInteractive);
+  pick_prefill(Priority::kBackground);
   pick_decode(0, 0);  // what prefill left
 
   if (picked_.empty() && !running_.empty()) {
     stuck_ = *std::min_element(running_.begin(), running_.end(),
-                               [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
+                               [](const Sequence* a, const Sequence* b) { return comes_before(*a, *b); });
   }
   return picked_;
 }
 
-void Scheduler::advance() {
-  for (const ScheduledRows& rows : picked_) {
-    rows.sequence->num_computed += rows.count;
-    const auto at = std::find(running_.begin(), running_.end(), rows.sequence);
+void Scheduler::advance(std::span<const std::int32_t> counts) {
+  for (std::size_t i = 0; i < picked_.size(); ++i) {
+    Sequence& sequence = *picked_[i].sequence;
+    sequence.num_computed += counts[i];
+    sequence.draft.clear();
+    cache_.advance(sequence);
+    const auto at = std::find(running_.begin(), running_.end(), &sequence);
     std::rotate(at, at + 1, running_.end());
   }
   picked_.clear();
 }
 
-void Scheduler::abandon() {
-  for (Sequence* s : running_) release_unused_pages(*s, pages_);
+void Scheduler::abandon(bool copied) {
+  if (!copied) {
+    copied_.erase(std::unique(copied_.begin(), copied_.end()), copied_.end());
+    for (Sequence* s : copied_) {
+      if (s->state == Sequence::State::kRunning) cache_.forget_beginning(*s);
+    }
+  }
+  for (Sequence* s : running_) cache_.release_unused(*s);
   picked_.clear();
 }
 

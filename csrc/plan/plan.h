@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,11 +20,28 @@ enum class KvType { kF16, kF32, kQ8_0 };
 /// Elements of a head's key or value row that share a scale in a q8_0 cache.
 constexpr int kKvGroup = 32;
 
+/// Layers whose KV pages live and die together: those that see all positions (window 0), or the last `window`.
+struct KvPoolInfo {
+  std::int32_t window = 0;
+  std::uint64_t page_bytes = 0;  // one page over these layers
+};
+
 /// Bytes that a plan holds.
 struct PlanMemory {
   std::uint64_t weights = 0;  // packed
   std::uint64_t scratch = 0;  // arena and per-thread buffers
-  std::uint64_t kv_page = 0;  // one page over all layers
+  std::vector<KvPoolInfo> kv_pools;
+};
+
+/// Asks a run to stop between two steps: when somebody asks, or at a point in time.
+struct Interrupt {
+  using Clock = std::chrono::steady_clock;
+  std::atomic<bool> asked = false;
+  Clock::time_point deadline = Clock::time_point::max();
+
+  bool due() const {
+    return asked.load(std::memory_order_relaxed) || (deadline != Clock::time_point::max() && Clock::now() >= deadline);
+  }
 };
 
 class Plan {
@@ -31,17 +49,28 @@ class Plan {
   virtual ~Plan() = default;
 
   /// Computes the batch and writes K and V of its rows; logits() then has batch.num_outputs() rows. Returns false, with
-  /// the logits undefined, when `cancelled` was seen set between two steps; running the batch again later is safe.
+  /// the logits undefined, when `interrupt` was seen due between two steps; running the batch again later is safe.
   /// Limits: 1 <= T <= max_tokens(), L <= max_outputs(), pages < num_pages(). Not reentrant.
-  virtual bool run(const Batch& batch, const std::atomic<bool>* cancelled = nullptr) = 0;
+  virtual bool run(const Batch& batch, const Interrupt* interrupt = nullptr) = 0;
 
   /// [num_outputs, vocab_size] of the last run; valid until the next.
   virtual std::span<const float> logits() const = 0;
 
+  /// Runs the batch again, which must have been the last one, and names the first value of row `row` that is not
+  /// finite, with its line in the model file; empty when there is none, or the plan cannot tell.
+  virtual std::string first_non_finite(const Batch& batch, std::int32_t row) = 0;
+
+  /// One entry per pool of KV pages; a batch has a page table for each.
+  virtual std::span<const KvPoolInfo> kv_pools() const = 0;
   /// Makes room for at least `num_pages` KV pages (slabs; existing pages keep their contents). Throws
   /// MemoryBudgetError.
-  virtual void reserve_pages(std::int32_t num_pages) = 0;
-  virtual std::int32_t num_pages() const = 0;
+  virtual void reserve_pages(std::size_t pool, std::int32_t num_pages) = 0;
+  virtual std::int32_t num_pages(std::size_t pool) const = 0;
+  virtual void copy_page(std::size_t pool, std::int32_t from, std::int32_t to) = 0;
+  /// page_bytes of the pool each. What they mean is told by kv_layout(): equal names, equal meanings.
+  virtual void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const = 0;
+  virtual void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) = 0;
+  virtual std::string kv_layout() const = 0;
 
   virtual std::int32_t vocab_size() const = 0;
   virtual std::int32_t max_tokens() const = 0;

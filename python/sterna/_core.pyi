@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntsLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+BytesLike: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 # --- gguf
 
@@ -338,7 +339,10 @@ class CpuPlan(Plan):
     @property
     def scratch_bytes(self) -> int: ...
     @property
-    def kv_page_bytes(self) -> int: ...
+    def kv_pools(self) -> list[tuple[int, int]]:
+        """(window, bytes of a page) of each pool of the KV cache; window 0 sees all positions."""
+    @property
+    def kv_layout(self) -> str: ...
 
 def compile_cpu(
     program: Program,
@@ -365,8 +369,11 @@ def plan_memory(
     kv_dtype: str = "f16",
     max_tokens: int = 512,
     max_outputs: int = 64,
-) -> tuple[int, int, int]:
-    """Bytes of weights, scratch and one KV page that `compile_cpu` with these arguments holds; allocates none of them."""
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """Bytes of weights and scratch that `compile_cpu` with these arguments holds, and `kv_pools`; allocates nothing."""
+
+def pool_page_limit(window: int, kv_tokens: int, max_sequences: int, max_tokens: int) -> int:
+    """Pages that an engine lets a pool have."""
 
 def compiled_isas() -> list[str]:
     """Instruction sets of this build, worst first."""
@@ -530,17 +537,20 @@ def sentencepiece_pieces(tokens: Sequence[bytes], scores: bytes, types: bytes) -
 
 @final
 class KvPages:
-    """Numbers and reference counts of the pages of a KV cache: pure logic, no bytes."""
+    """Numbers of the pages of one pool of a KV cache, and who holds them: pure logic, no bytes."""
 
     def __init__(self, limit: int) -> None: ...
     limit: int
     num_free: int
     num_in_use: int
+    num_idle: int  # only kept
     high_water: int
     def allocate(self) -> int | None: ...
     def share(self, page: int) -> None: ...
     def release(self, page: int) -> None: ...
     def references(self, page: int) -> int: ...
+    def keep(self, page: int) -> None: ...
+    def let_go(self, page: int) -> None: ...
 
 @final
 class ScheduledRows:
@@ -550,54 +560,55 @@ class ScheduledRows:
     first: int
     count: int
     num_outputs: int
-    pages: list[int]
+    pages: list[list[int]]  # page tables, by pool
 
 @final
 class Scheduler:
-    """Picks batches over sequences that it knows by number: the engine's own scheduler, bound for tests."""
+    """Picks batches over sequences that it knows by number: the engine's own scheduler and cache, bound for tests."""
 
-    def __init__(self, *, max_tokens: int, max_outputs: int, max_sequences: int, page_limit: int) -> None: ...
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        max_outputs: int,
+        max_sequences: int,
+        page_limits: Sequence[int],
+        windows: Sequence[int] = (0,),
+    ) -> None: ...
+    def pages(self, pool: int = 0) -> KvPages: ...
     @property
-    def pages(self) -> KvPages: ...
+    def num_indexed(self) -> int:
+        """Pages in the prefix index."""
     @property
     def num_running(self) -> int: ...
     @property
     def num_waiting(self) -> int: ...
-    def add(self, tokens: IntsLike, *, output_from: int | None = None, source: int | None = None) -> int:
-        """A new sequence, waiting. `source` is a finished (parked) sequence whose common prefix is shared."""
+    def add(
+        self,
+        tokens: IntsLike,
+        *,
+        output_from: int | None = None,
+        background: bool = False,
+        context_key: bytes = b"",
+    ) -> int:
+        """A new sequence, waiting."""
     def pick(self) -> list[ScheduledRows]: ...
+    def copies(self) -> list[tuple[int, int, int]]:
+        """(pool, from, to) of the pages to copy before the picked batch runs."""
     def stuck(self) -> list[int]:
         """Sequences of the last pick that cannot get their pages even alone."""
-    def advance(self) -> None:
-        """The picked batch has run."""
-    def abandon(self) -> None:
+    def advance(self, accepted: Mapping[int, int] = ...) -> None:
+        """The picked batch has run; `accepted` says by id how many tokens of its draft were right."""
+    def abandon(self, copied: bool = True) -> None:
         """The picked batch has not run; its pages go back."""
+    def draft(self, id: int, tokens: Sequence[int]) -> None: ...
     def append(self, id: int, token: int) -> None: ...
-    def park(self, id: int) -> None:
-        """The sequence leaves the running set and keeps its pages until others need them."""
+    def retire(self, id: int) -> None:
+        """The sequence ends; what it computed stays in the cache."""
     def remove(self, id: int) -> None: ...
     def num_computed(self, id: int) -> int: ...
-    def page_table(self, id: int) -> list[int]: ...
-
-@final
-class KvSequence:
-    """Tokens and their pages in an engine's cache, kept between requests: what a session holds.
-
-    Pass it to `Engine.submit` with the whole prompt: the longest common prefix is not computed again. Pages of idle
-    sequences are given up, least recently used first, when running ones need them; the tokens are then computed again.
-    """
-
-    @property
-    def tokens(self) -> list[int]:
-        """The prompt and the generated tokens so far (a stop token is not among them)."""
-    @property
-    def num_cached(self) -> int:
-        """How many of `tokens` are in the cache now."""
-    def __len__(self) -> int: ...
-    def fork(self) -> KvSequence:
-        """A second sequence with the same tokens. Full pages are shared; at most 63 tokens are computed again."""
-    def clear(self) -> None:
-        """Forgets tokens and pages. An Error while a request uses the sequence."""
+    def num_reused(self, id: int) -> int: ...
+    def page_tables(self, id: int) -> list[list[int]]: ...
 
 @final
 class Timings:
@@ -607,6 +618,8 @@ class Timings:
     prompt_tokens: int
     cached_tokens: int  # of prompt_tokens, found in the cache
     generated_tokens: int
+    draft_tokens: int  # guessed ahead and computed along
+    accepted_tokens: int  # of these: were right
 
 @final
 class Event:
@@ -639,11 +652,20 @@ class RequestHandle:
 class EngineStats:
     running: int
     waiting: int
+    # Of the pool with the most pages in use:
     pages_in_use: int
+    pages_cached: int  # kept for requests that begin alike
     page_limit: int
     runs: int  # batches computed
     tokens: int  # rows computed
     preemptions: int
+    # Of requests that have ended:
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int  # of these
+    generated_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
 
 @final
 class Engine:
@@ -657,8 +679,12 @@ class Engine:
         context: int,
         max_sequences: int = 16,
         kv_tokens: int | None = None,
+        max_waiting: int = 1024,
     ) -> None:
-        """`context` limits one sequence, `kv_tokens` all of them together (default: one context); both in tokens."""
+        """`context` limits one sequence, `kv_tokens` all of them together (default: one context); both in tokens.
+
+        More than `max_waiting` requests that wait are refused.
+        """
     @property
     def context(self) -> int: ...
     @property
@@ -666,7 +692,25 @@ class Engine:
     @property
     def closed(self) -> bool: ...
     def stats(self) -> EngineStats: ...
-    def sequence(self) -> KvSequence: ...
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of 64 tokens as export_pages gives it."""
+    @property
+    def kv_layout(self) -> str:
+        """What these bytes mean: pages go from one engine to another of the same model and layout."""
+    def cached_pages(self, tokens: IntsLike, *, context_key: bytes = b"") -> int:
+        """How many whole pages from the beginning of `tokens` are in the cache."""
+    def export_pages(
+        self, tokens: IntsLike, first: int, count: int, *, context_key: bytes = b""
+    ) -> list[npt.NDArray[np.uint8]]:
+        """Copies of those of them from number `first` on. Waits for the step that runs."""
+    def import_pages(
+        self, tokens: IntsLike, first: int, pages: Sequence[BytesLike], *, context_key: bytes = b""
+    ) -> int:
+        """Puts pages from number `first` on into the cache; how many of `tokens` it has then. Takes no page in use.
+
+        ArgumentError for a page of another size.
+        """
     def submit(
         self,
         tokens: IntsLike,
@@ -678,17 +722,31 @@ class Engine:
         stop_strings: Sequence[str] = (),
         top_logprobs: int | None = None,
         mask: MaskLike | None = None,
-        sequence: KvSequence | None = None,
         special: bool = False,
         drop_leading_space: bool = False,
+        draft_tokens: int | None = None,
+        shift_context: bool = False,
+        background: bool = False,
+        timeout: float | None = None,
+        context_key: bytes = b"",
     ) -> RequestHandle:
-        """Generates after `tokens`. max_tokens None: up to the context; 0: computes the prompt only (fills `sequence`).
+        """Generates after `tokens`. max_tokens None: up to the context; 0: computes the prompt only, into the cache.
 
-        top_logprobs: None for none, 0 for the chosen token's, n for the n most likely as well. ContextOverflowError
-        when the prompt leaves no room, MemoryBudgetError when it can never fit into the pool, ArgumentError.
+        What the cache has of the prompt, under the same `context_key`, is not computed again. top_logprobs: None for
+        none, 0 for the chosen token's, n for the n most likely as well. draft_tokens are guessed ahead: None as many as
+        pay. shift_context: a full context forgets its middle instead of ending the text. timeout: seconds until
+        DeadlineError. ContextOverflowError when the prompt leaves no room, MemoryBudgetError when it can never fit into
+        the pool, QueueFullError, ArgumentError.
         """
     def submit_score(
-        self, tokens: IntsLike, *, positions_from: int = 0, logits: bool = False, sequence: KvSequence | None = None
+        self,
+        tokens: IntsLike,
+        *,
+        positions_from: int = 0,
+        logits: bool = False,
+        background: bool = False,
+        timeout: float | None = None,
+        context_key: bytes = b"",
     ) -> RequestHandle:
         """Teacher-forced: `scores()` gives log p(tokens[i + 1] | tokens[: i + 1]) for i in [positions_from, n - 1).
 

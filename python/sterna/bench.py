@@ -84,29 +84,24 @@ class Measurement:
         self.test = test
         self._engine = engine
         self._before = [self._random(test.depth, seed) for seed in range(test.batch)]
-        self._sequences = [engine.sequence() if test.depth else None for _ in range(test.batch)]
         self._runs = 0
 
     def run(self) -> float:
         """Tokens per second of one run, all sequences together; greedy, and nothing stops a text early."""
         test, engine = self.test, self._engine
-        for tokens, sequence in zip(self._before, self._sequences, strict=True):
-            if sequence is not None:
-                engine.submit(tokens, max_tokens=0, sequence=sequence).events()
+        for tokens in self._before if test.depth else ():
+            engine.submit(tokens, max_tokens=0).events()  # kept in the cache
         self._runs += 1
         fresh = [self._random(test.prompt or 1, 1000 + seed) for seed in range(test.batch)]
-        for tokens in fresh:
-            tokens[0] = (
-                tokens[0] + self._runs
-            ) % engine.vocab_size  # nothing of an earlier run's is found in the cache
+        for tokens in fresh:  # nothing of an earlier run's is found in the cache
+            tokens[0] = (tokens[0] + self._runs) % engine.vocab_size
         prompts = [np.concatenate(pair) for pair in zip(self._before, fresh, strict=True)]
         greedy = _core.SamplingParams(temperature=0.0)
         # The first generated token belongs to the prompt: generating n more takes n steps.
         max_tokens = test.generate + 1
         begin = time.perf_counter()
         requests = [
-            engine.submit(prompt, max_tokens=max_tokens, sampling=greedy, sequence=sequence)
-            for prompt, sequence in zip(prompts, self._sequences, strict=True)
+            engine.submit(prompt, max_tokens=max_tokens, sampling=greedy, draft_tokens=0) for prompt in prompts
         ]
         for request in requests:
             request.events()

@@ -56,6 +56,14 @@ class NumericError(SternaError, ArithmeticError):
     """NaN or infinity where a number is needed."""
 
 
+class QueueFullError(SternaError, RuntimeError):
+    """A request that found too many others waiting; try again when some have ended."""
+
+
+class DeadlineError(SternaError, TimeoutError):
+    """A request that did not end within its `timeout`."""
+
+
 class TemplateError(SternaError, ValueError):
     """A chat template that is malformed, raises, or exceeds its budget."""
 

@@ -57,6 +57,8 @@ class Request:
             t.prompt_tokens or self._num_prompt,
             t.cached_tokens,
             t.generated_tokens,
+            t.draft_tokens,
+            t.accepted_tokens,
         )
         return Completion(
             text="".join(self._texts),

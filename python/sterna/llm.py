@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from sterna._core import Engine, KvSequence, RequestHandle
+    from sterna._core import Engine, RequestHandle
     from sterna.answers import ChatStream, OnEnd
     from sterna.chat import ChatTemplate, FoundTemplate, Message
     from sterna.divergence import Divergence
@@ -318,7 +318,6 @@ class LLM:
         max_tokens: int | None,
         sampling: Sampling,
         template_kwargs: Mapping[str, Any] | None,
-        sequence: KvSequence | None = None,
         on_end: OnEnd | None = None,
     ) -> ChatStream:
         from sterna.answers import ChatStream
@@ -334,7 +333,7 @@ class LLM:
             tokens.insert(0, cast(int, self.tokenizer.bos_id))
         # SentencePiece writes the space before a word with the word, the first one of an answer too.
         request = self._submit(
-            tokens, max_tokens, sampling, {}, sequence=sequence, drop_leading_space=self.tokenizer.kind == "spm"
+            tokens, max_tokens, sampling, {}, drop_leading_space=self.tokenizer.kind == "spm"
         )
         return ChatStream(request, reasoning_open=rendered.opens_reasoning, tools=bool(tools), on_end=on_end)
 
@@ -353,7 +352,6 @@ class LLM:
         sampling: Sampling | None,
         options: Mapping[str, Any],
         *,
-        sequence: KvSequence | None = None,
         drop_leading_space: bool = False,
     ) -> Request:
         merged = self._merged(sampling, options)
@@ -368,7 +366,6 @@ class LLM:
             stop_ids=sorted({*ids, *(() if merged.ignore_eos else self.tokenizer.end_ids)}),
             stop_strings=texts,
             top_logprobs=merged.top_logprobs,
-            sequence=sequence,
             drop_leading_space=drop_leading_space,
         )
         return Request(handle, num_prompt=len(tokens), seed=seed, logprobs=merged.top_logprobs is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import os
 import re
@@ -28,6 +29,15 @@ MAX_LOGITS_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
+class KvPool:
+    """Pages of the layers that see all positions (window 0), or the last `window`: what they may take at most."""
+
+    window: int
+    page_bytes: int
+    pages: int
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes that a loaded model takes beyond Python, its libraries and the tokenizer, once its context has been full.
 
@@ -42,7 +52,7 @@ class MemoryPlan:
     scratch: int
     context: int
     kv_tokens: int
-    page_bytes: int
+    pools: tuple[KvPool, ...]
     budget: int | None = None
     max_context: int | None = None
 
@@ -77,13 +87,14 @@ class PlanSettings:
     kv_dtype: str
     max_tokens: int
     max_outputs: int
+    max_sequences: int
 
     @staticmethod
     def choose(*, vocab_size: int, threads: int, kv_dtype: str, max_sequences: int) -> PlanSettings:
         """Sizes of one run: every running sequence may want its logits, scoring wants as many rows as are cheap."""
         outputs = max(1, min(MAX_OUTPUTS, MAX_LOGITS_BYTES // (4 * vocab_size)))
         outputs = max(outputs, max_sequences)
-        return PlanSettings(threads, kv_dtype, max(PREFILL_TOKENS, outputs), outputs)
+        return PlanSettings(threads, kv_dtype, max(PREFILL_TOKENS, outputs), outputs, max_sequences)
 
 
 def plan_memory(
@@ -97,23 +108,36 @@ def plan_memory(
 ) -> MemoryPlan:
     """The plan for a context (None: the trained length, or what of it fits) and a cache of `kv_tokens` (None: that)."""
     from sterna._core import plan_memory as bytes_of
+    from sterna._core import pool_page_limit
 
-    weights, scratch, page = bytes_of(
+    weights, scratch, kinds = bytes_of(
         program,
         threads=settings.threads,
         kv_dtype=settings.kv_dtype,
         max_tokens=settings.max_tokens,
         max_outputs=settings.max_outputs,
     )
+
+    def pools(tokens: int) -> tuple[KvPool, ...]:
+        return tuple(
+            KvPool(window, size, pool_page_limit(window, tokens, settings.max_sequences, settings.max_tokens))
+            for window, size in kinds
+        )
+
+    def bytes_for(tokens: int) -> int:
+        return sum(pool.pages * pool.page_bytes for pool in pools(tokens))
+
     fitting = None
     if budget is not None:
-        pages = max(0, budget - weights - scratch) // max(page, 1)
+        most = -(-max(trained_context, context or 0) // PAGE_TOKENS)
+        pages = bisect.bisect_right(
+            range(most), budget - weights - scratch, key=lambda page: bytes_for((page + 1) * PAGE_TOKENS)
+        )
         fitting = min(pages * PAGE_TOKENS, max(trained_context, context or 0))
     if context is None:
         context = min(trained_context, kv_tokens or fitting or trained_context)
     kv_tokens = kv_tokens or context
-    pages = -(-kv_tokens // PAGE_TOKENS)
-    return MemoryPlan(weights, pages * page, scratch, context, kv_tokens, page, budget, fitting)
+    return MemoryPlan(weights, bytes_for(kv_tokens), scratch, context, kv_tokens, pools(kv_tokens), budget, fitting)
 
 
 def parse_budget(budget: int | str | None) -> int | None:

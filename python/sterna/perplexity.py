@@ -113,12 +113,11 @@ def _begun(tokenizer: Tokenizer, window: I32) -> I32:
 
 def _logits(engine: Engine, window: I32) -> Iterator[tuple[int, F32]]:
     """The logits of the scored positions in parts: the first position, and float32 [n, vocab_size]."""
-    sequence = engine.sequence()
     step = max(1, _PART_ELEMENTS // engine.vocab_size)
     for begin in range(len(window) // 2, len(window) - 1, step):
         end = min(begin + step, len(window) - 1)
         # The cache holds what the part before has computed.
-        handle = engine.submit_score(window[:end], positions_from=begin, logits=True, sequence=sequence)
+        handle = engine.submit_score(window[:end], positions_from=begin, logits=True)
         try:
             logits = handle.scores()
         except BaseException:

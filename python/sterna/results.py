@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request; `cached_tokens` of the prompt were not computed again."""
+    """Tokens of one request; `cached_tokens` of the prompt were not computed again.
+
+    Equal usages differ in these at most: what the cache had is no part of the answer.
+    """
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def total_tokens(self) -> int:
@@ -24,7 +27,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of one request went, and the tokens that it went to."""
+    """Where the time of one request went, and the tokens that it went to.
+
+    Of the generated tokens `draft_tokens` were guessed ahead, and `accepted_tokens` guesses were right.
+    """
 
     queue_seconds: float
     prefill_seconds: float
@@ -32,6 +38,8 @@ class Timings:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:

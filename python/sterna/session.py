@@ -41,7 +41,6 @@ class Session:
         first = [] if system is None else [{"role": "system", "content": system}]
         self._llm = llm
         self._messages: list[dict[str, Any]] = [*first, *_checked(messages)]
-        self._sequence = llm.engine.sequence()
         self._turn = threading.Lock()
         self._streaming: weakref.ref[ChatStream] | None = None
 
@@ -49,11 +48,6 @@ class Session:
     def messages(self) -> list[dict[str, Any]]:
         """A copy of the turns so far."""
         return copy.deepcopy(self._messages)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the conversation that are in the KV cache now; the next turn computes only what follows them."""
-        return self._sequence.num_cached
 
     @overload
     def send(
@@ -111,7 +105,6 @@ class Session:
                 max_tokens=max_tokens,
                 sampling=self._llm._merged(sampling, options),
                 template_kwargs=template_kwargs,
-                sequence=self._sequence,
                 on_end=end,
             )
             if stream:
@@ -141,12 +134,10 @@ class Session:
         )
 
     def fork(self) -> Session:
-        """A second conversation with the same turns so far; what is cached is shared."""
+        """A second conversation with the same turns so far; what both have in common is computed and held once."""
         with self._turn:
             self._end_stream()
-            other = Session(self._llm, messages=self._messages)
-            other._sequence = self._sequence.fork()
-            return other
+            return Session(self._llm, messages=self._messages)
 
     def save(self, path: str | Path) -> None:
         """Writes the turns as JSON, with the model's fingerprint. FileError."""

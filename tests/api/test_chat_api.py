@@ -90,12 +90,10 @@ def test_bos_is_put_before_a_template_that_forgets_it(llm: sterna.LLM, monkeypat
 
 
 def test_a_session_computes_only_what_is_new(llm: sterna.LLM) -> None:
-    chat = llm.session(system="ba")
+    chat = llm.session(system="ba ja ka")
     first = chat.send("da fa", max_tokens=20, **GREEDY)
-    assert first.usage.cached_tokens == 0
-    cached = chat.cached_tokens
     second = chat.send("ha", max_tokens=20, **GREEDY)
-    assert cached >= second.usage.cached_tokens >= first.usage.prompt_tokens
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens
     assert [m["role"] for m in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert chat.messages[2]["content"] == first.content
     # The cache changes no token.

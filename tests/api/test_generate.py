@@ -28,7 +28,10 @@ def test_a_completion_tells_what_happened(llm: sterna.LLM, prompt: list[int]) ->
     out = llm.generate(prompt, max_tokens=9, ignore_eos=True, seed=3)
     assert str(out) == out.text
     assert out.finish_reason == "length"
-    assert out.usage == sterna.Usage(prompt_tokens=len(prompt), completion_tokens=9)
+    assert (out.usage.prompt_tokens, out.usage.completion_tokens) == (len(prompt), 9)
+    again = llm.generate(prompt, max_tokens=9, ignore_eos=True, seed=3)
+    assert again.usage.cached_tokens == (len(prompt) - 1 if len(prompt) > 16 else 0)
+    assert again.tokens == out.tokens
     assert out.usage.total_tokens == len(prompt) + 9
     assert out.seed == 3
     assert out.logprobs is None

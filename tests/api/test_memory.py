@@ -23,7 +23,8 @@ def test_the_plan_is_what_is_allocated(tiny_path: Path) -> None:
     compiled = _core.compile_cpu(trace(file).program.fuse(), file, threads=2, max_tokens=512, max_outputs=64)
     assert compiled.weight_bytes == pytest.approx(plan.weights, rel=0.05)
     assert compiled.scratch_bytes == pytest.approx(plan.scratch, rel=0.05)
-    assert plan.kv == 5 * compiled.kv_page_bytes  # 300 tokens are 5 pages of 64
+    assert [(pool.window, pool.page_bytes) for pool in plan.pools] == compiled.kv_pools
+    assert plan.kv == 5 * compiled.kv_pools[0][1]  # 300 tokens are 5 pages of 64
 
 
 def test_a_budget_that_is_too_small_names_the_parts_and_what_would_fit(
@@ -57,7 +58,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(
 def test_a_context_that_is_not_asked_for_is_capped_and_said(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = sterna.plan(tiny_path)
     assert whole.context == 512
-    budget = whole.weights + whole.scratch + 3 * whole.page_bytes
+    budget = whole.weights + whole.scratch + 3 * whole.pools[0].page_bytes
     with caplog.at_level(logging.WARNING, "sterna"), sterna.load(tiny_path, memory_budget=budget) as llm:
         assert llm.info.context == llm.engine.context == 192
         assert llm.info.trained_context == 512
@@ -80,14 +81,14 @@ def test_a_q8_0_cache_takes_half_as_much(tiny_path: Path) -> None:
     for kv_dtype in ("f16", "q8_0"):
         with sterna.load(tiny_path, context=300, kv_dtype=kv_dtype) as llm:
             assert llm.info.kv_dtype == kv_dtype
-            pages[kv_dtype] = llm.info.memory.page_bytes
+            pages[kv_dtype] = llm.info.memory.pools[0].page_bytes
             assert len(llm.generate([5, 6, 7], max_tokens=100, ignore_eos=True).tokens) == 100
     assert 0.5 < pages["q8_0"] / pages["f16"] < 0.6
 
 
 def test_the_cache_may_be_larger_than_one_context(tiny_path: Path) -> None:
     plan = sterna.plan(tiny_path, context=100, kv_tokens=1000)
-    assert plan.kv == 16 * plan.page_bytes
+    assert plan.kv == 16 * plan.pools[0].page_bytes
     with sterna.load(tiny_path, context=100, kv_tokens=1000, max_sequences=8) as llm:
         assert llm.engine.stats().page_limit == 16
         prompts = [[5 + i] * 50 for i in range(8)]

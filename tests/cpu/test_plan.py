@@ -339,9 +339,9 @@ def test_memory_is_known_beforehand() -> None:
     for threads, kv_dtype, max_tokens in ((1, "f16", 32), (2, "q8_0", 200), (3, "f32", 500)):
         options = {"threads": threads, "kv_dtype": kv_dtype, "max_tokens": max_tokens, "max_outputs": 8}
         plan = compiled(program, source, keep_values=False, **options)
-        assert _core.plan_memory(program, **options) == (plan.weight_bytes, plan.scratch_bytes, plan.kv_page_bytes)
+        assert _core.plan_memory(program, **options) == (plan.weight_bytes, plan.scratch_bytes, plan.kv_pools)
         # Of keys and of values: heads of 16 elements, and for q8_0 a scale of two bytes.
-        assert plan.kv_page_bytes == 2 * 64 * 2 * {"f16": 16 * 2, "f32": 16 * 4, "q8_0": 16 + 2}[kv_dtype]
+        assert plan.kv_pools == [(0, 2 * 64 * 2 * {"f16": 16 * 2, "f32": 16 * 4, "q8_0": 16 + 2}[kv_dtype])]
 
 
 def test_pages_keep_their_contents_when_more_come() -> None:

@@ -1,6 +1,6 @@
-/// Sixteen threads submit, wait, cancel, fork sessions and fail on one engine over a fake model, then on many
-/// short-lived ones: the tokens must be those of a sequence alone, and pages must come back. Meant to run under the
-/// thread sanitizer.
+/// Sixteen threads submit, wait, cancel, share beginnings, draft, miss deadlines, move pages and fail on one engine
+/// over a fake model, then on many short-lived ones: the tokens must be those of a sequence alone, and pages must come
+/// back. Meant to run under the thread sanitizer.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -94,8 +94,10 @@ void compare(RequestHandle& handle, const std::vector<std::int32_t>& expected, c
   ++compared;
 }
 
-void one_request(Engine& engine, std::uint64_t seed, const KvSequence& trunk) {
+void one_request(Engine& engine, std::uint64_t seed, const std::vector<std::int32_t>& trunk) {
   GenerateRequest r = request(seed, 1 + testing::mix(seed) % 150, 8);
+  r.draft_tokens = static_cast<std::int32_t>(seed % 4);
+  r.terms.priority = seed % 3 == 0 ? Priority::kBackground : Priority::kInteractive;
   switch (seed % 32) {
     case 1:
     case 2:
@@ -120,11 +122,26 @@ void one_request(Engine& engine, std::uint64_t seed, const KvSequence& trunk) {
     case 8:
     case 9:
     case 10: {  // a branch of a common beginning
-      const auto branch = trunk.fork();
-      auto tokens = branch->tokens();
+      auto tokens = trunk;
       tokens.insert(tokens.end(), r.tokens.begin(), r.tokens.end());
       r.tokens = tokens;
-      compare(*engine.submit(std::move(r), branch.get()), alone(tokens, 8, sampling(seed)), "branch");
+      compare(*engine.submit(std::move(r)), alone(tokens, 8, sampling(seed)), "branch");
+      break;
+    }
+    case 11: {  // pages out and in again
+      const auto pages = engine.export_pages("", trunk, 0, 8);
+      const std::vector<std::span<const std::uint8_t>> spans(pages.begin(), pages.end());
+      expect(engine.import_pages("", trunk, 0, spans) >= 0, "import");
+      expect(engine.cached_pages("", trunk) <= 3, "cached pages");
+      break;
+    }
+    case 12: {  // late
+      r.terms.timeout_seconds = 1e-4;
+      const auto handle = engine.submit(std::move(r));
+      try {
+        expect(collect(*handle).second == FinishReason::kLength, "in time");
+      } catch (const DeadlineError&) {
+      }
       break;
     }
     default: {
@@ -141,24 +158,23 @@ void many_threads_one_engine(int num_threads, int per_thread) {
   options.max_sequences = 6;
   options.kv_tokens = 1024;
   Engine engine(std::make_shared<FakePlan>(kVocab, 48, 4), pieces(), options);
-  auto trunk = engine.sequence();
   GenerateRequest start = request(999, 200, 1);
+  const std::vector<std::int32_t> trunk = start.tokens;
   start.max_tokens = 0;
-  collect(*engine.submit(std::move(start), trunk.get()));
+  collect(*engine.submit(std::move(start)));
 
   std::vector<std::thread> threads;
   for (int n = 0; n < num_threads; ++n) {
     threads.emplace_back([&, n] {
       for (int i = 0; i < per_thread; ++i) {
         try {
-          one_request(engine, static_cast<std::uint64_t>(n * per_thread + i), *trunk);
+          one_request(engine, static_cast<std::uint64_t>(n * per_thread + i), trunk);
         } catch (const DeviceError&) {  // the poisoned one, and whoever shares a batch with it
         }
       }
     });
   }
   for (auto& thread : threads) thread.join();
-  trunk.reset();
   for (int i = 0; i < 10'000 && engine.stats().running + engine.stats().waiting > 0; ++i)
     std::this_thread::sleep_for(1ms);
   const EngineStats stats = engine.stats();
@@ -174,13 +190,11 @@ void close_while_running(int rounds) {
     EngineOptions options;
     options.context = 4096;
     auto engine = std::make_unique<Engine>(std::make_shared<FakePlan>(kVocab, 32, 4), pieces(), options);
-    const auto session = engine->sequence();
     std::vector<std::thread> threads;
     for (int n = 0; n < 4; ++n) {
-      threads.emplace_back([&engine, &session, n] {
+      threads.emplace_back([&engine, n] {
         try {
-          while (true)
-            collect(*engine->submit(request(static_cast<std::uint64_t>(n), 40, 500), n == 0 ? session.get() : nullptr));
+          while (true) collect(*engine->submit(request(static_cast<std::uint64_t>(n), 40, 500)));
         } catch (const Error& e) {
           expect(std::string(e.what()).find("closed") != std::string::npos, "closed");
         }

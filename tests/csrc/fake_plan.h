@@ -2,10 +2,11 @@
 /// engine.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <span>
-#include <thread>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -40,14 +41,14 @@ class FakePlan final : public Plan {
   /// The row of this token fails the whole batch.
   static constexpr std::int32_t kPoison = 3;
 
-  bool run(const Batch& batch, const std::atomic<bool>* cancelled) override {
+  bool run(const Batch& batch, const Interrupt* interrupt) override {
     // Not reentrant: plain members, so that a sanitizer sees a second thread.
     ++num_runs_;
     if (batch.num_tokens() < 1 || batch.num_tokens() > max_tokens_ || batch.num_outputs() > max_outputs_) {
       throw ArgumentError("the batch is too large");
     }
     for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
-      if (cancelled->load()) return false;
+      if (interrupt->due()) return false;
       if (batch.tokens[i] == kPoison) throw DeviceError("poison");
       slot(batch, i, batch.positions[i]) = slot_hash(batch.tokens[i], batch.positions[i]);
     }
@@ -63,10 +64,23 @@ class FakePlan final : public Plan {
   }
 
   std::span<const float> logits() const override { return logits_; }
-  void reserve_pages(std::int32_t num_pages) override {
+  std::string first_non_finite(const Batch&, std::int32_t) override { return {}; }
+  std::span<const KvPoolInfo> kv_pools() const override { return pools_; }
+  void reserve_pages(std::size_t, std::int32_t num_pages) override {
     cache_.resize(static_cast<std::size_t>(num_pages) * kPageSlots, 0xDEADBEEF);
   }
-  std::int32_t num_pages() const override { return static_cast<std::int32_t>(cache_.size()) / kPageSlots; }
+  std::int32_t num_pages(std::size_t) const override { return static_cast<std::int32_t>(cache_.size()) / kPageSlots; }
+  void copy_page(std::size_t, std::int32_t from, std::int32_t to) override {
+    std::copy_n(cache_.begin() + std::ptrdiff_t{from} * kPageSlots, kPageSlots,
+                cache_.begin() + std::ptrdiff_t{to} * kPageSlots);
+  }
+  void read_page(std::size_t, std::int32_t page, std::span<std::uint8_t> bytes) const override {
+    std::memcpy(bytes.data(), cache_.data() + std::ptrdiff_t{page} * kPageSlots, bytes.size());
+  }
+  void write_page(std::size_t, std::int32_t page, std::span<const std::uint8_t> bytes) override {
+    std::memcpy(cache_.data() + std::ptrdiff_t{page} * kPageSlots, bytes.data(), bytes.size());
+  }
+  std::string kv_layout() const override { return "fake"; }
   std::int32_t vocab_size() const override { return vocab_size_; }
   std::int32_t max_tokens() const override { return max_tokens_; }
   std::int32_t max_outputs() const override { return max_outputs_; }
@@ -74,7 +88,7 @@ class FakePlan final : public Plan {
 
  private:
   std::uint64_t& slot(const Batch& batch, std::size_t row, std::int32_t position) {
-    const auto& table = batch.page_tables[static_cast<std::size_t>(batch.sequences[row])];
+    const auto table = batch.table(batch.sequences[row], 0);
     const std::int32_t page = table[static_cast<std::size_t>(position / kPageSlots)];
     return cache_.at(static_cast<std::size_t>(page) * kPageSlots + static_cast<std::size_t>(position % kPageSlots));
   }
@@ -83,6 +97,7 @@ class FakePlan final : public Plan {
   std::int32_t max_tokens_;
   std::int32_t max_outputs_;
   std::uint64_t num_runs_ = 0;
+  std::vector<KvPoolInfo> pools_{{0, kPageSlots * sizeof(std::uint64_t)}};
   std::vector<std::uint64_t> cache_;
   std::vector<float> logits_;
 };

@@ -51,7 +51,7 @@ int check(int threads, int rounds) {
   cpu::CpuPlanOptions options;
   options.threads = threads;
   cpu::CpuPlan plan(chain(), Numbers(), options);
-  plan.reserve_pages(1);
+  plan.reserve_pages(0, 1);
   const std::vector<std::int32_t> tokens{3, 1, 4, 1, 5, 9, 2, 6, 5, 20}, sequences(tokens.size(), 0), pages{0},
       rows{0, 9};
   std::vector<std::int32_t> positions(tokens.size());
@@ -65,7 +65,9 @@ int check(int threads, int rounds) {
   plan.run(batch, nullptr);
   const auto once = std::chrono::steady_clock::now() - begin;
 
-  std::atomic<bool> cancelled{false}, ended{false};
+  Interrupt interrupt;
+  std::atomic<bool>& cancelled = interrupt.asked;
+  std::atomic<bool> ended{false};
   std::atomic<int> round{0};
   std::thread canceller([&] {
     for (int seen = 0; !ended.load();) {
@@ -86,7 +88,7 @@ int check(int threads, int rounds) {
   for (int i = 1; i <= rounds; ++i) {
     cancelled.store(false);
     round.store(i);
-    const bool complete = plan.run(batch, &cancelled);
+    const bool complete = plan.run(batch, &interrupt);
     while (!cancelled.load()) std::this_thread::yield();
     if (!complete) {
       ++stopped;
@@ -99,7 +101,7 @@ int check(int threads, int rounds) {
   canceller.join();
 
   cancelled.store(true);  // from the start: nothing but the first step is computed
-  if (plan.run(batch, &cancelled)) ++wrong;
+  if (plan.run(batch, &interrupt)) ++wrong;
   std::printf("%d threads: %d of %d runs stopped, %d wrong\n", threads, stopped, rounds, wrong);
   total_stopped += stopped;
   return wrong;

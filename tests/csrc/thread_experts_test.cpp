@@ -83,7 +83,7 @@ int main() {
   // Token by token on the definition: what all others must give.
   std::vector<float> want;
   cpu::CpuPlan one = compiled(1, 1, "scalar");
-  one.reserve_pages(2);
+  one.reserve_pages(0, 2);
   for (std::int32_t token = 0; token < kVocab; ++token) {
     const std::vector<float> row = run(one, {token});
     want.insert(want.end(), row.begin(), row.end());
@@ -95,7 +95,7 @@ int main() {
   for (const std::int32_t count : {1, 2, 5, 19, 70, 128}) {
     for (int threads = 1; threads <= 3; ++threads) {
       cpu::CpuPlan plan = compiled(count, threads);
-      plan.reserve_pages(2);
+      plan.reserve_pages(0, 2);
       for (int round = 0; round < 3; ++round) {
         std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
         // In the last round all rows want the same experts.

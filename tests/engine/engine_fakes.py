@@ -69,10 +69,25 @@ class FakePlan(_core.PyPlan):
     def max_outputs(self) -> int:
         return self._max_outputs
 
-    def num_pages(self) -> int:
+    def num_pages(self, pool: int) -> int:
         return len(self._cache)
 
-    def reserve_pages(self, num_pages: int) -> None:
+    def copy_page(self, pool: int, source: int, target: int) -> None:
+        self._cache[target] = self._cache[source]
+
+    def page_bytes(self) -> int:
+        return 8 * PAGE
+
+    def read_page(self, pool: int, page: int) -> bytes:
+        return self._cache[page].tobytes()
+
+    def write_page(self, pool: int, page: int, data: bytes) -> None:
+        self._cache[page] = np.frombuffer(data, np.uint64)
+
+    def first_non_finite(self, row: int) -> str:
+        return f"value_of_row_{row}"
+
+    def reserve_pages(self, pool: int, num_pages: int) -> None:
         if num_pages > self._max_pages:
             raise MemoryBudgetError("no more pages")
         garbage = np.full((num_pages - len(self._cache), PAGE), 0xDEADBEEF, np.uint64)

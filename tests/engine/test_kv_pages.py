@@ -44,25 +44,34 @@ def test_unused_pages_cannot_be_shared_or_released(page: int) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 12), st.lists(st.tuples(st.sampled_from(["allocate", "share", "release"]), st.integers(0, 11))))
+@given(
+    st.integers(0, 12),
+    st.lists(st.tuples(st.sampled_from(["allocate", "share", "release", "keep", "let_go"]), st.integers(0, 11))),
+)
 def test_against_a_dictionary(limit: int, operations: list[tuple[str, int]]) -> None:
     pages = _core.KvPages(limit)
     references: dict[int, int] = {}
+    kept: set[int] = set()
     for operation, page in operations:
         if operation == "allocate":
-            free = [p for p in range(limit) if p not in references]
+            free = [p for p in range(limit) if not references.get(p) and p not in kept]
             assert pages.allocate() == (free[0] if free else None)
             if free:
                 references[free[0]] = 1
-        elif page in references:
-            if operation == "share":
-                pages.share(page)
-                references[page] += 1
-            else:
-                pages.release(page)
-                references[page] -= 1
-                if not references[page]:
-                    del references[page]
-        assert pages.num_in_use == len(references)
-        assert pages.num_free == limit - len(references)
+        elif operation == "let_go" and page in kept:
+            pages.let_go(page)
+            kept.remove(page)
+        elif operation == "share" and (references.get(page) or page in kept):
+            pages.share(page)
+            references[page] = references.get(page, 0) + 1
+        elif operation == "keep" and (references.get(page) or page in kept):
+            pages.keep(page)
+            kept.add(page)
+        elif operation == "release" and references.get(page):
+            pages.release(page)
+            references[page] -= 1
+        in_use = {p for p, count in references.items() if count}
+        assert pages.num_in_use == len(in_use)
+        assert pages.num_idle == len(kept - in_use)
+        assert pages.num_free == limit - len(in_use | kept)
         assert all(pages.references(p) == references.get(p, 0) for p in range(12))

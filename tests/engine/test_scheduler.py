@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -21,45 +21,62 @@ def pages_for(positions: int) -> int:
 class Known:
     """What the test knows of a sequence."""
 
-    tokens: int
+    tokens: list[int]
     to_generate: int
     output_from: int
     score: bool = False
-    parked: bool = False
-    computed: int = 0
+    key: bytes = b""
+    draft: list[int] = field(default_factory=list)
 
 
 class Model:
-    def __init__(self, max_tokens: int, max_outputs: int, max_sequences: int, page_limit: int) -> None:
+    """The scheduler over a cache whose slots hold what they stand for: the tokens up to their position."""
+
+    def __init__(
+        self, max_tokens: int, max_outputs: int, max_sequences: int, page_limit: int, windows: tuple[int, ...] = (0,)
+    ) -> None:
         self.limits = (max_tokens, max_outputs, max_sequences, page_limit)
+        self.windows = windows
         self.scheduler = _core.Scheduler(
-            max_tokens=max_tokens, max_outputs=max_outputs, max_sequences=max_sequences, page_limit=page_limit
+            max_tokens=max_tokens,
+            max_outputs=max_outputs,
+            max_sequences=max_sequences,
+            page_limits=[page_limit] * len(windows),
+            windows=windows,
         )
+        self.slots: dict[tuple[int, int], list[object]] = {}  # (pool, page) -> what its slots hold
         self.known: dict[int, Known] = {}
         self.finished = 0
 
-    def add(self, tokens: int, to_generate: int, score: bool, source: int | None) -> None:
-        output_from = tokens // 2 if score else tokens - 1
-        if source is not None:
-            output_from = max(output_from, 0)
-        number = self.scheduler.add([7] * tokens, output_from=output_from, source=source)
-        computed = self.scheduler.num_computed(number)
-        assert computed < tokens
-        if source is not None and not score:
-            before = min(self.known[source].tokens - 1, tokens - 1)
-            assert computed <= before
-        self.known[number] = Known(tokens, to_generate, max(output_from, computed), score, computed=computed)
+    def add(
+        self,
+        tokens: int | list[int],
+        to_generate: int,
+        score: bool = False,
+        *,
+        key: bytes = b"",
+        background: bool = False,
+    ) -> int:
+        """A count stands for tokens that no other sequence has."""
+        if isinstance(tokens, int):
+            tokens = [1000 + len(self.known) + self.finished] * tokens
+        output_from = len(tokens) // 2 if score else len(tokens) - 1
+        number = self.scheduler.add(tokens, output_from=output_from, context_key=key, background=background)
+        self.known[number] = Known(list(tokens), to_generate, output_from, score, key)
+        return number
 
     def check_pages(self) -> None:
-        pages = self.scheduler.pages
-        uses: Counter[int] = Counter()
-        for number in self.known:
-            table = self.scheduler.page_table(number)
-            assert len(set(table)) == len(table)
-            assert len(table) >= pages_for(self.scheduler.num_computed(number))
-            uses.update(table)
-        assert pages.num_in_use == len(uses) <= pages.limit
-        assert all(pages.references(page) == count for page, count in uses.items())
+        for pool in range(len(self.windows)):
+            pages = self.scheduler.pages(pool)
+            uses: Counter[int] = Counter()
+            for number in self.known:
+                tables = self.scheduler.page_tables(number)
+                table = [page for page in tables[pool] if page >= 0] if tables else []
+                assert len(set(table)) == len(table)
+                uses.update(table)
+            assert pages.num_in_use == len(uses)
+            assert pages.num_in_use + pages.num_idle <= max(pages.limit, self.limits[3])
+            assert all(pages.references(page) == count for page, count in uses.items())
 
     def step(self) -> list[_core.ScheduledRows]:
         max_tokens, max_outputs, max_sequences, _ = self.limits
@@ -71,87 +88,135 @@ class Model:
         assert len({r.id for r in rows}) == len(rows)
         for r in rows:
             known = self.known[r.id]
-            assert not known.parked
+            drafted = len(known.draft) if r.first + r.count > len(known.tokens) else 0
             assert r.first == self.scheduler.num_computed(r.id)
             assert r.count >= 1
-            assert r.first + r.count <= known.tokens
+            assert r.first + r.count <= len(known.tokens) + drafted
             assert r.num_outputs == max(0, r.first + r.count - max(r.first, known.output_from))
-            assert len(r.pages) * PAGE >= r.first + r.count
-            for page in r.pages[r.first // PAGE :]:  # written now: nobody else's
-                assert self.scheduler.pages.references(page) == 1
+            for pool, table in enumerate(r.pages):
+                assert len(table) * PAGE >= r.first + r.count
+                for page in table[r.first // PAGE :]:  # written now: nobody else's
+                    assert self.scheduler.pages(pool).references(page) == 1
         return rows
 
-    def finish_step(self, rows: list[_core.ScheduledRows], park: bool) -> None:
-        self.scheduler.advance()
+    def run(self, rows: list[_core.ScheduledRows]) -> None:
+        """Copies and writes as a plan would, and looks at every slot that a row sees."""
+        for pool, source, target in self.scheduler.copies():
+            self.slots[pool, target] = list(self.slots[pool, source])
         for r in rows:
             known = self.known[r.id]
-            known.computed = r.first + r.count
-            if known.computed < known.tokens:
+            text = known.tokens + known.draft
+            for position in range(r.first, r.first + r.count):
+                for pool, table in enumerate(r.pages):
+                    page = self.slots.setdefault((pool, table[position // PAGE]), [None] * PAGE)
+                    page[position % PAGE] = (known.key, *text[: position + 1])
+            last = r.first + r.count - 1
+            for pool, window in enumerate(self.windows):
+                for position in range(max(0, r.first - window + 1) if window else 0, last + 1):
+                    held = self.slots[pool, r.pages[pool][position // PAGE]][position % PAGE]
+                    assert held == (known.key, *text[: position + 1])
+
+    def finish_step(self, rows: list[_core.ScheduledRows], retire: bool = False, accepted: int = 0) -> None:
+        self.run(rows)
+        right = {}
+        for r in rows:
+            known = self.known[r.id]
+            drafted = r.first + r.count - len(known.tokens)
+            if drafted > 0:
+                right[r.id] = min(accepted, drafted)
+                known.tokens += known.draft[: right[r.id]]
+            known.draft = []
+        self.scheduler.advance(right)
+        for r in rows:
+            known = self.known[r.id]
+            if self.scheduler.num_computed(r.id) < len(known.tokens):
                 continue
             if known.to_generate > 0 and not known.score:
                 known.to_generate -= 1
-                self.scheduler.append(r.id, 7)
-                known.tokens += 1
-                known.output_from = known.tokens - 1
+                self.scheduler.append(r.id, known.to_generate % 3)
+                known.tokens.append(known.to_generate % 3)
+                known.output_from = len(known.tokens) - 1
                 continue
             self.finished += 1
-            if park:
-                self.scheduler.park(r.id)
-                known.parked = True
-            else:
-                self.scheduler.remove(r.id)
-                del self.known[r.id]
+            self.end(r.id, retire)
 
-    def active(self) -> list[int]:
-        return [n for n, k in self.known.items() if not k.parked]
+    def draft(self, number: int, tokens: list[int]) -> None:
+        known = self.known[number]
+        if len(known.tokens) - self.scheduler.num_computed(number) == 1:
+            known.draft = tokens
+            self.scheduler.draft(number, tokens)
+
+    def end(self, number: int, retire: bool) -> None:
+        if retire:
+            self.scheduler.retire(number)
+        else:
+            self.scheduler.remove(number)
+        del self.known[number]
+
+    def finish(self, retire: bool = True) -> None:
+        """All to their ends: each fits into the pool alone, so everybody gets there."""
+        for _ in range(20_000):
+            if not self.known:
+                break
+            rows = self.step()
+            assert rows, "nothing moves"
+            assert not self.scheduler.stuck()
+            self.finish_step(rows, retire)
+        assert not self.known
+        assert all(self.scheduler.pages(pool).num_in_use == 0 for pool in range(len(self.windows)))
 
 
-limits = st.tuples(st.one_of(st.integers(1, 3), st.integers(1, 40)), st.integers(1, 6), st.integers(1, 5), st.integers(5, 14))
+def text_of(seed: int, length: int) -> list[int]:
+    """Texts that often begin alike: three beginnings, then one of three endings, each repeated."""
+    begin = [[1, 2, 3], [1, 2, 3, 4], [5]][seed % 3]
+    end = [[7], [8, 9], [1, 2]][seed // 3 % 3]
+    split = [0, 40, 64, 100, 128][seed // 9 % 5]
+    return ([*(begin * 80)[: min(split, length)], *(end * 200)])[:length]
+
+
+limits = st.tuples(st.one_of(st.integers(1, 3), st.integers(1, 40)), st.integers(1, 6), st.integers(1, 5), st.integers(6, 14))
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 200), st.integers(0, 100), st.booleans()),
-        st.tuples(st.just("fork"), st.integers(1, 200), st.integers(0, 100), st.integers(0, 9)),
-        st.tuples(st.just("step"), st.booleans(), st.booleans(), st.just(0)),
-        st.tuples(st.just("cancel"), st.integers(0, 9), st.just(0), st.just(0)),
+        st.tuples(st.just("add"), st.integers(1, 200), st.integers(0, 100), st.integers(0, 179)),
+        st.tuples(st.just("score"), st.integers(2, 200), st.just(0), st.integers(0, 44)),
+        st.tuples(st.just("step"), st.booleans(), st.booleans(), st.integers(0, 3)),
+        st.tuples(st.just("draft"), st.integers(0, 9), st.integers(1, 70), st.integers(0, 2)),
+        st.tuples(st.just("cancel"), st.integers(0, 9), st.booleans(), st.just(0)),
     ),
     max_size=40,
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(limits, actions)
-def test_random_schedules(limits: tuple[int, int, int, int], actions: list[tuple[str, int, int, int]]) -> None:
-    """No page is leaked or shared wrongly, limits hold, and everybody finishes (each fits into the pool alone)."""
-    model = Model(*limits)
+@given(limits, st.sampled_from([(0,), (0, 100), (70,), (0, 1, 64)]), actions)
+def test_random_schedules(
+    limits: tuple[int, int, int, int], windows: tuple[int, ...], actions: list[tuple[str, int, int, int]]
+) -> None:
+    """No page is leaked, shared or reused wrongly, limits hold, and everybody finishes."""
+    model = Model(*limits, windows)
     for action, a, b, c in actions:
+        numbers = list(model.known)
         if action == "add":
-            model.add(a, b, bool(c), None)
-        elif action == "fork":
-            parked = [n for n, k in model.known.items() if k.parked]
-            model.add(a, b, False, parked[c % len(parked)] if parked else None)
+            model.add(text_of(c % 45, a), b, key=[b"", b"", b"", b"other"][c // 45], background=c % 5 == 0)
+        elif action == "score":
+            model.add(text_of(c, a), 0, score=True)
         elif action == "step":
             rows = model.step()
             if a:
-                model.finish_step(rows, park=bool(b))
-            else:
-                model.scheduler.abandon()
-                model.check_pages()
-        elif active := model.active():
-            number = active[a % len(active)]
-            model.scheduler.remove(number)
-            del model.known[number]
+                model.finish_step(rows, retire=bool(b), accepted=c)
+                continue
+            if b:
+                model.run(rows)
+            model.scheduler.abandon(copied=bool(b))
             model.check_pages()
-    for _ in range(20_000):
-        if not model.active():
-            break
-        rows = model.step()
-        assert rows, "nothing moves"
-        assert not model.scheduler.stuck()
-        model.finish_step(rows, park=False)
-    assert not model.active()
-    for number in list(model.known):
-        model.scheduler.remove(number)
-    assert model.scheduler.pages.num_in_use == 0
+        elif not numbers:
+            continue
+        elif action == "draft":
+            model.draft(numbers[a % len(numbers)], [c] * b)
+        else:
+            model.end(numbers[a % len(numbers)], bool(b))
+            model.check_pages()
+    model.finish()
 
 
 @settings(max_examples=100, deadline=None)
@@ -166,109 +231,201 @@ def test_everybody_is_served_within_a_bound(
     """With enough pages a running sequence waits at most four rounds of the line."""
     model = Model(max_tokens, max_outputs, 6, 100)
     for tokens, to_generate, score in wanted:
-        model.add(tokens, to_generate, score, None)
+        model.add(tokens, to_generate, score)
     waited: Counter[int] = Counter()
-    while model.active():
+    while model.known:
         rows = model.step()
         served = {r.id for r in rows}
-        for number in model.active():
+        for number in model.known:
             waited[number] = 0 if number in served else waited[number] + 1
             assert waited[number] <= 4 * len(wanted)
-        model.finish_step(rows, park=False)
+        model.finish_step(rows)
 
 
 def test_a_long_prompt_stalls_decode_by_one_chunk_only() -> None:
     model = Model(16, 4, 4, 100)
-    model.add(1, 50, False, None)
-    model.finish_step(model.step(), park=False)
-    model.add(500, 0, False, None)
+    model.add(1, 50)
+    model.finish_step(model.step())
+    model.add(500, 0)
     for _ in range(20):
         rows = model.step()
         assert any(r.id == 0 and r.count == 1 and r.num_outputs == 1 for r in rows)
         assert any(r.id == 1 and r.count == 15 for r in rows)
-        model.finish_step(rows, park=False)
+        model.finish_step(rows)
 
 
 def test_prefill_is_shared_evenly_and_the_rest_goes_to_the_longer() -> None:
     model = Model(30, 4, 4, 100)
     for tokens in (500, 4, 500):
-        model.add(tokens, 0, False, None)
+        model.add(tokens, 0)
     assert [(r.id, r.count) for r in model.step()] == [(0, 13), (1, 4), (2, 13)]
 
 
 def test_arrival_order_and_max_sequences() -> None:
     model = Model(8, 8, 2, 100)
     for _ in range(4):
-        model.add(3, 0, False, None)
+        model.add(3, 0)
     assert [r.id for r in model.step()] == [0, 1]
     assert model.scheduler.num_waiting == 2
 
 
 def test_too_few_pages_preempt_the_youngest() -> None:
-    """Two sequences of 65 positions and three pages: one gives way and is computed again."""
+    """Two sequences of 65 positions and three pages: one gives way, and finds what it had computed."""
     model = Model(256, 4, 4, 3)
-    model.add(64, 4, False, None)
-    model.add(64, 4, False, None)
+    model.add(64, 4)
+    model.add(64, 4)
     rows = model.step()
     assert [(r.id, r.count) for r in rows] == [(0, 64), (1, 64)]
-    model.finish_step(rows, park=False)
+    model.finish_step(rows)
     rows = model.step()
     assert [r.id for r in rows] == [0]
-    model.finish_step(rows, park=False)
+    model.finish_step(rows)
     order = []
-    while model.active():
+    while model.known:
         rows = model.step()
-        order.append([r.id for r in rows])
-        model.finish_step(rows, park=False)
-    assert order[-1] == [1]
-    assert model.scheduler.pages.num_in_use == 0
+        order.append([(r.id, r.first) for r in rows])
+        model.finish_step(rows)
+    assert order[-4] == [(1, 64)]
+    assert model.scheduler.pages().num_in_use == 0
 
 
 def test_one_that_waits_for_a_page_does_not_hide_the_others() -> None:
     """One row per batch; the younger, first in line, can get no page: the older moves on."""
     model = Model(1, 4, 4, 3)
-    model.add(100, 0, False, None)
-    model.add(100, 0, False, None)
-    while model.active():
-        rows = model.step()
-        assert rows
-        model.finish_step(rows, park=False)
-
-
-def test_idle_pages_go_first() -> None:
-    model = Model(256, 4, 4, 2)
-    model.add(70, 0, False, None)
-    model.finish_step(model.step(), park=True)
-    assert model.scheduler.pages.num_in_use == 2
-    model.add(70, 0, False, None)
-    assert [r.id for r in model.step()] == [1]
-    assert model.scheduler.num_computed(0) == 0
-    assert model.scheduler.page_table(0) == []
+    model.add(100, 0)
+    model.add(100, 0)
+    model.finish()
 
 
 def test_stuck_when_the_limit_sinks() -> None:
     model = Model(256, 4, 4, 3)
-    model.add(150, 0, False, None)
-    model.scheduler.pages.limit = 2
+    model.add(150, 0)
+    model.scheduler.pages().limit = 2
     rows = model.step()
     assert [(r.id, r.count) for r in rows] == [(0, 128)]
-    model.finish_step(rows, park=False)
+    model.finish_step(rows)
     assert model.step() == []
     assert model.scheduler.stuck() == [0]
     model.scheduler.remove(0)
     assert model.scheduler.stuck() == []
-    assert model.scheduler.pages.num_in_use == 0
+    assert model.scheduler.pages().num_in_use == 0
 
 
-@pytest.mark.parametrize(("length", "shared"), [(200, 192), (128, 64), (129, 128), (64, 0), (10, 0)])
-def test_fork_shares_full_pages_only(length: int, shared: int) -> None:
+def computed_once(model: Model, tokens: list[int], **options: object) -> tuple[int, list[tuple[int, int]]]:
+    """Rows that are computed for a sequence alone, and what was copied."""
+    number = model.add(tokens, 0, **options)  # type: ignore[arg-type]
+    count = 0
+    copies = []
+    while number in model.known:
+        rows = model.step()
+        copies += [(source, target) for _, source, target in model.scheduler.copies()]
+        count += sum(r.count for r in rows)
+        model.finish_step(rows, retire=True)
+    return count, copies
+
+
+@pytest.mark.parametrize(
+    ("length", "reused"),
+    [(210, 209), (200, 192), (128, 127), (129, 128), (64, 63), (192, 191), (40, 39), (17, 16), (16, 0)],
+)
+def test_a_beginning_is_shared_by_pages_and_a_part_of_one_by_a_copy(length: int, reused: int) -> None:
     model = Model(512, 4, 4, 20)
-    model.add(200, 0, False, None)
-    model.finish_step(model.step(), park=True)
-    model.add(length, 0, False, 0)
-    assert model.scheduler.num_computed(1) == shared
-    table = model.scheduler.page_table(0)
-    assert model.scheduler.page_table(1) == table[: shared // PAGE]
-    model.finish_step(model.step(), park=False)
-    assert model.scheduler.page_table(0) == table
-    assert all(model.scheduler.pages.references(p) == 1 for p in table)
+    assert computed_once(model, list(range(210))) == (210, [])
+    count, copies = computed_once(model, list(range(length)))
+    assert count == length - reused
+    assert len(copies) == (1 if reused % PAGE else 0)
+    assert model.scheduler.num_indexed == 4  # nothing is held twice
+
+
+def test_a_longer_page_takes_the_place_of_its_beginning() -> None:
+    model = Model(512, 4, 4, 20)
+    computed_once(model, list(range(90)))
+    assert computed_once(model, list(range(128)))[0] == 128 - 90
+    assert model.scheduler.num_indexed == 2
+    assert model.scheduler.pages().num_idle == 2
+
+
+def test_other_contexts_share_nothing() -> None:
+    model = Model(512, 4, 4, 20)
+    computed_once(model, list(range(210)))
+    assert computed_once(model, list(range(210)), key=b"adapter") == (210, [])
+    assert computed_once(model, list(range(210)), key=b"adapter")[0] == 1
+
+
+def test_scores_compute_all_rows_that_they_ask_for() -> None:
+    model = Model(512, 512, 4, 20)
+    computed_once(model, list(range(200)))
+    number = model.add(list(range(200)), 0, score=True)
+    rows = model.step()
+    assert [(r.first, r.count, r.num_outputs) for r in rows] == [(100, 100, 100)]
+    model.finish_step(rows)
+    assert number not in model.known
+
+
+def test_equal_prompts_at_once_are_computed_once() -> None:
+    model = Model(512, 8, 8, 100)
+    for _ in range(4):
+        model.add(list(range(300)), 0)
+    count = 0
+    while model.known:
+        rows = model.step()
+        count += sum(r.count for r in rows)
+        model.finish_step(rows, retire=True)
+    assert count == 300 + 3  # and of each the last token
+
+
+def test_least_recently_used_goes_first_and_from_its_end() -> None:
+    model = Model(512, 4, 4, 6)
+    first, second = list(range(128)), list(range(500, 628))
+    computed_once(model, first)
+    computed_once(model, second)
+    computed_once(model, first)  # used again
+    computed_once(model, 192)
+    assert model.scheduler.pages().num_idle <= 6
+    assert computed_once(model, first)[0] == 1
+    model = Model(512, 4, 4, 3)
+    computed_once(model, first)
+    computed_once(model, 100)
+    assert computed_once(model, first)[0] == 64
+
+
+def test_interactive_goes_before_background() -> None:
+    model = Model(32, 8, 2, 100)
+    model.add(100, 5, background=True)
+    model.add(100, 5, background=True)
+    model.finish_step(model.step())
+    model.add(100, 5)
+    rows = model.step()
+    assert [(r.id, r.count) for r in rows] == [(2, 32)]  # it took the place of the second
+    model.finish_step(rows)
+    order = []
+    while model.known:
+        rows = model.step()
+        model.finish_step(rows, retire=True)
+        order += [number for number in (r.id for r in rows) if number not in model.known]
+    assert order == [2, 0, 1]
+
+
+def test_windows_let_pages_go() -> None:
+    model = Model(64, 4, 4, 100, (0, 100))
+    model.add(1000, 100)
+    most = 0
+    while model.known:
+        rows = model.step()
+        most = max(most, model.scheduler.pages(1).num_in_use)
+        model.finish_step(rows, retire=True)
+    assert most <= 4
+    assert model.scheduler.pages(0).num_idle == 1099 // PAGE  # the last page has too few to be kept
+
+
+def test_drafts_never_take_pages_in_use() -> None:
+    model = Model(256, 64, 4, 2)
+    model.add(60, 8)
+    model.add(60, 1)
+    model.finish_step(model.step())
+    model.draft(0, [9] * 30)
+    rows = {r.id: r for r in model.step()}
+    assert rows[0].count == 4  # to the end of its page
+    assert rows[1].count == 1
+    model.finish_step(list(rows.values()), accepted=1)
+    assert model.scheduler.num_computed(0) == 62
