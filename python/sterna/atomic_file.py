@@ -19,14 +19,16 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class AtomicFile:
     """`open`, `write` and `commit`; `discard` in any case. Until `commit` the data are in a temporary file beside it.
 
-    FileError: `path` exists (and `overwrite` is False) or is no regular file, its folder is missing or full.
+    `mode`: its permissions, less those that the umask takes away. FileError: `path` exists (and `overwrite` is False)
+    or is no regular file, its folder is missing or full.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, *, overwrite: bool = False, mode: int = 0o666) -> None:
         self.path = Path(path)
         # A link stays a link: what it points to is replaced.
         self.final = Path(os.path.realpath(self.path))
         self._overwrite = overwrite
+        self._mode = mode
         self._descriptor: int | None = None
         self._temporary: Path | None = None
         self._check_destination()
@@ -43,7 +45,7 @@ class AtomicFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._temporary = folder / f".sterna-{secrets.token_hex(6)}.part"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            self._descriptor = os.open(self._temporary, flags, 0o666)
+            self._descriptor = os.open(self._temporary, flags, self._mode)
         except OSError as error:
             self._fail(error, n_bytes)
 
