@@ -154,10 +154,8 @@ def open_session(path: str | Path, *, model_name: str, fingerprint: str) -> Save
         if start.startswith(_MAGIC):
             content, checksum = _read_header(path, file, start, file_bytes)
             _check_kv(path, content, file.tell(), file_bytes)
-        elif start.lstrip()[:1] == b"{":
-            content, checksum = _read_json_file(path, file, start), b""
         else:
-            raise ArgumentError(f"{path}: not a saved session")
+            content, checksum = _read_json_file(path, file, start), b""
         header = _header(path, content)
         if header.fingerprint != fingerprint:
             raise ArgumentError(
@@ -212,7 +210,7 @@ def _read_header(path: Path, file: BinaryIO, start: bytes, file_bytes: int) -> t
 def _read_json_file(path: Path, file: BinaryIO, start: bytes) -> dict[str, Any]:
     text = start + read_exactly(file.fileno(), _MAX_JSON_BYTES + 1 - len(start))
     if len(text) > _MAX_JSON_BYTES:
-        raise ArgumentError(f"{path}: longer than {_MAX_JSON_BYTES >> 20} MiB")
+        raise ArgumentError(f"{path}: not a saved session: longer than {_MAX_JSON_BYTES >> 20} MiB")
     content = _parsed(path, text)
     if content.get("format") != _JSON_FORMAT:
         raise ArgumentError(f"{path}: not a saved session")
@@ -225,7 +223,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"{path}: no JSON: {error}") from None
+        raise ArgumentError(f"{path}: not a saved session (no JSON: {error})") from None
     if not isinstance(content, dict):
         raise ArgumentError(f"{path}: not a saved session")
     return content
@@ -261,7 +259,7 @@ def _kv_problem(kv: object) -> str:
 def _header(path: Path, content: Mapping[str, Any]) -> SessionHeader:
     model, messages = content.get("model"), content.get("messages")
     if not isinstance(model, dict):
-        raise ArgumentError(f"{path}: says nothing about its model")
+        model = {}
     name, fingerprint = model.get("name"), model.get("fingerprint")
     if not isinstance(messages, list):
         raise ArgumentError(f"{path}: messages is no list")

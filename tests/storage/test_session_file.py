@@ -116,7 +116,7 @@ def test_json_of_version_1(tmp_path: Path) -> None:
         ({"version": None}, "format version None"),
         ({"format": "other"}, "not a saved session"),
         ({"messages": {}}, "messages is no list"),
-        ({"model": None}, "nothing about its model"),
+        ({"model": None}, "another model"),
         ({"kv": {"pages": 7}}, None),  # there was no such thing
     ):
         path.write_text(json.dumps({**data, **change}))
@@ -254,7 +254,7 @@ WRONG_HEADERS = {
     "fractional size": (kv(page_bytes=3000.0), "page_bytes is 3000.0"),
     "another size": (kv(page_bytes=PAGE_BYTES + 1), "ends after"),
     "no messages": (lambda content: content.pop("messages") and None, "messages is no list"),
-    "no model": (lambda content: content.pop("model") and None, "nothing about its model"),
+    "no model": (lambda content: content.pop("model") and None, "another model"),
     "fingerprint is a number": (lambda content: content["model"].update(fingerprint=1), "another model"),
 }
 
