@@ -146,20 +146,24 @@ class Batched:
     def choose_settings(self) -> None:
         """Tries each by itself, from the best so far, on a quarter of the steps; the fastest in total stays."""
         short = replace(self._shape, generate=max(1, self._shape.generate // 4))
-        best = self._measure(short, [short.generate], self.settings).seconds
+
+        def seconds_of(settings: BatchedSettings) -> float:
+            return min(run.seconds for run in self._measure(short, [short.generate] * 2, settings))
+
+        best = seconds_of(self.settings)
         for name in ("flash_attention", "unified_cache", "repack"):
             if name == "unified_cache" and short.sequences == 1:
                 continue
             other = replace(self.settings, **{name: not getattr(self.settings, name)})
-            seconds = self._measure(short, [short.generate], other).seconds
+            seconds = seconds_of(other)
             if seconds < best:
                 self.settings, best = other, seconds
 
     def run(self) -> Run:
-        return self._measure(self._shape, [WARM_UP_STEPS, self._shape.generate], self.settings)
+        return self._measure(self._shape, [WARM_UP_STEPS, self._shape.generate], self.settings)[-1]
 
-    def _measure(self, shape: Shape, steps: list[int], settings: BatchedSettings) -> Run:
-        """The last of several runs in one process."""
+    def _measure(self, shape: Shape, steps: list[int], settings: BatchedSettings) -> list[Run]:
+        """Runs in one process, one for each number of steps."""
         tokens = shape.sequences * (shape.prompt + max(steps))
         command = [
             *(str(self._program), "-m", self._model, "-c", str(tokens), "-t", str(self._threads)),
@@ -169,7 +173,7 @@ class Batched:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"llama-batched-bench ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-        return parse_batched(done.stdout, shape, steps[-1])
+        return parse_batched(done.stdout, shape, steps)
 
     def version(self) -> str:
         """What the program says about itself."""
@@ -177,16 +181,14 @@ class Batched:
         return "; ".join((done.stdout + done.stderr).strip().splitlines())
 
 
-def parse_batched(output: str, shape: Shape, generate: int) -> Run:
-    """The last line of llama-batched-bench's output. RuntimeError when that is not what was asked for."""
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    if not lines:
-        raise RuntimeError("llama-batched-bench printed no result")
-    row = json.loads(lines[-1])
-    asked = {"pp": shape.prompt, "tg": generate, "pl": shape.sequences, "is_pp_shared": 0}
-    if any(row[name] != value for name, value in asked.items()):
-        raise RuntimeError(f"llama-batched-bench measured something else than {asked}: {lines[-1]}")
-    return Run(row["t_pp"], row["t"])
+def parse_batched(output: str, shape: Shape, steps: list[int]) -> list[Run]:
+    """The runs that llama-batched-bench printed. RuntimeError when they are not what was asked for."""
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    asked = [(shape.prompt, generate, shape.sequences, 0) for generate in steps]
+    measured = [(row["pp"], row["tg"], row["pl"], row["is_pp_shared"]) for row in rows]
+    if measured != asked:
+        raise RuntimeError(f"llama-batched-bench measured {measured}, not {asked}")
+    return [Run(row["t_pp"], row["t"]) for row in rows]
 
 
 class Locked:

@@ -45,13 +45,13 @@ def test_speeds(bench: Any) -> None:
 
 def test_output_of_the_peer(bench: Any) -> None:
     shape = bench.Shape(4, 128, 64)
-    output = f"log\n{line(tg=4, t_pp=9.0)}\n{line()}\n\nmore log\n"
-    assert bench.parse_batched(output, shape, 64) == bench.Run(2.0, 3.0)
-    with pytest.raises(RuntimeError, match="no result"):
-        bench.parse_batched("log\n", shape, 64)
+    output = f"log\n{line(tg=4, t_pp=9.0, t=10.0)}\n{line()}\n\nmore log\n"
+    assert bench.parse_batched(output, shape, [4, 64]) == [bench.Run(9.0, 10.0), bench.Run(2.0, 3.0)]
+    with pytest.raises(RuntimeError, match=r"measured \[\], not"):
+        bench.parse_batched("log\n", shape, [64])
     for other in ({"pl": 3}, {"tg": 4}, {"is_pp_shared": 1}):
-        with pytest.raises(RuntimeError, match="something else"):
-            bench.parse_batched(line(**other), shape, 64)
+        with pytest.raises(RuntimeError, match="measured"):
+            bench.parse_batched(line(**other), shape, [64])
 
 
 def test_the_best_settings_stay(bench: Any, tmp_path: Path) -> None:
