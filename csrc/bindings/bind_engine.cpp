@@ -1,4 +1,4 @@
-/// The engine in Python: Engine, RequestHandle. Waiting releases the GIL and looks for signals.
+/// The engine in Python: Engine, RequestHandle, Notifier. Waiting releases the GIL and looks for signals.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,6 +17,7 @@
 #include "bindings/engine_arguments.h"
 #include "bindings/py_plan.h"
 #include "engine/engine.h"
+#include "engine/notifier.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -255,12 +256,20 @@ void bind_results(py::module_& m) {
       .def_property_readonly("finish_reason", &finish_reason)
       .def_property_readonly("stop", &stop_of);
 
+  py::class_<Notifier, std::shared_ptr<Notifier>>(m, "Notifier")
+      .def(py::init<>())
+      .def("fileno", &Notifier::descriptor)
+      .def("take", &Notifier::take);
+
   const auto unlocked = py::call_guard<GilRelease>();
   py::class_<RequestHandle>(m, "RequestHandle")
       .def("next", &next_event, "timeout"_a = py::none(),
            "The next event; None after `timeout` seconds, and after the final event. Raises the request's error.")
       .def("events", &all_events, "timeout"_a = py::none(),
            "Waits for the final event, then gives all events not yet taken. TimeoutError.")
+      // These wait for nobody: the GIL stays, as giving it away could cost a turn of every other thread.
+      .def("ready", &RequestHandle::ready)
+      .def("notify", &RequestHandle::notify, "notifier"_a, "number"_a, "only_end"_a = false)
       .def("scores", &scores, "timeout"_a = py::none(), "Waits for the result of submit_score. TimeoutError.")
       .def("cancel", &RequestHandle::cancel, unlocked)
       .def_property_readonly("finished", &RequestHandle::finished)

@@ -73,6 +73,16 @@ std::optional<Event> RequestHandle::next(std::chrono::milliseconds timeout) {
   return request_->results.next(timeout);
 }
 
+std::vector<Event> RequestHandle::ready() {
+  core_->check_process();
+  return request_->results.ready();
+}
+
+void RequestHandle::notify(std::shared_ptr<Notifier> notifier, std::uint64_t number, bool only_end) {
+  core_->check_process();
+  request_->results.notify(std::move(notifier), number, only_end);
+}
+
 bool RequestHandle::wait_finished(std::chrono::milliseconds timeout) {
   core_->check_process();
   return request_->results.wait_finished(timeout);

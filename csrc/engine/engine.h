@@ -55,6 +55,8 @@ class RequestHandle {
 
   /// As ResultQueue.
   std::optional<Event> next(std::chrono::milliseconds timeout);
+  std::vector<Event> ready();
+  void notify(std::shared_ptr<Notifier> notifier, std::uint64_t number, bool only_end);
   bool wait_finished(std::chrono::milliseconds timeout);
   bool exhausted() const;
   bool finished() const;

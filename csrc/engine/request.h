@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/notifier.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 #include "engine/text_stream.h"
@@ -90,6 +91,11 @@ class ResultQueue {
   /// The next event, or nothing when none came in time or all were taken. Rethrows the request's error instead of
   /// giving the final event.
   std::optional<Event> next(std::chrono::milliseconds timeout);
+  /// The events that are there now. Rethrows the request's error when that is all that is left.
+  std::vector<Event> ready();
+  /// From now on `notifier` is told `number` when there are events to take, or with `only_end` the final one. It is not
+  /// told again before all have been taken. What came before this call counts as well.
+  void notify(std::shared_ptr<Notifier> notifier, std::uint64_t number, bool only_end);
   /// Whether the final event is there, waiting for it at most so long.
   bool wait_finished(std::chrono::milliseconds timeout);
   /// Whether all events were taken, the final one too.
@@ -101,8 +107,14 @@ class ResultQueue {
   Timings timings();
 
  private:
+  void add(Event event, std::unique_lock<std::mutex> lock);
+
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::shared_ptr<Notifier> notifier_;
+  std::uint64_t number_ = 0;
+  bool only_end_ = false;
+  bool told_ = false;  // and not all was taken since
   std::deque<Event> events_;
   FinishReason finish_ = FinishReason::kNone;
   std::exception_ptr error_;

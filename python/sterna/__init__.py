@@ -23,6 +23,7 @@ from sterna.errors import (
 )
 
 if TYPE_CHECKING:
+    from sterna.aio import AsyncChatStream, AsyncTextStream
     from sterna.answers import ChatStream
     from sterna.chat import Message, ToolCall
     from sterna.conversion import Conversion, convert
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "ArgumentError",
+    "AsyncChatStream",
+    "AsyncTextStream",
     "ChatEvent",
     "ChatStream",
     "Completion",
@@ -79,6 +82,8 @@ __all__ = [
 # Where the names live that are imported on first use (PEP 562).
 _LAZY = {
     "LLM": "llm",
+    "AsyncChatStream": "aio",
+    "AsyncTextStream": "aio",
     "ChatEvent": "results",
     "ChatStream": "answers",
     "Completion": "results",

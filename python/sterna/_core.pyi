@@ -633,6 +633,15 @@ class Event:
     stop: int | str | None  # the token or string that stopped it
 
 @final
+class Notifier:
+    """Gathers the numbers of requests that have news; its descriptor is readable while there are any."""
+
+    def __init__(self) -> None: ...
+    def fileno(self) -> int: ...
+    def take(self) -> list[int]:
+        """The numbers gathered since the last call. Does not wait."""
+
+@final
 class RequestHandle:
     """A submitted request. Dropping the last reference cancels it."""
 
@@ -640,6 +649,13 @@ class RequestHandle:
         """The next event; None after `timeout` seconds, and after the final event. Raises the request's error."""
     def events(self, timeout: float | None = None) -> list[Event]:
         """Waits for the final event, then gives all events not yet taken. TimeoutError. Raises the request's error."""
+    def ready(self) -> list[Event]:
+        """The events that are there now. Raises the request's error when that is all that is left."""
+    def notify(self, notifier: Notifier, number: int, only_end: bool = False) -> None:
+        """From now on `notifier` is told `number` when there are events to take, or with `only_end` the final one.
+
+        It is not told again before all have been taken. What came before this call counts as well.
+        """
     def scores(self, timeout: float | None = None) -> npt.NDArray[np.float32]:
         """Waits for the result of `submit_score`. TimeoutError; Error when cancelled. Raises the request's error."""
     def cancel(self) -> None: ...

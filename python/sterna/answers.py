@@ -5,44 +5,61 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from sterna.chat import Message, OutputSplitter
 from sterna.generation import Request
 from sterna.results import ChatEvent, Completion
 
+if TYPE_CHECKING:
+    from sterna._core import Event
+
 # Told how an answer ended: the message, or None where an error came before the end.
 OnEnd = Callable[[Message | None], None]
 
 
-class ChatStream(Iterator[ChatEvent]):
-    """The events of one answer; the last one is of kind "end" and has the message.
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as tokens, and what they mean for the answer: begun reasoning, calls of tools."""
 
-    Leaving the loop and letting go of the stream cancels the answer, as do `close()` and the end of a `with` block.
-    `message` is what has arrived so far, and after the end the whole answer.
-    """
+    tokens: list[int]
+    opens_reasoning: bool
+    tools: bool
 
-    def __init__(self, request: Request, *, reasoning_open: bool, tools: bool, on_end: OnEnd | None = None) -> None:
-        self._request = request
-        self._splitter = OutputSplitter(reasoning_open=reasoning_open, tools=tools)
-        # No generator: it would refer to this object, which then outlived the loop that was left.
-        self._ready: deque[ChatEvent] = deque()
-        self._finished = False
+
+class Answer:
+    """One answer as far as its request's events have been fed to it. `on_end` is called once."""
+
+    def __init__(self, request: Request, prompt: ChatPrompt, on_end: OnEnd | None = None) -> None:
+        self.request = request
+        self.finished = False
+        self._splitter = OutputSplitter(reasoning_open=prompt.opens_reasoning, tools=prompt.tools)
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._on_end = on_end
 
-    def __next__(self) -> ChatEvent:
-        while not self._ready:
-            if self._finished:
-                raise StopIteration
-            self._advance()
-        return self._ready.popleft()
+    def feed(self, event: Event) -> list[ChatEvent]:
+        """What the event brings; the request's last one brings the calls of tools and the end."""
+        pieces = list(self._splitter.feed(event.text))
+        if event.finish_reason is not None:
+            pieces += self._splitter.finish()
+        events = []
+        for piece in pieces:
+            (self._content if piece.kind == "content" else self._reasoning).append(piece.text)
+            events.append(ChatEvent(piece.kind, piece.text))
+        if event.finish_reason is not None:
+            events += [ChatEvent("tool_call", tool_call=call) for call in self._splitter.tool_calls]
+            message = self.message
+            events.append(ChatEvent("end", message=message))
+            self.end(message)
+        return events
 
     @property
     def message(self) -> Message:
-        completion = self._request.completion()
+        """What has arrived so far."""
+        completion = self.request.completion()
         calls = self._splitter.tool_calls
         reason = "tool_calls" if calls and completion.finish_reason == "stop" else completion.finish_reason
         return Message(
@@ -54,19 +71,56 @@ class ChatStream(Iterator[ChatEvent]):
         )
 
     @property
+    def awaited(self) -> bool:
+        """Whether somebody is still to be told of the end."""
+        return self._on_end is not None
+
+    def end(self, message: Message | None) -> None:
+        """Tells who wants to know that nothing more comes; None where an error came instead."""
+        self.finished = True
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(message)
+
+
+class ChatStream(Iterator[ChatEvent]):
+    """The events of one answer; the last one is of kind "end" and has the message.
+
+    Leaving the loop and letting go of the stream cancels the answer, as do `close()` and the end of a `with` block.
+    `message` is what has arrived so far, and after the end the whole answer.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._request = answer.request
+        # No generator: it would refer to this object, which then outlived the loop that was left.
+        self._ready: deque[ChatEvent] = deque()
+
+    def __next__(self) -> ChatEvent:
+        while not self._ready:
+            if self._answer.finished:
+                raise StopIteration
+            self._advance()
+        return self._ready.popleft()
+
+    @property
+    def message(self) -> Message:
+        return self._answer.message
+
+    @property
     def completion(self) -> Completion:
         """The request behind the answer: raw text, tokens, timings, seed."""
         return self._request.completion()
 
     def close(self) -> None:
         """Cancels what is left; text that had arrived and was not read yet still counts."""
-        if self._finished:
+        if self._answer.finished:
             return
         try:
             self._request.cancel()
-            self._end(self.message)
+            self._answer.end(self.message)
         except BaseException:
-            self._end(None)
+            self._answer.end(None)
             raise
 
     def wait(self) -> Message:
@@ -85,7 +139,7 @@ class ChatStream(Iterator[ChatEvent]):
 
     def __del__(self) -> None:
         # The loop was left before its end. An error that this brings could reach nobody.
-        if getattr(self, "_on_end", None) is not None:
+        if self._answer.awaited:
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -96,25 +150,9 @@ class ChatStream(Iterator[ChatEvent]):
             self.close()
             raise
         except BaseException:
-            self._end(None)
+            self._answer.end(None)
             raise
         if event is None:
-            self._finished = True
+            self._answer.finished = True
             return
-        pieces = list(self._splitter.feed(event.text))
-        if event.finish_reason is not None:
-            pieces += self._splitter.finish()
-        for piece in pieces:
-            (self._content if piece.kind == "content" else self._reasoning).append(piece.text)
-            self._ready.append(ChatEvent(piece.kind, piece.text))
-        if event.finish_reason is not None:
-            self._ready += [ChatEvent("tool_call", tool_call=call) for call in self._splitter.tool_calls]
-            message = self.message
-            self._ready.append(ChatEvent("end", message=message))
-            self._end(message)
-
-    def _end(self, message: Message | None) -> None:
-        self._finished = True
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end(message)
+        self._ready += self._answer.feed(event)

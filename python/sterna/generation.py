@@ -16,7 +16,7 @@ class Request:
     """One request under way. Its events are taken by one thread at a time; anyone may cancel it."""
 
     def __init__(self, handle: RequestHandle, *, num_prompt: int, seed: int, logprobs: bool) -> None:
-        self._handle = handle
+        self.handle = handle
         self._num_prompt = num_prompt
         self._seed = seed
         self._texts: list[str] = []
@@ -29,27 +29,31 @@ class Request:
         """The next event, waited for; None after the final one. Raises the request's error; Ctrl-C interrupts it."""
         if self.finish_reason is not None:
             return None
-        event = self._handle.next()
+        event = self.handle.next()
         if event is not None:
-            self._take(event)
+            self.take(event)
         return event
 
     def wait(self) -> Completion:
         """Takes all events that are left."""
         if self.finish_reason is None:
-            for event in self._handle.events():
-                self._take(event)
+            for event in self.handle.events():
+                self.take(event)
         return self.completion()
 
     def cancel(self) -> None:
         """Ends the request within one step, and waits until it has ended."""
         if self.finish_reason is None:
-            self._handle.cancel()
+            self.handle.cancel()
             self.wait()
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self._logprobs is not None
 
     def completion(self) -> Completion:
         """What has arrived so far."""
-        t = self._handle.timings
+        t = self.handle.timings
         timings = Timings(
             t.queue_seconds,
             t.prefill_seconds,
@@ -71,7 +75,8 @@ class Request:
             stopped_by=self._stopped_by,
         )
 
-    def _take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Adds an event to what has arrived."""
         self._texts.append(event.text)
         if event.token is not None:
             self._tokens.append(event.token)
@@ -95,8 +100,30 @@ def wait_all(requests: Sequence[Request]) -> list[Completion]:
         return [request.wait() for request in requests]
     except BaseException:
         for request in requests:
-            request._handle.cancel()
+            request.handle.cancel()
         raise
+
+
+class TextPieces:
+    """Makes the pieces of a text of a request's events."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def feed(self, event: Event) -> list[TextPiece]:
+        """The piece that is complete with this event, if any: a token that completes no character waits for one."""
+        if event.token is not None:
+            self._tokens.append(event.token)
+            if self.request.wants_logprobs:
+                self._logprobs.append(logprob_of(event))
+        if not event.text and event.finish_reason is None:
+            return []
+        piece = TextPiece(event.text, tuple(self._tokens), tuple(self._logprobs), event.finish_reason)
+        self._tokens.clear()
+        self._logprobs.clear()
+        return [piece]
 
 
 class TextStream(Iterator[TextPiece]):
@@ -106,24 +133,15 @@ class TextStream(Iterator[TextPiece]):
     `completion` is what has arrived so far, and after the end the whole result.
     """
 
-    def __init__(self, request: Request, *, logprobs: bool) -> None:
+    def __init__(self, request: Request) -> None:
         self._request = request
-        self._wants_logprobs = logprobs
+        self._pieces = TextPieces(request)
 
     def __next__(self) -> TextPiece:
-        tokens: list[int] = []
-        logprobs: list[TokenLogprob] = []
-        while True:
-            event = self._next_event()
-            if event is None:
-                raise StopIteration
-            if event.token is not None:
-                tokens.append(event.token)
-                if self._wants_logprobs:
-                    logprobs.append(logprob_of(event))
-            # A token that completes no character is held until there is one.
-            if event.text or event.finish_reason is not None:
-                return TextPiece(event.text, tuple(tokens), tuple(logprobs), event.finish_reason)
+        while (event := self._next_event()) is not None:
+            for piece in self._pieces.feed(event):
+                return piece
+        raise StopIteration
 
     def _next_event(self) -> Event | None:
         try:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
 
 from sterna.arguments import GENERATE_ALIASES, is_array, keyword_arguments
+from sterna.async_methods import AsyncMethods
 from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, SternaError, TemplateError
 from sterna.generation import Request, TextStream, wait_all
 from sterna.memory import BUDGET_SHARE, available_memory, readable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sterna._core import Engine, RequestHandle
-    from sterna.answers import ChatStream, OnEnd
+    from sterna.answers import Answer, ChatPrompt, ChatStream, OnEnd
     from sterna.chat import ChatTemplate, FoundTemplate, Message
     from sterna.divergence import Divergence
     from sterna.info import ModelInfo
@@ -42,7 +43,7 @@ _TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "
 _generate_arguments = keyword_arguments(GENERATE_ALIASES, OPTION_NAMES)
 
 
-class LLM:
+class LLM(AsyncMethods):
     """A loaded model, made by `sterna.load`. `with` or `close()` frees it; `info` tells what was loaded.
 
     Where a method takes sampling arguments, they may come as keywords (`temperature=0`), as `sampling=Sampling(...)`,
@@ -157,9 +158,7 @@ class LLM:
         **options: Unpack[SamplingOptions],
     ) -> TextStream:
         """As `generate` for one prompt, in pieces: str with `tokens`, `logprobs`; the last has a `finish_reason`."""
-        merged = self._merged(sampling, options)
-        request = self._submit(self._prompt_tokens(prompt), max_tokens, merged, {})
-        return TextStream(request, logprobs=merged.top_logprobs is not None)
+        return TextStream(self._submit(self._prompt_tokens(prompt), max_tokens, sampling, options))
 
     # Chat.
 
@@ -205,13 +204,10 @@ class LLM:
         in the answer become `tool_calls`. `template_kwargs` are names for the template (`enable_thinking`).
         TemplateError when the model has no template, or it fails; ContextOverflowError, ArgumentError.
         """
-        answer = self._answer(
-            messages,
-            tools=tools,
-            max_tokens=max_tokens,
-            sampling=self._merged(sampling, options),
-            template_kwargs=template_kwargs,
-        )
+        from sterna.answers import ChatStream
+
+        prompt = self._chat_prompt(messages, tools, template_kwargs)
+        answer = ChatStream(self._answer(prompt, max_tokens=max_tokens, sampling=self._merged(sampling, options)))
         return answer if stream else answer.wait()
 
     def session(self, system: str | None = None, *, messages: Sequence[Mapping[str, Any]] = ()) -> Session:
@@ -310,17 +306,10 @@ class LLM:
             )
         return self.template
 
-    def _answer(
-        self,
-        messages: Messages,
-        *,
-        tools: Tools | None,
-        max_tokens: int | None,
-        sampling: Sampling,
-        template_kwargs: Mapping[str, Any] | None,
-        on_end: OnEnd | None = None,
-    ) -> ChatStream:
-        from sterna.answers import ChatStream
+    def _chat_prompt(
+        self, messages: Messages, tools: Tools | None, template_kwargs: Mapping[str, Any] | None
+    ) -> ChatPrompt:
+        from sterna.answers import ChatPrompt
 
         more = dict(template_kwargs or {})
         for name in _TEMPLATE_ARGUMENTS & more.keys():
@@ -331,11 +320,23 @@ class LLM:
         # Most templates write bos themselves.
         if self.tokenizer.add_bos and tokens[:1] != [self.tokenizer.bos_id]:
             tokens.insert(0, cast(int, self.tokenizer.bos_id))
+        return ChatPrompt(tokens, opens_reasoning=rendered.opens_reasoning, tools=bool(tools))
+
+    def _answer(
+        self,
+        prompt: ChatPrompt,
+        *,
+        max_tokens: int | None,
+        sampling: Sampling,
+        on_end: OnEnd | None = None,
+    ) -> Answer:
+        from sterna.answers import Answer
+
         # SentencePiece writes the space before a word with the word, the first one of an answer too.
         request = self._submit(
-            tokens, max_tokens, sampling, {}, drop_leading_space=self.tokenizer.kind == "spm"
+            prompt.tokens, max_tokens, sampling, {}, drop_leading_space=self.tokenizer.kind == "spm"
         )
-        return ChatStream(request, reasoning_open=rendered.opens_reasoning, tools=bool(tools), on_end=on_end)
+        return Answer(request, prompt, on_end)
 
     def _merged(self, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
         if sampling is not None and not isinstance(sampling, Sampling):

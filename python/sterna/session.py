@@ -99,13 +99,13 @@ class Session:
                     return
                 self._messages[kept:] = [*new, answer.to_dict()]
 
-            answer = self._llm._answer(
-                [*self._messages, *new],
-                tools=tools,
-                max_tokens=max_tokens,
-                sampling=self._llm._merged(sampling, options),
-                template_kwargs=template_kwargs,
-                on_end=end,
+            answer = ChatStream(
+                self._llm._answer(
+                    self._llm._chat_prompt([*self._messages, *new], tools, template_kwargs),
+                    max_tokens=max_tokens,
+                    sampling=self._llm._merged(sampling, options),
+                    on_end=end,
+                )
             )
             if stream:
                 self._streaming = weakref.ref(answer)

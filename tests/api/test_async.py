@@ -1,0 +1,503 @@
+"""agenerate, astream and achat: the results of their counterparts, many at a time, and nothing left when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sterna
+from sterna import ArgumentError, ContextOverflowError, SternaError
+
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+# Runs until it is cancelled, but for a full context: several hundred steps.
+ENDLESS: dict[str, Any] = {"ignore_eos": True, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def long_llm(tiny_path: Path) -> Any:
+    """With a context that takes seconds to fill."""
+    with sterna.load(tiny_path, context=100_000, threads=2, chat_template="{{ messages[0].content }}") as model:
+        yield model
+
+
+def run(work: Coroutine[Any, Any, Any], seconds: float = 60) -> Any:
+    return asyncio.run(asyncio.wait_for(work, seconds))
+
+
+async def idle(llm: sterna.LLM, seconds: float = 5) -> bool:
+    """Whether nothing runs any more, within the time."""
+    try:
+        async with asyncio.timeout(seconds):
+            while (stats := llm.engine.stats()).running + stats.waiting:
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        return False
+    return True
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def tasks() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+# The same results.
+
+
+@pytest.mark.parametrize("options", [GREEDY, {"seed": 5, "temperature": 1.3, "logprobs": 2}])
+def test_results_are_those_of_generate(llm: sterna.LLM, prompt: list[int], options: dict[str, Any]) -> None:
+    expected = llm.generate(prompt, max_tokens=30, **options)
+    found = run(llm.agenerate(prompt, max_tokens=30, **options))
+    assert (found.text, found.tokens, found.logprobs) == (expected.text, expected.tokens, expected.logprobs)
+    assert (found.finish_reason, found.usage, found.seed) == (expected.finish_reason, expected.usage, found.seed)
+    assert found.timings.generated_tokens == len(found.tokens)
+
+
+def test_a_list_gives_a_list(llm: sterna.LLM, prompt: list[int]) -> None:
+    prompts = [prompt[:5], prompt, "ba da", np.array(prompt)]
+    expected = [llm.generate(item, max_tokens=12, **GREEDY).tokens for item in prompts]
+    found = run(llm.agenerate(prompts, max_tokens=12, **GREEDY))  # type: ignore[arg-type]
+    assert [out.tokens for out in found] == expected
+    assert run(llm.agenerate([])) == []
+
+
+def test_the_stream_is_that_of_stream(llm: sterna.LLM, prompt: list[int]) -> None:
+    options: dict[str, Any] = {"max_tokens": 60, "temperature": 1.5, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 11}
+
+    async def main() -> None:
+        stream = llm.astream(prompt, logprobs=2, **options)
+        pieces = [piece async for piece in stream]
+        assert stream.completion.tokens == expected.completion.tokens
+        assert [p async for p in stream] == []
+        for name in ("tokens", "logprobs", "finish_reason"):
+            assert [getattr(p, name) for p in pieces] == [getattr(p, name) for p in expected_pieces]
+        assert pieces == expected_pieces
+
+    expected = llm.stream(prompt, logprobs=2, **options)
+    expected_pieces = list(expected)
+    assert len(expected_pieces) > 1
+    run(main())
+
+
+def test_chat_gives_message_and_events(llm: sterna.LLM) -> None:
+    async def main() -> None:
+        assert await llm.achat("ha", max_tokens=30, **GREEDY) == message
+        stream = llm.achat("ha", stream=True, max_tokens=30, **GREEDY)
+        assert [event async for event in stream] == events
+        assert stream.message == message
+        assert len(stream.completion.tokens) == 30
+        awaited = await llm.achat([{"role": "user", "content": "ha"}], stream=True, max_tokens=30, **GREEDY)
+        assert [event async for event in awaited] == events
+        async with llm.achat("ha", stream=True, max_tokens=30, **GREEDY) as entered:
+            assert await entered.wait() == message
+
+    message = llm.chat("ha", max_tokens=30, **GREEDY)
+    events = list(llm.chat("ha", stream=True, max_tokens=30, **GREEDY))
+    run(main())
+
+
+def test_long_texts_are_prepared_in_another_thread(long_llm: sterna.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[bool] = []
+    encode = long_llm.tokenizer.encode_spans
+
+    def watched(*args: Any, **kwargs: Any) -> list[int]:
+        here.append(threading.current_thread() is threading.main_thread())
+        return encode(*args, **kwargs)[:5]
+
+    monkeypatch.setattr(long_llm.tokenizer, "encode_spans", watched)
+    for text in ("ba", "ba " * 6000):
+        here.clear()
+        out = run(long_llm.agenerate([text, text], max_tokens=0))
+        assert [one.usage.prompt_tokens for one in out] == [len(watched([(text, False)], add_special=True))] * 2
+        run(long_llm.achat(text, max_tokens=0))
+        run(long_llm.achat([{"role": "user", "content": text}], max_tokens=0))
+        assert here == ([True] * 5 if text == "ba" else [False, False, True, False, False])
+
+
+def test_many_at_a_time_on_one_loop(llm: sterna.LLM) -> None:
+    prompts = [[5 + i, 7, 5 + i] for i in range(50)]
+
+    async def main() -> None:
+        before = tasks()
+        waiting = [asyncio.ensure_future(llm.agenerate(item, max_tokens=15, **GREEDY)) for item in prompts * 6]
+        streams = [asyncio.ensure_future(collect(item)) for item in prompts]
+        await asyncio.sleep(0)
+        assert tasks() == before  # no thread for a request, nor for all of them
+        assert [out.tokens for out in await asyncio.gather(*waiting)] == expected * 6
+        assert await asyncio.gather(*streams) == expected
+
+    async def collect(item: list[int]) -> list[int]:
+        return [token async for piece in llm.astream(item, max_tokens=15, **GREEDY) for token in piece.tokens]
+
+    expected = [out.tokens for out in llm.generate(prompts, max_tokens=15, **GREEDY)]
+    run(main())
+
+
+def test_loops_in_several_threads_meet_in_one_engine(llm: sterna.LLM) -> None:
+    prompts = [[5 + i, 7] for i in range(20)]
+    expected = [out.tokens for out in llm.generate(prompts, max_tokens=15, **GREEDY)]
+    found: list[Any] = []
+    start = threading.Barrier(4)
+
+    async def main() -> list[list[int]]:
+        start.wait(20)
+        outs = await asyncio.gather(*(llm.agenerate(item, max_tokens=15, **GREEDY) for item in prompts))
+        return [out.tokens for out in outs]
+
+    threads = [threading.Thread(target=lambda: found.append(run(main()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [expected] * 4
+
+
+def test_a_request_stays_on_its_loop(llm: sterna.LLM) -> None:
+    stream = llm.astream([5], **ENDLESS)
+
+    async def one() -> Any:
+        return await anext(stream)
+
+    async def rest() -> int:
+        return len([piece async for piece in stream])
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(one())
+    with pytest.raises(SternaError, match="event loop"):
+        run(rest())
+    loop.close()
+
+
+# Errors.
+
+
+def test_errors_are_raised_where_one_waits(llm: sterna.LLM) -> None:
+    too_long = [5] * (llm.info.context + 1)
+    bad: list[tuple[type[Exception], Any, dict[str, Any]]] = [
+        (ContextOverflowError, too_long, {}),
+        (ContextOverflowError, "ba " * 20_000, {}),
+        (ArgumentError, [], {"max_tokens": 1}),
+        (ArgumentError, 5, {}),
+        (ArgumentError, [10**6], {}),
+        (ArgumentError, [5], {"temperature": -1}),
+        (ArgumentError, [5], {"max_tokens": -1}),
+    ]
+
+    async def main() -> None:
+        for kind, prompt, options in bad:
+            if prompt:
+                waiting = llm.agenerate(prompt, **options)
+                with pytest.raises(kind):
+                    await waiting
+            stream = llm.astream(prompt, **options)
+            with pytest.raises(kind):
+                await anext(stream)
+            assert [piece async for piece in stream] == []
+        waiting = llm.agenerate([[5], too_long], max_tokens=1)
+        with pytest.raises(ContextOverflowError):
+            await waiting
+        for messages in (5, [5], [{"role": "user"}, {"content": object()}], "ba" * 10_000):
+            with pytest.raises(SternaError):
+                await llm.achat(messages)  # type: ignore[call-overload]
+            with pytest.raises(SternaError):
+                await llm.achat(messages, stream=True)  # type: ignore[call-overload]
+        with pytest.raises(SternaError, match="not begun"):
+            _ = llm.astream([5]).completion
+        assert await idle(llm)
+
+    run(main())
+    # Names of arguments are checked by the call itself.
+    for method in (llm.agenerate, llm.astream, llm.achat):
+        with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
+            method("x", max_token=3)  # type: ignore[operator]
+
+
+def test_aliases_are_understood(llm: sterna.LLM) -> None:
+    assert len(run(llm.agenerate([5], max_new_tokens=4, temp=0, ignore_eos=True)).tokens) == 4  # type: ignore[call-overload]
+
+
+def test_closing_the_model_ends_what_is_awaited(tiny_path: Path) -> None:
+    llm = sterna.load(tiny_path, context=100_000, chat_template="{{ messages[0].content }}")
+
+    async def main() -> None:
+        stream = llm.astream([5], **ENDLESS)
+        await anext(stream)
+        waiting = [asyncio.ensure_future(llm.agenerate([5], **ENDLESS)) for _ in range(3)]
+        chat = asyncio.ensure_future(llm.achat("x", **ENDLESS))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(llm.close)
+        for end in await asyncio.gather(*waiting, chat, return_exceptions=True):
+            assert isinstance(end, SternaError) and "closed" in str(end)
+        with pytest.raises(SternaError, match="closed"):
+            async for _ in stream:
+                pass
+        assert [piece async for piece in stream] == []
+        with pytest.raises(SternaError, match="closed"):
+            await llm.agenerate([5])
+
+    run(main())
+
+
+# Ends before the end.
+
+
+def test_cancelling_a_task_cancels_its_request(long_llm: sterna.LLM) -> None:
+    llm = long_llm
+
+    async def main() -> None:
+        works: list[Coroutine[Any, Any, Any]] = [
+            llm.agenerate([5], **ENDLESS),
+            llm.agenerate([[5], [6]], **ENDLESS),
+            llm.agenerate([5] * 90_000, max_tokens=1),
+            llm.achat("x", **ENDLESS),
+            llm.achat("x", stream=True, **ENDLESS).wait(),
+            all_of(llm.astream([5], **ENDLESS)),
+        ]
+        for work in works:
+            task = asyncio.ensure_future(work)
+            while not llm.engine.stats().running:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await idle(llm)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await llm.agenerate([5], **ENDLESS)
+        assert await idle(llm)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(all_of(llm.astream([5], **ENDLESS)), 0.05)
+        assert await idle(llm)
+
+    async def all_of(stream: Any) -> list[Any]:
+        return [part async for part in stream]
+
+    run(main())
+    assert len(llm.generate([5], max_tokens=3, **GREEDY).tokens) == 3
+
+
+def test_an_error_in_a_task_group_cancels_the_others(long_llm: sterna.LLM) -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(long_llm.agenerate([6], **ENDLESS))
+            group.create_task(long_llm.agenerate([10**6]))
+
+    with pytest.raises(ExceptionGroup) as found:
+        run(main())
+    assert found.group_contains(ArgumentError)
+    assert run(idle(long_llm))
+
+
+def test_leaving_a_stream_cancels_it(long_llm: sterna.LLM) -> None:
+    llm = long_llm
+
+    async def main() -> None:
+        async for piece in llm.astream([5], **ENDLESS):
+            if piece:
+                break
+        assert await idle(llm)
+        async for event in llm.achat("x", stream=True, **ENDLESS):
+            if str(event):
+                break
+        assert await idle(llm)
+
+        async with llm.astream([5], **ENDLESS) as stream:
+            await anext(stream)
+        # The end has been waited for.
+        assert llm.engine.stats().running == 0
+        assert stream.completion.finish_reason == "cancelled"
+        assert [piece async for piece in stream] == []
+
+        chat = llm.achat("x", stream=True, **ENDLESS)
+        await anext(chat)
+        await chat.aclose()
+        await chat.aclose()
+        assert llm.engine.stats().running == 0
+        assert chat.message.finish_reason == "cancelled"
+
+        never = llm.astream([5], **ENDLESS)
+        await never.aclose()
+        assert [piece async for piece in never] == []
+        assert llm.engine.stats().running == 0
+
+    run(main())
+
+
+def test_a_stream_may_be_closed_while_a_task_waits_for_it(long_llm: sterna.LLM) -> None:
+    async def main() -> None:
+        # A prompt long enough that no piece comes before the close.
+        stream = await long_llm.astream([5] * 90_000, **ENDLESS)
+        task = asyncio.ensure_future(anext(stream, None))
+        await asyncio.sleep(0.02)
+        await stream.aclose()
+        assert await asyncio.wait_for(task, 5) in (None, "")
+        assert long_llm.engine.stats().running == 0
+
+    run(main())
+
+
+def test_two_tasks_may_share_a_stream(llm: sterna.LLM) -> None:
+    async def main() -> None:
+        stream = llm.astream([5, 6], max_tokens=40, **GREEDY)
+
+        async def some() -> list[int]:
+            return [token async for piece in stream for token in piece.tokens]
+
+        first, second = await asyncio.gather(some(), some())
+        assert len(first) + len(second) == 40
+        assert sorted(first + second) == sorted(stream.completion.tokens)
+
+    run(main())
+
+
+# What is left afterwards.
+
+
+def test_nothing_is_left_when_a_loop_ends(llm: sterna.LLM) -> None:
+    async def main() -> None:
+        outs = await asyncio.gather(*(llm.agenerate([5 + i], max_tokens=3) for i in range(20)))
+        assert len(outs) == 20
+        stream = llm.astream([5], **ENDLESS)
+        await anext(stream)
+        kept.append(stream)  # outlives its loop
+
+    kept: list[Any] = []
+    run(main())
+    kept.clear()
+    gc.collect()
+    before = descriptors(), tasks(), threading.active_count()
+    for _ in range(5):
+        run(main())
+    assert run(idle(llm))
+    kept.clear()
+    gc.collect()
+    assert (descriptors(), tasks(), threading.active_count()) == before
+
+
+def test_closing_a_loop_cancels_what_it_ran(long_llm: sterna.LLM) -> None:
+    async def begin() -> Any:
+        return await long_llm.astream([5], **ENDLESS)
+
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(begin())
+    before = descriptors()
+    assert long_llm.engine.stats().running + long_llm.engine.stats().waiting == 1
+    loop.close()
+    assert run(idle(long_llm))
+    assert descriptors() < before
+    assert stream.completion.finish_reason == "cancelled"
+
+
+SCRIPT = """
+import asyncio, gc, logging, sys, threading, time
+import sterna
+
+logging.getLogger("sterna").setLevel(logging.ERROR)  # it warns of the long context
+llm = sterna.load({path!r}, context=100_000, threads=2, chat_template="{{{{ messages[0].content }}}}")
+
+async def read(stream, ready):
+    async for piece in stream:
+        ready.set()
+
+def streams():
+    return llm.astream([5], ignore_eos=True), llm.achat("ba", stream=True, ignore_eos=True)
+
+{body}
+print("end", flush=True)
+"""
+BODIES = {
+    "closed": """
+        loop = asyncio.new_event_loop()
+        async def some():
+            ready = asyncio.Event()
+            tasks = [loop.create_task(read(stream, ready)) for stream in streams()]
+            await ready.wait()
+            return tasks
+        tasks = loop.run_until_complete(some())
+        loop.close()
+        deadline = time.monotonic() + 20
+        while llm.engine.stats().running and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert llm.engine.stats().running == 0
+        loop.call_exception_handler = lambda context: None  # of tasks that never end
+        del tasks
+        gc.collect()
+    """,
+    "main thread": """
+        async def some():
+            one, two = streams()
+            await anext(one)
+            await anext(two)
+            return one, two
+        loop = asyncio.new_event_loop()
+        kept = loop.run_until_complete(some())
+    """,
+    "daemon thread": """
+        async def some():
+            ready = started
+            await asyncio.gather(*(read(stream, ready) for stream in streams()))
+        started = threading.Event()
+        def work():
+            try:
+                asyncio.run(some())
+            except sterna.SternaError:
+                pass  # the engine is closed when Python ends
+        threading.Thread(target=work, daemon=True).start()
+        started.wait(20)
+    """,
+}
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("closed", 1), ("main thread", 3), ("daemon thread", 20)])
+def test_live_streams_do_not_hold_up_the_end_of_python(tiny_path: Path, name: str, rounds: int) -> None:
+    script = SCRIPT.format(path=str(tiny_path), body=textwrap.dedent(BODIES[name]))
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    for begin in range(0, rounds, 4):
+        children = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(min(4, rounds - begin))
+        ]
+        for child in children:
+            out, error = child.communicate(timeout=60)
+            assert (child.returncode, out, error) == (0, "end\n", "")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_gets_an_error(long_llm: sterna.LLM) -> None:
+    async def main() -> None:
+        stream = await long_llm.astream([5], **ENDLESS)
+        await anext(stream)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                asyncio.events._set_running_loop(None)
+                try:
+                    asyncio.run(long_llm.agenerate([5]))
+                except SternaError as error:
+                    code = 0 if "fork" in str(error) else 2
+                del stream  # neither the parent's request nor its loop may notice
+                gc.collect()
+            finally:
+                os._exit(code)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        for _ in range(5):
+            await anext(stream)
+        assert long_llm.engine.stats().running == 1
+        await stream.aclose()
+
+    run(main())
