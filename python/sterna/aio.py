@@ -213,10 +213,10 @@ class _AsyncStream(AsyncIterator[_T], Generic[_T, _P]):
         try:
             self._request.cancel()
             await self._request.wait()
-        except BaseException:
-            self._ended(failed=True)
+        except BaseException as error:
+            self._ended(error)
             raise
-        self._ended(failed=False)
+        self._ended(None)
 
     async def __aenter__(self) -> Self:
         return await self
@@ -257,16 +257,16 @@ class _AsyncStream(AsyncIterator[_T], Generic[_T, _P]):
         try:
             request = await self._begun()
             event = None if request is None else await request.next()
-        except BaseException:
+        except BaseException as error:
             self._finished = True
-            self._ended(failed=True)
+            self._ended(error)
             raise
         if event is None:
             self._finished = True
         else:
             self._ready += self._made().feed(event)
 
-    def _ended(self, *, failed: bool) -> None:
+    def _ended(self, error: BaseException | None) -> None:
         """Called at an end that no event told."""
 
 
@@ -298,13 +298,21 @@ class AsyncChatStream(_AsyncStream[ChatEvent, Answer]):
             pass
         return self.message
 
-    def _ended(self, *, failed: bool) -> None:
+    def abandon(self) -> None:
+        """Cancels what is left, and does not wait until it has ended."""
+        self._begin = None
+        self._finished = True
+        if self._request is not None:
+            self._request.cancel()
+        self._ended(None)
+
+    def _ended(self, error: BaseException | None) -> None:
         if self._parts is not None:
-            self._parts.end(None if failed else self._parts.message)
+            left = error is None or isinstance(error, asyncio.CancelledError | GeneratorExit)
+            self._parts.end(self._parts.message if left else None)
 
     def __del__(self) -> None:
         # The loop was left before its end. An error that this brings could reach nobody.
-        if self._request is not None and self._parts is not None and self._parts.awaited:
+        if self._parts is not None and self._parts.awaited:
             with contextlib.suppress(Exception):
-                self._request.cancel()
-                self._ended(failed=False)
+                self.abandon()

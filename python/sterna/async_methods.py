@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
@@ -141,7 +140,7 @@ class AsyncMethods:
 
         async def begin() -> Answer:
             prompt = await in_thread_if(
-                _long_chat(messages, tools), lambda: llm._chat_prompt(messages, tools, template_kwargs)
+                long_chat(messages, tools), lambda: llm._chat_prompt(messages, tools, template_kwargs)
             )
             return llm._answer(prompt, max_tokens=max_tokens, sampling=llm._merged(sampling, options))
 
@@ -150,7 +149,11 @@ class AsyncMethods:
 
 async def in_thread_if(long: bool, work: Callable[[], _T]) -> _T:
     """What `work` gives; in another thread where it would hold up the loop."""
-    return await asyncio.to_thread(work) if long else work()
+    if not long:
+        return work()
+    import asyncio  # only where there is a loop: it takes long to import
+
+    return await asyncio.to_thread(work)
 
 
 def _tokens(llm: LLM, prompts: Sequence[Any]) -> Awaitable[list[list[int]]]:
@@ -159,7 +162,7 @@ def _tokens(llm: LLM, prompts: Sequence[Any]) -> Awaitable[list[list[int]]]:
     return in_thread_if(size > _LONG, lambda: [llm._prompt_tokens(prompt) for prompt in prompts])
 
 
-def _long_chat(messages: Messages, tools: Tools | None) -> bool:
+def long_chat(messages: Messages, tools: Tools | None) -> bool:
     """Whether a conversation takes long to render and tokenise, or could."""
     if isinstance(messages, str):
         return len(messages) > _LONG

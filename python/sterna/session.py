@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
@@ -16,10 +17,12 @@ from sterna.answers import ChatStream
 from sterna.arguments import GENERATE_ALIASES, keyword_arguments
 from sterna.chat import Message
 from sterna.chat.messages import Forms, Reader
-from sterna.errors import ArgumentError, FileError
+from sterna.errors import ArgumentError, FileError, SternaError
 from sterna.sampling import OPTION_NAMES, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
+    from sterna.aio import AsyncChatStream
+    from sterna.answers import Answer, ChatPrompt
     from sterna.llm import LLM, Tools
 
 _FORMAT, _VERSION = "sterna-session", 1
@@ -42,7 +45,8 @@ class Session:
         self._llm = llm
         self._messages: list[dict[str, Any]] = [*first, *_checked(messages)]
         self._turn = threading.Lock()
-        self._streaming: weakref.ref[ChatStream] | None = None
+        self._streaming: weakref.ref[ChatStream] | weakref.ref[AsyncChatStream] | None = None
+        self._awaited = False
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -89,24 +93,12 @@ class Session:
 
         ContextOverflowError when the conversation has become too long; TemplateError, ArgumentError.
         """
-        new = _checked([{"role": "user", "content": message}] if isinstance(message, str) else _listed(message))
+        new = _turn(message)
         with self._turn:
-            self._end_stream()
-            kept = len(self._messages)
-
-            def end(answer: Message | None) -> None:
-                if answer is None or (answer.finish_reason == "cancelled" and not (stream and str(answer))):
-                    return
-                self._messages[kept:] = [*new, answer.to_dict()]
-
-            answer = ChatStream(
-                self._llm._answer(
-                    self._llm._chat_prompt([*self._messages, *new], tools, template_kwargs),
-                    max_tokens=max_tokens,
-                    sampling=self._llm._merged(sampling, options),
-                    on_end=end,
-                )
-            )
+            self._begin_turn()
+            prompt = self._llm._chat_prompt([*self._messages, *new], tools, template_kwargs)
+            merged = self._llm._merged(sampling, options)
+            answer = ChatStream(self._answer(prompt, new, stream, max_tokens, merged))
             if stream:
                 self._streaming = weakref.ref(answer)
                 return answer
@@ -133,10 +125,77 @@ class Session:
             **options,
         )
 
+    @overload
+    def asend(
+        self,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        tools: Tools | None = None,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Coroutine[Any, Any, Message]: ...
+    @overload
+    def asend(
+        self,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        tools: Tools | None = None,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncChatStream: ...
+    @_generate_arguments
+    def asend(
+        self,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        tools: Tools | None = None,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Coroutine[Any, Any, Message] | AsyncChatStream:
+        """`send` for event loops: to be awaited, or with `stream` for `async for`, as `LLM.achat`.
+
+        SternaError while another answer of the session is awaited: a turn builds on the one before it. An answer with
+        `stream` that is cancelled stays in the conversation as far as it came; one without leaves it as it was.
+        """
+        from sterna.aio import AsyncChatStream
+        from sterna.async_methods import in_thread_if, long_chat
+
+        async def begin() -> Answer:
+            new = _turn(message)
+            messages = [*self._messages, *new]
+            prompt = await in_thread_if(
+                long_chat(messages, tools), lambda: self._llm._chat_prompt(messages, tools, template_kwargs)
+            )
+            return self._answer(prompt, new, stream, max_tokens, self._llm._merged(sampling, options))
+
+        async def begin_alone() -> Answer:
+            with self._alone():
+                self._streaming = reference
+                return await begin()
+
+        async def whole() -> Message:
+            with self._alone():
+                return await AsyncChatStream(begin, only_end=True).wait()
+
+        if not stream:
+            return whole()
+        answer = AsyncChatStream(begin_alone)
+        reference = weakref.ref(answer)  # not the answer itself, which would then outlive the loop that was left
+        return answer
+
     def fork(self) -> Session:
         """A second conversation with the same turns so far; what both have in common is computed and held once."""
         with self._turn:
-            self._end_stream()
+            self._begin_turn()
             return Session(self._llm, messages=self._messages)
 
     def save(self, path: str | Path) -> None:
@@ -179,17 +238,50 @@ class Session:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session cannot be pickled or copied: use fork(), or save() and Session.load()")
 
-    def _end_stream(self) -> None:
+    def _answer(
+        self, prompt: ChatPrompt, new: list[dict[str, Any]], stream: bool, max_tokens: int | None, sampling: Sampling
+    ) -> Answer:
+        kept = len(self._messages)
+
+        def end(answer: Message | None) -> None:
+            if answer is None or (answer.finish_reason == "cancelled" and not (stream and str(answer))):
+                return
+            self._messages[kept:] = [*new, answer.to_dict()]
+
+        return self._llm._answer(prompt, max_tokens=max_tokens, sampling=sampling, on_end=end)
+
+    def _begin_turn(self) -> None:
+        """Ends an answer that is still being streamed. SternaError while one is awaited as a whole."""
+        if self._awaited:
+            raise SternaError("another answer of this session is awaited: one turn follows the other")
         answer = self._streaming() if self._streaming is not None else None
         self._streaming = None
-        if answer is not None:
+        if isinstance(answer, ChatStream):
             answer.close()
+        elif answer is not None:
+            answer.abandon()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """For what is awaited. Holds no lock meanwhile: a `send` on the same event loop would wait for it for ever."""
+        if not self._turn.acquire(blocking=False):
+            raise SternaError("another thread is using this session: one turn follows the other")
+        try:
+            self._begin_turn()
+            self._awaited = True
+        finally:
+            self._turn.release()
+        try:
+            yield
+        finally:
+            self._awaited = False
 
 
-def _listed(message: object) -> list[Any]:
-    if isinstance(message, Sequence) and not isinstance(message, str | bytes):
-        return list(message)
-    return [message]
+def _turn(message: object) -> list[dict[str, Any]]:
+    """What somebody sends, as messages. ArgumentError."""
+    if isinstance(message, str):
+        return _checked([{"role": "user", "content": message}])
+    return _checked(list(message) if isinstance(message, Sequence) and not isinstance(message, bytes) else [message])
 
 
 def _checked(messages: Sequence[Any]) -> list[dict[str, Any]]:

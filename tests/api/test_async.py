@@ -363,6 +363,80 @@ def test_two_tasks_may_share_a_stream(llm: sterna.LLM) -> None:
     run(main())
 
 
+# Sessions.
+
+
+def test_a_session_is_the_same_awaited(llm: sterna.LLM) -> None:
+    async def main() -> None:
+        chat = llm.session(system="da")
+        assert await chat.asend("ha", max_tokens=12, **GREEDY) == first
+        events = [event async for event in chat.asend("ba", stream=True, max_tokens=12, **GREEDY)]
+        assert events[-1].message == second
+        assert second.usage.cached_tokens > 0
+        assert chat.messages == same.messages
+        branch = chat.fork()
+        await branch.asend("da", max_tokens=3)
+        assert len(chat.messages) == len(branch.messages) - 2 == 5
+
+    same = llm.session(system="da")
+    first = same.send("ha", max_tokens=12, **GREEDY)
+    second = same.send("ba", max_tokens=12, **GREEDY)
+    run(main())
+
+
+def test_turns_of_a_session_follow_one_another(long_llm: sterna.LLM) -> None:
+    llm = long_llm
+
+    async def main() -> None:
+        chat = llm.session()
+        waiting = asyncio.ensure_future(chat.asend("x", **ENDLESS))
+        await asyncio.sleep(0.05)
+        # None of these may wait: on this thread that would be for ever.
+        with pytest.raises(SternaError, match="follows the other"):
+            await chat.asend("x")
+        with pytest.raises(SternaError, match="follows the other"):
+            await chat.asend("x", stream=True)
+        with pytest.raises(SternaError, match="follows the other"):
+            chat.send("x")
+        with pytest.raises(SternaError, match="follows the other"):
+            chat.fork()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert chat.messages == []
+
+        # An answer that was left early stays as far as it came, whoever ended it.
+        for leave in ("drop", "close", "cancel", "next"):
+            chat = llm.session()
+            stream = chat.asend("x", stream=True, **ENDLESS)
+            while not str(await anext(stream)):
+                pass
+            if leave == "drop":
+                del stream
+            elif leave == "close":
+                await stream.aclose()
+            elif leave == "cancel":
+                task = asyncio.ensure_future(stream.wait())
+                await asyncio.sleep(0.02)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            if leave != "next":
+                assert await idle(llm)
+                assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+                assert chat.messages[1]["content"]
+            await chat.asend("y", max_tokens=1, ignore_eos=True)
+            assert len(chat.messages) == 4
+            assert await idle(llm)
+
+        chat = llm.session()
+        with pytest.raises(ContextOverflowError):
+            await chat.asend("ba " * 600_000)
+        assert chat.messages == []
+
+    run(main())
+
+
 # What is left afterwards.
 
 
