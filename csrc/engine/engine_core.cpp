@@ -81,10 +81,7 @@ void EngineCore::check_process() const {
               " and cannot be used after fork(); load it again in the child, or start processes with \"spawn\"");
 }
 
-bool EngineCore::closed() const {
-  const std::lock_guard lock(mutex_);
-  return closing_;
-}
+bool EngineCore::closed() const { return closing_; }
 
 EngineStats EngineCore::stats() const {
   const std::lock_guard lock(mutex_);

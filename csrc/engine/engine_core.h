@@ -148,8 +148,8 @@ class EngineCore {
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
-  bool closing_ = false;
-  bool work_ = false;  // something changed since the thread last looked
+  std::atomic<bool> closing_ = false;  // read without the mutex, which in a forked child may be locked for ever
+  bool work_ = false;                  // something changed since the thread last looked
   Interrupt interrupt_;
   KvCache cache_;
   Scheduler scheduler_;
