@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from sterna.errors import (
     ArgumentError,
     ContextOverflowError,
+    DeadlineError,
     DeviceError,
     DownloadError,
     FileError,
     MemoryBudgetError,
     ModelFormatError,
     NumericError,
+    QueueFullError,
     SternaError,
     TemplateError,
     UnsupportedModelError,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from sterna.loading import load, plan
     from sterna.memory import MemoryPlan
     from sterna.quantization import Quantized, quantize
-    from sterna.results import ChatEvent, Completion, Perplexity, TextPiece, Timings, TokenLogprob, Usage
+    from sterna.results import ChatEvent, Completion, Perplexity, Stats, TextPiece, Timings, TokenLogprob, Usage
     from sterna.sampling import Sampling
     from sterna.session import Session
 
@@ -50,6 +52,7 @@ __all__ = [
     "Completion",
     "ContextOverflowError",
     "Conversion",
+    "DeadlineError",
     "DeviceError",
     "Divergence",
     "DownloadError",
@@ -62,8 +65,10 @@ __all__ = [
     "NumericError",
     "Perplexity",
     "Quantized",
+    "QueueFullError",
     "Sampling",
     "Session",
+    "Stats",
     "SternaError",
     "TemplateError",
     "TextPiece",
@@ -96,6 +101,7 @@ _LAZY = {
     "Quantized": "quantization",
     "Sampling": "sampling",
     "Session": "session",
+    "Stats": "results",
     "TextPiece": "results",
     "TextStream": "generation",
     "Timings": "results",

@@ -9,12 +9,12 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from sterna.answers import Answer
-from sterna.errors import SternaError
+from sterna.errors import QueueFullError, SternaError
 from sterna.generation import Request, TextPieces
 from sterna.results import ChatEvent, Completion, TextPiece
 
@@ -152,6 +152,28 @@ class AsyncRequest:
         except BaseException:
             self.cancel()
             raise
+
+
+async def submitted(submissions: Iterable[Callable[[], Request]]) -> list[AsyncRequest]:
+    """As `request_options.submitted`: a list may be longer than the queue."""
+    requests: list[AsyncRequest] = []
+    ended = 0
+    try:
+        for submit in submissions:
+            while True:
+                try:
+                    requests.append(AsyncRequest(submit(), only_end=True))
+                    break
+                except QueueFullError:
+                    if ended == len(requests):
+                        raise
+                    await requests[ended].wait()
+                    ended += 1
+    except BaseException:
+        for request in requests:
+            request.cancel()
+        raise
+    return requests
 
 
 async def wait_all(requests: Sequence[AsyncRequest]) -> list[Completion]:

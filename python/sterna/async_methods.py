@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from sterna.arguments import GENERATE_ALIASES, is_array, keyword_arguments
-from sterna.sampling import OPTION_NAMES, Sampling, SamplingOptions
+from sterna.request_options import REQUEST_OPTION_NAMES, RequestOptions
+from sterna.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,7 @@ _T = TypeVar("_T")
 
 # Characters or tokens. More than this takes milliseconds to prepare, in which the loop should do something else.
 _LONG = 16 << 10
-_generate_arguments = keyword_arguments(GENERATE_ALIASES, OPTION_NAMES)
+_generate_arguments = keyword_arguments(GENERATE_ALIASES, REQUEST_OPTION_NAMES)
 
 
 class AsyncMethods:
@@ -39,7 +41,7 @@ class AsyncMethods:
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Completion: ...
     @overload
     async def agenerate(
@@ -48,7 +50,7 @@ class AsyncMethods:
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> list[Completion]: ...
     @_generate_arguments
     async def agenerate(
@@ -57,16 +59,17 @@ class AsyncMethods:
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Completion | list[Completion]:
         """`generate`, to be awaited; errors are raised at the await."""
-        from sterna.aio import AsyncRequest, wait_all
+        from sterna.aio import submitted, wait_all
 
         llm = cast("LLM", self)
         prompts = llm._batch_of(prompt)
         tokens = await _tokens(llm, [prompt] if prompts is None else prompts)
-        requests = [AsyncRequest(llm._submit(ids, max_tokens, sampling, options), only_end=True) for ids in tokens]
-        results = await wait_all(requests)
+        results = await wait_all(
+            await submitted(partial(llm._submit, ids, max_tokens, sampling, options) for ids in tokens)
+        )
         return results[0] if prompts is None else results
 
     @_generate_arguments
@@ -76,7 +79,7 @@ class AsyncMethods:
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> AsyncTextStream:
         """`stream`, for `async for`. The request begins, and errors are raised, with the first iteration.
 
@@ -103,7 +106,7 @@ class AsyncMethods:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Coroutine[Any, Any, Message]: ...
     @overload
     def achat(
@@ -115,7 +118,7 @@ class AsyncMethods:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> AsyncChatStream: ...
     @_generate_arguments
     def achat(
@@ -127,7 +130,7 @@ class AsyncMethods:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Coroutine[Any, Any, Message] | AsyncChatStream:
         """`chat`, to be awaited; errors are raised at the await.
 
@@ -140,9 +143,9 @@ class AsyncMethods:
 
         async def begin() -> Answer:
             prompt = await in_thread_if(
-                long_chat(messages, tools), lambda: llm._chat_prompt(messages, tools, template_kwargs)
+                long_chat(llm, messages, tools), lambda: llm._chat_prompt(messages, tools, template_kwargs)
             )
-            return llm._answer(prompt, max_tokens=max_tokens, sampling=llm._merged(sampling, options))
+            return llm._answer(prompt, max_tokens=max_tokens, sampling=sampling, options=options)
 
         return AsyncChatStream(begin) if stream else AsyncChatStream(begin, only_end=True).wait()
 
@@ -159,11 +162,14 @@ async def in_thread_if(long: bool, work: Callable[[], _T]) -> _T:
 def _tokens(llm: LLM, prompts: Sequence[Any]) -> Awaitable[list[list[int]]]:
     """The tokens of each prompt. All are checked before the first one is computed."""
     size = sum(len(prompt) for prompt in prompts if isinstance(prompt, Sequence) or is_array(prompt))
-    return in_thread_if(size > _LONG, lambda: [llm._prompt_tokens(prompt) for prompt in prompts])
+    long = size > _LONG or llm._prefix_cache is not None
+    return in_thread_if(long, lambda: [llm._begun(prompt) for prompt in prompts])
 
 
-def long_chat(messages: Messages, tools: Tools | None) -> bool:
-    """Whether a conversation takes long to render and tokenise, or could."""
+def long_chat(llm: LLM, messages: Messages, tools: Tools | None) -> bool:
+    """Whether a conversation takes long to render, to tokenise, or to be found in a folder; or could."""
+    if llm._prefix_cache is not None:
+        return True
     if isinstance(messages, str):
         return len(messages) > _LONG
     if tools or not isinstance(messages, Sequence):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -15,9 +15,19 @@ if TYPE_CHECKING:
 class Request:
     """One request under way. Its events are taken by one thread at a time; anyone may cancel it."""
 
-    def __init__(self, handle: RequestHandle, *, num_prompt: int, seed: int, logprobs: bool) -> None:
+    def __init__(
+        self,
+        handle: RequestHandle,
+        *,
+        prompt: list[int],
+        seed: int,
+        logprobs: bool,
+        on_end: Callable[[list[int]], None] | None = None,
+    ) -> None:
+        """`on_end` is told all tokens, the prompt's and the text's, when the final event was taken."""
         self.handle = handle
-        self._num_prompt = num_prompt
+        self._prompt = prompt
+        self._on_end = on_end
         self._seed = seed
         self._texts: list[str] = []
         self._tokens: list[int] = []
@@ -58,7 +68,7 @@ class Request:
             t.queue_seconds,
             t.prefill_seconds,
             t.decode_seconds,
-            t.prompt_tokens or self._num_prompt,
+            t.prompt_tokens or len(self._prompt),
             t.cached_tokens,
             t.generated_tokens,
             t.draft_tokens,
@@ -68,7 +78,7 @@ class Request:
             text="".join(self._texts),
             tokens=list(self._tokens),
             finish_reason=self.finish_reason or "cancelled",
-            usage=Usage(self._num_prompt, len(self._tokens), t.cached_tokens),
+            usage=Usage(len(self._prompt), len(self._tokens), t.cached_tokens),
             timings=timings,
             seed=self._seed,
             logprobs=None if self._logprobs is None else list(self._logprobs),
@@ -85,6 +95,8 @@ class Request:
         if event.finish_reason is not None:
             self.finish_reason = event.finish_reason
             self._stopped_by = event.stop
+            if self._on_end is not None:
+                self._on_end([*self._prompt, *self._tokens])
 
 
 def logprob_of(event: Event) -> TokenLogprob:

@@ -31,7 +31,7 @@ class ModelInfo:
     threads: int
     kv_dtype: str
     memory: MemoryPlan
-    fingerprint: str  # of the file's tensor table
+    fingerprint: str  # of the program, the tensor table, and samples of the weights
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "memory": self.memory.to_dict()}

@@ -6,6 +6,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
@@ -15,7 +16,8 @@ from sterna.async_methods import AsyncMethods
 from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, SternaError, TemplateError
 from sterna.generation import Request, TextStream, wait_all
 from sterna.memory import BUDGET_SHARE, available_memory, readable
-from sterna.sampling import OPTION_NAMES, Sampling, SamplingOptions, encodable, engine_params, new_seed
+from sterna.request_options import REQUEST_OPTION_NAMES, RequestOptions, split_options, submitted
+from sterna.sampling import Sampling, encodable, engine_params, new_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from sterna.chat import ChatTemplate, FoundTemplate, Message
     from sterna.divergence import Divergence
     from sterna.info import ModelInfo
-    from sterna.results import Completion, Perplexity
+    from sterna.prefix_cache import PrefixCache
+    from sterna.results import Completion, Perplexity, Stats
     from sterna.session import Session
     from sterna.tokenizer import Tokenizer
 
@@ -40,7 +43,7 @@ Tools: TypeAlias = Sequence[Mapping[str, Any]]
 _MAX_BYTES_PER_TOKEN = 16
 # What the engine itself tells a template.
 _TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "now"})
-_generate_arguments = keyword_arguments(GENERATE_ALIASES, OPTION_NAMES)
+_generate_arguments = keyword_arguments(GENERATE_ALIASES, REQUEST_OPTION_NAMES)
 
 
 class LLM(AsyncMethods):
@@ -59,12 +62,14 @@ class LLM(AsyncMethods):
         *,
         defaults: Mapping[str, Any],
         seed: int | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self._running = engine
         self._defaults = dict(defaults)
         self._sampling = Sampling(seed=seed)
         self.tokenizer = tokenizer
         self._found_template = template
+        self._prefix_cache = prefix_cache
         self.info = info
 
     @functools.cached_property
@@ -81,7 +86,12 @@ class LLM(AsyncMethods):
         return self._running.closed
 
     def close(self) -> None:
-        """Ends what is running and frees weights, cache and threads, now. A closed model cannot be used again."""
+        """Ends what is running and frees weights, cache and threads, now. A closed model cannot be used again.
+
+        What is to be kept in a prefix cache is written first.
+        """
+        if self._prefix_cache is not None:
+            self._prefix_cache.close()
         self._running.close()
 
     def __enter__(self) -> Self:
@@ -99,6 +109,12 @@ class LLM(AsyncMethods):
     def __reduce__(self) -> NoReturn:
         raise TypeError("a loaded model cannot be pickled or copied: load it in each process that needs it")
 
+    def stats(self) -> Stats:
+        """What the engine does now, and what it has done since it was loaded. SternaError when the model is closed."""
+        from sterna.results import Stats
+
+        return Stats.of(self.engine.stats())
+
     @property
     def engine(self) -> Engine:
         """The engine below, over token ids. SternaError when the model is closed."""
@@ -115,7 +131,7 @@ class LLM(AsyncMethods):
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Completion: ...
     @overload
     def generate(
@@ -124,7 +140,7 @@ class LLM(AsyncMethods):
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> list[Completion]: ...
     @_generate_arguments
     def generate(
@@ -133,7 +149,7 @@ class LLM(AsyncMethods):
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Completion | list[Completion]:
         """Continues a prompt; for a list of prompts a list of results, computed together.
 
@@ -143,10 +159,10 @@ class LLM(AsyncMethods):
         """
         prompts = self._batch_of(prompt)
         if prompts is None:
-            return wait_all([self._submit(self._prompt_tokens(prompt), max_tokens, sampling, options)])[0]
+            return wait_all([self._submit(self._begun(prompt), max_tokens, sampling, options)])[0]
         # All are checked before the first one is computed.
-        tokens = [self._prompt_tokens(item) for item in prompts]
-        return wait_all([self._submit(ids, max_tokens, sampling, options) for ids in tokens])
+        tokens = [self._begun(item) for item in prompts]
+        return wait_all(submitted(partial(self._submit, ids, max_tokens, sampling, options) for ids in tokens))
 
     @_generate_arguments
     def stream(
@@ -155,10 +171,10 @@ class LLM(AsyncMethods):
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> TextStream:
         """As `generate` for one prompt, in pieces: str with `tokens`, `logprobs`; the last has a `finish_reason`."""
-        return TextStream(self._submit(self._prompt_tokens(prompt), max_tokens, sampling, options))
+        return TextStream(self._submit(self._begun(prompt), max_tokens, sampling, options))
 
     # Chat.
 
@@ -172,7 +188,7 @@ class LLM(AsyncMethods):
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Message: ...
     @overload
     def chat(
@@ -184,7 +200,7 @@ class LLM(AsyncMethods):
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> ChatStream: ...
     @_generate_arguments
     def chat(
@@ -196,7 +212,7 @@ class LLM(AsyncMethods):
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Message | ChatStream:
         """Answers a str or a list of OpenAI messages through the chat template; with `stream` as events.
 
@@ -207,7 +223,7 @@ class LLM(AsyncMethods):
         from sterna.answers import ChatStream
 
         prompt = self._chat_prompt(messages, tools, template_kwargs)
-        answer = ChatStream(self._answer(prompt, max_tokens=max_tokens, sampling=self._merged(sampling, options)))
+        answer = ChatStream(self._answer(prompt, max_tokens=max_tokens, sampling=sampling, options=options))
         return answer if stream else answer.wait()
 
     def session(self, system: str | None = None, *, messages: Sequence[Mapping[str, Any]] = ()) -> Session:
@@ -307,19 +323,27 @@ class LLM(AsyncMethods):
         return self.template
 
     def _chat_prompt(
-        self, messages: Messages, tools: Tools | None, template_kwargs: Mapping[str, Any] | None
+        self,
+        messages: Messages,
+        tools: Tools | None,
+        template_kwargs: Mapping[str, Any] | None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> ChatPrompt:
         from sterna.answers import ChatPrompt
 
         more = dict(template_kwargs or {})
         for name in _TEMPLATE_ARGUMENTS & more.keys():
             raise ArgumentError(f"template_kwargs: {name!r} is the engine's own")
-        rendered = self._chat_template().render(messages, tools=tools, **more)
+        rendered = self._chat_template().render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **more
+        )
         self._check_length(rendered.text)
         tokens = self.tokenizer.encode_spans(rendered.spans)
         # Most templates write bos themselves.
         if self.tokenizer.add_bos and tokens[:1] != [self.tokenizer.bos_id]:
             tokens.insert(0, cast(int, self.tokenizer.bos_id))
+        self._restore(tokens)
         return ChatPrompt(tokens, opens_reasoning=rendered.opens_reasoning, tools=bool(tools))
 
     def _answer(
@@ -327,15 +351,15 @@ class LLM(AsyncMethods):
         prompt: ChatPrompt,
         *,
         max_tokens: int | None,
-        sampling: Sampling,
+        sampling: Sampling | None,
+        options: Mapping[str, Any],
         on_end: OnEnd | None = None,
     ) -> Answer:
         from sterna.answers import Answer
 
         # SentencePiece writes the space before a word with the word, the first one of an answer too.
-        request = self._submit(
-            prompt.tokens, max_tokens, sampling, {}, drop_leading_space=self.tokenizer.kind == "spm"
-        )
+        drop_space = self.tokenizer.kind == "spm"
+        request = self._submit(prompt.tokens, max_tokens, sampling, options, drop_leading_space=drop_space)
         return Answer(request, prompt, on_end)
 
     def _merged(self, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
@@ -355,7 +379,8 @@ class LLM(AsyncMethods):
         *,
         drop_leading_space: bool = False,
     ) -> Request:
-        merged = self._merged(sampling, options)
+        sampling_options, terms = split_options(options)
+        merged = self._merged(sampling, sampling_options)
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 0):
             raise ArgumentError(f"max_tokens is {max_tokens!r:.60}, must be 0 or more, or None for no limit")
         texts, ids = merged.stops
@@ -368,8 +393,10 @@ class LLM(AsyncMethods):
             stop_strings=texts,
             top_logprobs=merged.top_logprobs,
             drop_leading_space=drop_leading_space,
+            **terms.engine_arguments(),
         )
-        return Request(handle, num_prompt=len(tokens), seed=seed, logprobs=merged.top_logprobs is not None)
+        keep = None if self._prefix_cache is None else self._prefix_cache.keep
+        return Request(handle, prompt=tokens, seed=seed, logprobs=merged.top_logprobs is not None, on_end=keep)
 
     def _batch_of(self, prompt: Any) -> Sequence[Any] | None:
         """The prompts of a batch, or None for a single prompt."""
@@ -391,6 +418,16 @@ class LLM(AsyncMethods):
         if len(tokens) > self.info.context:
             raise ContextOverflowError(f"the prompt has {len(tokens)} tokens; the context holds {self.info.context}")
         return tokens
+
+    def _begun(self, prompt: str | Tokens) -> list[int]:
+        """The tokens of a prompt that will be continued; what the prefix cache has of them is at hand then."""
+        tokens = self._prompt_tokens(prompt)
+        self._restore(tokens)
+        return tokens
+
+    def _restore(self, tokens: list[int]) -> None:
+        if self._prefix_cache is not None:
+            self._prefix_cache.restore(tokens)
 
     def _check_length(self, text: str) -> None:
         limit = _MAX_BYTES_PER_TOKEN * self.info.context

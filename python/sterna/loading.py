@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sterna.arguments import LOAD_ALIASES, keyword_arguments
 from sterna.errors import ArgumentError, DeviceError, FileError
+from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
-from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, plan_memory
+from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, parse_bytes, plan_memory
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 MAX_CONTEXT = (1 << 31) - 1  # positions are 32-bit
 MAX_SEQUENCES = 1024
+MAX_WAITING = 1 << 20
 MAX_THREADS = 1024
 I2S_ORDERS = ("x86", "arm")
 
@@ -41,6 +42,9 @@ def load(
     max_sequences: int = 16,
     kv_tokens: int | None = None,
     seed: int | None = None,
+    max_waiting: int = 1024,
+    prefix_cache: str | Path | None = None,
+    prefix_cache_bytes: int | str = "4GiB",
     chat_template: str | Path | None = None,
     i2s_order: str = "x86",
     progress: Progress | None = None,
@@ -57,6 +61,10 @@ def load(
     max_sequences: how many run at the same time; more wait.
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
     seed: of requests that name none; None is a random one for each.
+    max_waiting: requests that may wait; one more raises QueueFullError.
+    prefix_cache: a folder in which the KV of prompts and texts is kept for later requests that begin alike, in this
+        process or another one, at most `prefix_cache_bytes` (the least recently used goes first). What it holds can be
+        read back into text by whoever may read the folder.
     chat_template: jinja2 text to use instead of the file's, or a Path to it.
     i2s_order: how the codes of I2_S tensors are arranged, which their files do not say: "x86" (groups of 128; most
         files), or "arm" (groups of 64). `sterna inspect` shows what speaks for which.
@@ -78,8 +86,11 @@ def load(
         i2s_order=i2s_order,
         progress=progress,
     )
+    if not isinstance(max_waiting, int) or not 1 <= max_waiting <= MAX_WAITING:
+        raise ArgumentError(f"max_waiting is {max_waiting!r:.60}, must be from 1 to {MAX_WAITING}")
+    quota = parse_bytes(prefix_cache_bytes, "prefix_cache_bytes")
     prepared.memory.check()
-    return _start(prepared, template_text, max_sequences, seed)
+    return _start(prepared, template_text, max_waiting, seed, prefix_cache, quota)
 
 
 @keyword_arguments(LOAD_ALIASES)
@@ -187,7 +198,14 @@ def check_device(device: str) -> None:
     raise ArgumentError(f'device is {device!r:.60}, must be "auto", "cpu", "cuda" or "cuda:N"')
 
 
-def _start(prepared: Prepared, template_text: str | None, max_sequences: int, seed: int | None) -> LLM:
+def _start(
+    prepared: Prepared,
+    template_text: str | None,
+    max_waiting: int,
+    seed: int | None,
+    prefix_cache: str | Path | None,
+    prefix_cache_bytes: int,
+) -> LLM:
     """Allocates: packs the weights and starts the engine."""
     from sterna._core import Engine, Pieces, compile_cpu
     from sterna.chat.source import find_template
@@ -221,8 +239,9 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
         compiled,
         Pieces.from_gguf(file),
         context=memory.context,
-        max_sequences=max_sequences,
+        max_sequences=settings.max_sequences,
         kv_tokens=memory.kv_tokens,
+        max_waiting=max_waiting,
     )
     info = ModelInfo(
         name=str(file.get("general.name", prepared.resolved.name)),
@@ -235,7 +254,7 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
         context=memory.context,
         trained_context=prepared.trained_context,
         context_capped=prepared.context_capped,
-        max_sequences=max_sequences,
+        max_sequences=settings.max_sequences,
         vocab_size=compiled.vocab_size,
         tokenizer=f"{tokenizer.kind} ({tokenizer.pre})" if tokenizer.kind == "bpe" else tokenizer.kind,
         template_source=None if template is None else template.source,
@@ -244,17 +263,15 @@ def _start(prepared: Prepared, template_text: str | None, max_sequences: int, se
         threads=compiled.threads,
         kv_dtype=settings.kv_dtype,
         memory=memory,
-        fingerprint=_fingerprint(prepared),
+        fingerprint=fingerprint(file, prepared.program),
     )
-    return LLM(engine, tokenizer, template, info, defaults=file_defaults(FileMetadata(file)), seed=seed)
+    cache = None
+    if prefix_cache is not None:
+        from sterna.prefix_cache import PrefixCache
 
-
-def _fingerprint(prepared: Prepared) -> str:
-    """Tells models apart by what is in their tables, without reading gigabytes of weights."""
-    digest = hashlib.sha256(repr((prepared.architecture, prepared.file.file_bytes)).encode())
-    for tensor in prepared.file.tensors:
-        digest.update(repr((tensor.name, tuple(tensor.shape), tensor.format, tensor.offset)).encode())
-    return digest.hexdigest()
+        cache = PrefixCache(engine, prefix_cache, fingerprint=info.fingerprint, quota=prefix_cache_bytes)
+    defaults = file_defaults(FileMetadata(file))
+    return LLM(engine, tokenizer, template, info, defaults=defaults, seed=seed, prefix_cache=cache)
 
 
 def _product(shape: Sequence[int]) -> int:

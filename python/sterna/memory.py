@@ -145,15 +145,20 @@ def parse_budget(budget: int | str | None) -> int | None:
     if budget is None:
         available = available_memory()
         return None if available is None else int(available * BUDGET_SHARE)
-    if isinstance(budget, int) and not isinstance(budget, bool):
-        number: float = budget
+    return parse_bytes(budget, "memory_budget")
+
+
+def parse_bytes(size: int | str, name: str) -> int:
+    """A number of bytes, or a text such as "4GiB". ArgumentError calls it by `name`."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        number: float = size
     else:
-        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", str(budget))
-        if match is None or not isinstance(budget, str):
-            raise ArgumentError(f'memory_budget is {budget!r:.60}, must be bytes, or a text such as "4GiB"')
+        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", str(size))
+        if match is None or not isinstance(size, str):
+            raise ArgumentError(f'{name} is {size!r:.60}, must be bytes, or a text such as "4GiB"')
         number = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " ")
     if number < 1:
-        raise ArgumentError(f"memory_budget is {budget!r}, must be at least 1")
+        raise ArgumentError(f"{name} is {size!r}, must be at least 1")
     return int(number)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from sterna._core import EngineStats
     from sterna.chat import Message, ToolCall
 
 
@@ -52,6 +53,35 @@ class Timings:
         """Of the generated tokens but the first, which the prompt's last step gives; 0 when there were none."""
         tokens = self.generated_tokens - 1
         return tokens / self.decode_seconds if tokens > 0 and self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine does now, and what it has done since it was made.
+
+    `pages_in_use` hold the KV of running requests, `pages_cached` that of ended ones, kept for requests that begin
+    alike; `page_limit` is how many of 64 tokens there may be. A batch is one run of the model over `rows` tokens.
+    """
+
+    running: int
+    waiting: int
+    pages_in_use: int
+    pages_cached: int
+    page_limit: int
+    requests: int  # that have ended, and their tokens:
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    preemptions: int
+    batches: int
+    rows: int
+
+    @staticmethod
+    def of(stats: EngineStats) -> Stats:
+        names = [field.name for field in fields(Stats) if field.name not in ("batches", "rows")]
+        return Stats(**{name: getattr(stats, name) for name in names}, batches=stats.runs, rows=stats.tokens)
 
 
 @dataclass(frozen=True)

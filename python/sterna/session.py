@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import os
-import tempfile
+import itertools
 import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -17,18 +15,24 @@ from sterna.answers import ChatStream
 from sterna.arguments import GENERATE_ALIASES, keyword_arguments
 from sterna.chat import Message
 from sterna.chat.messages import Forms, Reader
-from sterna.errors import ArgumentError, FileError, SternaError
-from sterna.sampling import OPTION_NAMES, Sampling, SamplingOptions
+from sterna.errors import ArgumentError, ContextOverflowError, SternaError, TemplateError
+from sterna.request_options import REQUEST_OPTION_NAMES, RequestOptions
+from sterna.sampling import Sampling
+from sterna.session_file import SessionHeader, open_session, write_session
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from sterna._core import Engine
     from sterna.aio import AsyncChatStream
     from sterna.answers import Answer, ChatPrompt
     from sterna.llm import LLM, Tools
 
-_FORMAT, _VERSION = "sterna-session", 1
-_MAX_FILE_BYTES = 64 << 20
+# Pages of the KV cache that are copied at once.
+_PART_PAGES = 8
 
-_generate_arguments = keyword_arguments(GENERATE_ALIASES, OPTION_NAMES)
+_generate_arguments = keyword_arguments(GENERATE_ALIASES, REQUEST_OPTION_NAMES)
 
 
 class Session:
@@ -63,7 +67,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Message: ...
     @overload
     def send(
@@ -75,7 +79,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> ChatStream: ...
     @_generate_arguments
     def send(
@@ -87,7 +91,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Message | ChatStream:
         """The answer to a str, a message, or several (tool results); with `stream` as events like those of `LLM.chat`.
 
@@ -97,8 +101,7 @@ class Session:
         with self._turn:
             self._begin_turn()
             prompt = self._llm._chat_prompt([*self._messages, *new], tools, template_kwargs)
-            merged = self._llm._merged(sampling, options)
-            answer = ChatStream(self._answer(prompt, new, stream, max_tokens, merged))
+            answer = ChatStream(self._answer(prompt, new, stream, max_tokens, sampling, options))
             if stream:
                 self._streaming = weakref.ref(answer)
                 return answer
@@ -112,7 +115,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> ChatStream:
         """`send(..., stream=True)`."""
         return self.send(
@@ -135,7 +138,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Coroutine[Any, Any, Message]: ...
     @overload
     def asend(
@@ -147,7 +150,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> AsyncChatStream: ...
     @_generate_arguments
     def asend(
@@ -159,7 +162,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Coroutine[Any, Any, Message] | AsyncChatStream:
         """`send` for event loops: to be awaited, or with `stream` for `async for`, as `LLM.achat`.
 
@@ -173,9 +176,9 @@ class Session:
             new = _turn(message)
             messages = [*self._messages, *new]
             prompt = await in_thread_if(
-                long_chat(messages, tools), lambda: self._llm._chat_prompt(messages, tools, template_kwargs)
+                long_chat(self._llm, messages, tools), lambda: self._llm._chat_prompt(messages, tools, template_kwargs)
             )
-            return self._answer(prompt, new, stream, max_tokens, self._llm._merged(sampling, options))
+            return self._answer(prompt, new, stream, max_tokens, sampling, options)
 
         async def begin_alone() -> Answer:
             with self._alone():
@@ -199,47 +202,64 @@ class Session:
             return Session(self._llm, messages=self._messages)
 
     def save(self, path: str | Path) -> None:
-        """Writes the turns as JSON, with the model's fingerprint. FileError."""
-        model = {"name": self._llm.info.name, "fingerprint": self._llm.info.fingerprint}
-        data = {"format": _FORMAT, "version": _VERSION, "model": model, "messages": self._messages}
-        text = json.dumps(data, ensure_ascii=False, indent=1)
-        target = Path(path)
-        try:
-            # Whoever reads the file meanwhile sees the old one or the new one.
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
-                file.write(text)
-            os.replace(file.name, target)
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
+        """Writes the turns, and what the KV cache has of them, so that it need not be computed again. FileError."""
+        info, engine = self._llm.info, self._llm.engine
+        with self._turn:
+            self._begin_turn()
+            messages = list(self._messages)
+        tokens: list[int] = []
+        # Without a template, or with one that wants another turn: the turns alone.
+        with contextlib.suppress(TemplateError, ContextOverflowError):
+            tokens = self._llm._chat_prompt(messages, None, {}, add_generation_prompt=False).tokens if messages else []
+        count = engine.cached_pages(tokens) if tokens else 0
+        while True:
+            header = SessionHeader(
+                info.name, info.fingerprint, messages, tokens, engine.kv_layout, engine.page_bytes, count
+            )
+            try:
+                return write_session(path, header, _exported(engine, tokens, count))
+            except ArgumentError:
+                # Others may have needed the room of some pages meanwhile.
+                left = engine.cached_pages(tokens) if tokens else 0
+                if left >= count:
+                    raise
+                count = left
 
     @classmethod
     def load(cls, llm: LLM, path: str | Path) -> Session:
         """A conversation that was saved. FileError; ArgumentError for a file that is none, or of another model.
 
-        Its turns are computed again when the next message is sent.
+        Turns that the file has no KV of, or of another `kv_dtype`, are computed when the next message is sent.
         """
-        data = _read(Path(path))
-        if data.get("format") != _FORMAT:
-            raise ArgumentError(f"{path}: not a saved session")
-        if data.get("version") != _VERSION:
-            raise ArgumentError(f"{path}: format version {data.get('version')!r:.20} is not {_VERSION}")
-        model = data.get("model")
-        if not isinstance(model, dict) or model.get("fingerprint") != llm.info.fingerprint:
-            name = model.get("name") if isinstance(model, dict) else None
-            raise ArgumentError(f"{path}: a conversation with another model ({name!r:.80}), not {llm.info.name!r}")
-        messages = data.get("messages")
-        if not isinstance(messages, list):
-            raise ArgumentError(f"{path}: messages is no list")
-        try:
-            return cls(llm, messages=messages)
-        except ArgumentError as error:
-            raise ArgumentError(f"{path}: {error}") from None
+        engine = llm.engine
+        with open_session(path, model_name=llm.info.name, fingerprint=llm.info.fingerprint) as saved:
+            try:
+                session = cls(llm, messages=saved.header.messages)
+            except ArgumentError as error:
+                raise ArgumentError(f"{path}: {error}") from None
+            tokens = saved.header.tokens
+            if any(token >= llm.info.vocab_size for token in tokens):
+                raise ArgumentError(f"{path}: tokens that are not in the vocabulary of {llm.info.vocab_size}")
+            pages = saved.pages(engine.kv_layout, engine.page_bytes)
+            first = 0
+            while part := list(itertools.islice(pages, _PART_PAGES)):
+                reached = engine.import_pages(list(tokens), first, part)
+                if reached < first + len(part):
+                    break  # no room for more
+                first = reached
+        return session
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session cannot be pickled or copied: use fork(), or save() and Session.load()")
 
     def _answer(
-        self, prompt: ChatPrompt, new: list[dict[str, Any]], stream: bool, max_tokens: int | None, sampling: Sampling
+        self,
+        prompt: ChatPrompt,
+        new: list[dict[str, Any]],
+        stream: bool,
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        options: Mapping[str, Any],
     ) -> Answer:
         kept = len(self._messages)
 
@@ -248,7 +268,7 @@ class Session:
                 return
             self._messages[kept:] = [*new, answer.to_dict()]
 
-        return self._llm._answer(prompt, max_tokens=max_tokens, sampling=sampling, on_end=end)
+        return self._llm._answer(prompt, max_tokens=max_tokens, sampling=sampling, options=options, on_end=end)
 
     def _begin_turn(self) -> None:
         """Ends an answer that is still being streamed. SternaError while one is awaited as a whole."""
@@ -277,6 +297,11 @@ class Session:
             self._awaited = False
 
 
+def _exported(engine: Engine, tokens: list[int], count: int) -> Iterator[npt.NDArray[np.uint8]]:
+    for first in range(0, count, _PART_PAGES):
+        yield from engine.export_pages(tokens, first, min(_PART_PAGES, count - first))
+
+
 def _turn(message: object) -> list[dict[str, Any]]:
     """What somebody sends, as messages. ArgumentError."""
     if isinstance(message, str):
@@ -289,20 +314,3 @@ def _checked(messages: Sequence[Any]) -> list[dict[str, Any]]:
     plain = [message.to_dict() if isinstance(message, Message) else message for message in messages]
     Reader(Forms()).messages(plain)
     return [copy.deepcopy(dict(message)) for message in plain]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}", str(path), error.errno or 0) from None
-    if len(text) > _MAX_FILE_BYTES:
-        raise ArgumentError(f"{path}: longer than {_MAX_FILE_BYTES >> 20} MiB")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"{path}: no JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ArgumentError(f"{path}: not a saved session")
-    return data

@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sterna
+from chat_template import TEMPLATE
 from oracle import model_path
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{{ prefix | default('') }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
