@@ -10,7 +10,9 @@ PATH is llama.cpp's own program, built from the source package of llama-cpp-pyth
     cmake --build build --target llama-batched-bench -j    # PATH is build/bin/llama-batched-bench
 
 All three do the same work: N sequences, each a prompt of its own of random tokens, shared with no other and never seen
-before, then `generate` steps of one token each after the first one. sterna: one list given to `llm.generate`, greedy.
+before, then `generate` steps of one token each after the first one.
+
+sterna: all requests at once to the engine of one loaded model, greedy, without speculation.
 llama-batched-bench: prompts all at once, then steps of all sequences in lockstep, without a sampler, at its best of
 flash attention, unified cache and repacking (each tried, for each N); a short run before the measured one warms it up.
 Locked: N threads share one `Llama` and take turns at it, as its users must, greedy; with flash attention where that is
@@ -44,8 +46,8 @@ from peer import Peer
 from sterna.memory import PAGE_TOKENS
 
 WARM_UP_STEPS = 4
-# How sterna is asked: nothing ends early, nothing is drawn, no request profits from another or from its own past.
-ASKED = {"temperature": 0.0, "ignore_eos": True}
+# How sterna is asked: nothing is drawn, nothing ends early, nothing is guessed ahead.
+ASKED: dict[str, Any] = {"sampling": sterna._core.SamplingParams(temperature=0.0), "draft_tokens": 0}
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,16 @@ class Sterna:
     def _seconds(self, max_tokens: int) -> float:
         prompts = random_prompts(self._rng, self._llm.info.vocab_size, self._shape)
         begin = time.perf_counter()
-        completions = self._llm.generate(prompts, max_tokens=max_tokens, **ASKED)
+        requests = [self._llm.engine.submit(prompt, max_tokens=max_tokens, **ASKED) for prompt in prompts]
+        for request in requests:
+            request.events()
         seconds = time.perf_counter() - begin
-        if any(len(each.tokens) != max_tokens or each.usage.cached_tokens for each in completions):
-            raise RuntimeError("a text ended early, or a part of its prompt was not computed")
+        timings = [request.timings for request in requests]
+        if any(each.generated_tokens != max_tokens for each in timings):
+            raise RuntimeError("a text ended early")
+        # A first token or two may be those of another prompt by chance.
+        if sum(each.cached_tokens for each in timings) > 0.02 * self._shape.sequences * self._shape.prompt:
+            raise RuntimeError("parts of the prompts were found in the cache")
         return seconds
 
 

@@ -3,15 +3,18 @@
     python tools/soak.py MODEL [--requests 20000] [--threads 2] [--seed 0] [--json FILE]
 
 MODEL is anything that `sterna.load` takes; a model of random weights will do (tests/data/oracle/*/model.gguf). Requests
-come one by one, in lists, as streams read to the end or left, cancelled, scored, refused, and from eight threads at
-once. Every 500 the process is sampled, with nothing running: resident memory, threads, open files, and the engine's
-counts. Memory is judged by the slope of a line through the samples after the first quarter of the requests. Prints JSON
-and a verdict; exit code 1 when the slope is above 1 MiB per 10,000 requests, or when something has not come back.
+come one by one, in lists, as streams read to the end or left, awaited, cancelled, late, scored, refused, and from eight
+threads at once. Every 500 the process is sampled, with nothing running: resident memory, threads, open files, and the
+engine's counts. Memory is judged by the slope of a line through the samples after the first quarter of the requests.
+Prints JSON and a verdict; exit code 1 when the slope is above 1 MiB per 10,000 requests, or when threads, files or the
+pages that requests hold have not come back.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -27,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import sterna
+from sterna.errors import DeadlineError
 
 SAMPLE_EVERY = 500
 WARM_UP_SHARE = 0.25
@@ -71,6 +75,9 @@ class Requests:
             (3, self.logits),
             (8, self.refused),
             (2, self.stop_text),
+            (4, self.late),
+            (4, self.task),
+            (4, self.cancelled_task),
         ]
 
     def some(self) -> int:
@@ -134,6 +141,29 @@ class Requests:
 
     def stop_text(self) -> int:
         self._llm.generate(self.prompt(), max_tokens=20, stop=["a", "e", " t"], seed=self._rng.randrange(1000))
+        return 1
+
+    def late(self) -> int:
+        """Its deadline comes first, or not."""
+        handle = self._llm.engine.submit(self.prompt(), max_tokens=100, timeout=0.002, background=True)
+        with contextlib.suppress(DeadlineError):
+            handle.events()
+        return 1
+
+    def task(self) -> int:
+        """On an event loop of its own."""
+        asyncio.run(self._llm.agenerate(self.prompt(), **self.options()))
+        return 1
+
+    def cancelled_task(self) -> int:
+        async def leave() -> None:
+            task = asyncio.create_task(self._llm.agenerate(self.prompt(), max_tokens=100, seed=1, ignore_eos=True))
+            await asyncio.sleep(self._rng.choice((0.0, 0.001)))
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        asyncio.run(leave())
         return 1
 
     def refused(self) -> int:

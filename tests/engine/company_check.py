@@ -11,12 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from schedules import PAGE, Action, Ask, EngineShape, Schedule
 from sterna import _core
-from sterna.errors import ContextOverflowError, MemoryBudgetError, SternaError
+from sterna.errors import ContextOverflowError, DeadlineError, MemoryBudgetError, SternaError
 from sterna.trace import trace
 
 F32 = npt.NDArray[np.float32]
@@ -146,6 +147,7 @@ class Check:
         self._handles: dict[int, _core.RequestHandle] = {}
         self._events: dict[int, list[_core.Event]] = {}
         self._cancelled: set[int] = set()
+        self._late: set[int] = set()  # their deadline came first
         self.counts: Counter[str] = Counter()
         self._texts: dict[int, Text] = {}
         self._jobs: list[_Job] = []
@@ -230,14 +232,14 @@ class Check:
                 choice=ask.choice,
                 stop_ids=job.stop_ids,
                 top_logprobs=most if ask.logprobs else None,
-                **ask.options,
+                **keyword_arguments(ask),
             )
         else:
             logits = ask.kind == "logits"
             rows = len(job.prompt) - (0 if logits else 1)
             if rows:
                 self._handles[number] = self._engine.submit_score(
-                    job.prompt, positions_from=min(ask.skipped, rows - 1), logits=logits, **ask.options
+                    job.prompt, positions_from=min(ask.skipped, rows - 1), logits=logits, **keyword_arguments(ask)
                 )
 
     def _expect_refusal(self, number: int, job: _Job) -> None:
@@ -252,11 +254,22 @@ class Check:
         """Takes so many events, or all."""
         taken = self._events[number]
         before = len(taken)
-        while not (taken and taken[-1].finish_reason) and (count is None or len(taken) - before < count):
-            event = self._handles[number].next(TIMEOUT_SECONDS)
+        while not self._has_ended(number) and (count is None or len(taken) - before < count):
+            try:
+                event = self._handles[number].next(TIMEOUT_SECONDS)
+            except DeadlineError:
+                if "timeout" not in self._schedule.asks[number].options:
+                    raise
+                self._late.add(number)
+                self.counts["late"] += 1
+                return
             if event is None:
                 raise DifferenceError(f"request {number} hangs after {len(taken)} events")
             taken.append(event)
+
+    def _has_ended(self, number: int) -> bool:
+        taken = self._events[number]
+        return number in self._late or bool(taken and taken[-1].finish_reason)
 
     def _finish(self, number: int) -> None:
         if self._schedule.asks[number].kind == "generate":
@@ -276,8 +289,6 @@ class Check:
             raise DifferenceError(f"request {number} says that it was cancelled, which nobody did")
         if whole and reason != ("stop" if want.stopped else "length"):
             raise DifferenceError(f'request {number} ends with "{reason}", alone it is stopped: {want.stopped}')
-        if number in self._handles and self._handles[number].finished:
-            self.counts["cached tokens"] += self._handles[number].timings.cached_tokens
         self.counts["sequences"] += 1
         if not self._schedule.asks[number].logprobs:
             return
@@ -322,6 +333,17 @@ class Check:
             raise DifferenceError(f"{stats.pages_in_use} pages are in use though all requests have ended")
         self.counts["preemptions"] += stats.preemptions
         self.counts["batches"] += stats.runs
+        self.counts["cached tokens"] += stats.cached_tokens
+        self.counts["draft tokens"] += stats.draft_tokens
+        self.counts["accepted tokens"] += stats.accepted_tokens
+
+
+def keyword_arguments(ask: Ask) -> dict[str, Any]:
+    """The options of a request as submit takes them."""
+    options = dict(ask.options)
+    if "context_key" in options:
+        options["context_key"] = options["context_key"].encode()
+    return options
 
 
 def assert_same_bits(what: str, got: F32, want: F32) -> None:

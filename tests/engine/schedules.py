@@ -95,8 +95,20 @@ def random_engine_options(rng: random.Random) -> dict[str, Any]:
 
 
 def random_request_options(rng: random.Random, kind: str) -> dict[str, Any]:
-    """Keyword arguments of Engine.submit (kind "generate") or submit_score, beside those that Ask has fields for."""
-    return {}
+    """Keyword arguments of Engine.submit (kind "generate") or submit_score, beside those that Ask has fields for.
+
+    A context_key is text here, since JSON has no bytes. A deadline may come before the end.
+    """
+    options: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        options["background"] = True
+    if rng.random() < 0.2:
+        options["context_key"] = rng.choice("ab")
+    if kind == "generate":
+        options["draft_tokens"] = rng.choice((None, None, 0, 1, 4, 12))
+        if rng.random() < 0.1:
+            options["timeout"] = rng.choice((0.0005, 0.003, 0.02))
+    return options
 
 
 def random_schedule(rng: random.Random, threads: int | None = None) -> Schedule:
