@@ -24,6 +24,13 @@ def llm(tiny_path: Path) -> Iterator[sterna.LLM]:
         yield model
 
 
+@pytest.fixture(scope="module")
+def long_llm(tiny_path: Path) -> Iterator[sterna.LLM]:
+    """With a context that takes seconds to fill."""
+    with sterna.load(tiny_path, context=100_000, threads=2, chat_template="{{ messages[0].content }}") as model:
+        yield model
+
+
 @pytest.fixture(scope="session")
 def prompt() -> list[int]:
     """Tokens of the vocabulary, end tokens excepted."""
