@@ -63,8 +63,11 @@ struct AttendArgs {
   int heads = 1;
   int head_dim = 0;
   int value_dim = 0;
-  float scale = 1.0f;
-  float softcap = 0.0f;  // 0: none
+  const float* scales = nullptr;            // [row]
+  float softcap = 0.0f;                     // 0: none
+  const float* slopes = nullptr;            // [head], of ALiBi; null: none
+  const float* sinks = nullptr;             // [head]: scores of a key without value that every row sees; null: none
+  const std::int64_t* positions = nullptr;  // [row], for slopes
   /// [row]: keys first .. last, both included. A group of rows sees what each of its rows sees.
   const std::int64_t* first_keys = nullptr;
   const std::int64_t* last_keys = nullptr;

@@ -32,7 +32,8 @@ std::int64_t window_of(const Program& program, std::int64_t layer) {
   for (const Function& function : program.functions) {
     for (const Node& node : function.nodes) {
       if (node.op != "attention" || node.integer("layer") != layer) continue;
-      const std::int64_t seen = node.integer("window");
+      // The first key of a chunk is no further back than a window of that length reaches.
+      const std::int64_t seen = std::max(node.integer("window"), node.integer("chunk"));
       window = seen == 0 || window == 0 ? 0 : std::max(window, seen);
     }
   }

@@ -379,6 +379,7 @@ struct AttentionCase {
   std::int64_t step;
   float softcap;
   KvType type;
+  bool biased = false;  // with slopes and sinks
 };
 
 /// Rows begin .. begin + rows - 1 in one call; outputs [rows][heads][value_dim].
@@ -387,11 +388,13 @@ Floats attend(const KernelTable& table, const AttentionCase& of, const KvPages& 
   std::vector<const float*> from;
   std::vector<float*> to;
   std::vector<std::int64_t> first_keys, last_keys;
+  Floats scales, slopes, sinks;
   Floats outputs(static_cast<std::size_t>(rows * heads * of.value_dim));
   Floats scratch(static_cast<std::size_t>(attend_scratch(rows * heads, of.value_dim)));
   for (int row = 0; row < rows; ++row) {
     first_keys.push_back(of.first_key + (begin + row) * of.step);
     last_keys.push_back(of.last_key + (begin + row) * of.step);
+    scales.push_back(0.25f + 0.01f * static_cast<float>(begin + row));
     for (int head = 0; head < heads; ++head) {
       from.push_back(queries.data() + ((begin + row) * of.heads + first_head + head) * of.head_dim);
       to.push_back(outputs.data() + (row * heads + head) * of.value_dim);
@@ -404,7 +407,16 @@ Floats attend(const KernelTable& table, const AttentionCase& of, const KvPages& 
   args.heads = heads;
   args.head_dim = of.head_dim;
   args.value_dim = of.value_dim;
-  args.scale = 0.25f;
+  for (int head = first_head; head < first_head + heads; ++head) {
+    slopes.push_back(0.01f * static_cast<float>(head + 1));
+    sinks.push_back(static_cast<float>(head) - 1.5f);
+  }
+  args.scales = scales.data();
+  if (of.biased) {
+    args.slopes = slopes.data();
+    args.sinks = sinks.data();
+    args.positions = last_keys.data();
+  }
   args.softcap = of.softcap;
   args.first_keys = first_keys.data();
   args.last_keys = last_keys.data();
@@ -425,6 +437,7 @@ KernelCheck check_attention(const KernelTable& level, const KernelTable& definit
                                     {7, 1, 128, 128, 0, 120, 1, 0.0f, type},
                                     {5, 3, 80, 80, 10, 1100, 1, 30.0f, type},
                                     {8, 4, 20, 33, 0, 60, 3, 0.0f, type},
+                                    {6, 3, 32, 32, 20, 1050, 5, 2.0f, type, true},
                                     {2, 16, 32, 32, 60, 70, 64, 0.0f, type}}) {
       const KvSlot slot{0, 1, of.head_dim, of.value_dim};
       const std::int64_t last_key = of.last_key + (of.rows - 1) * of.step;

@@ -9,6 +9,7 @@
 #include "cpu/kv_storage.h"
 #include "cpu/work_range.h"
 #include "engine/batch.h"
+#include "program/attention_options.h"
 #include "quant/layout.h"
 
 namespace sterna::cpu {
@@ -176,7 +177,11 @@ struct AttendStep {
   int query_heads;
   std::int64_t layer;
   float scale, softcap;
-  std::int64_t window;  // keys seen, the own one included; 0: all
+  std::int64_t window;        // keys seen, the own one included; 0: all
+  std::int64_t chunk;         // keys are seen from the last multiple of it on; 0: all
+  const float* sinks;         // [query head]; null: none
+  std::vector<float> slopes;  // [query head]; empty: none
+  AttentionTemperature temperature;
 };
 void run_attend(const void* arguments, const StepContext& context);
 

@@ -77,6 +77,12 @@ void call_attend(const KernelTable& kernels, KvType type, const AttendArgs& args
 /// Queries that go together: two full sets of registers, so that a tile is read from memory once for all of them.
 constexpr int kQueriesTogether = 24;
 
+/// The first key that a row sees.
+std::int64_t first_key_of(const AttendStep& step, std::int64_t position) {
+  if (step.chunk != 0) return position / step.chunk * step.chunk;
+  return step.window == 0 ? 0 : std::max<std::int64_t>(0, position - step.window + 1);
+}
+
 /// Query heads first_query .. first_query + heads - 1 of rows first_row .. last_row - 1, all of one sequence.
 void attend_rows(const AttendStep& step, const StepContext& context, int head, int first_query, int heads,
                  std::int64_t first_row, std::int64_t last_row) {
@@ -86,6 +92,7 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   float* outputs[kMaxAttentionQueries];
   std::int64_t first_keys[kMaxAttentionQueries];
   std::int64_t last_keys[kMaxAttentionQueries];
+  float scales[kMaxAttentionQueries];
   AttendArgs args;
   args.queries = queries;
   args.outputs = outputs;
@@ -94,8 +101,11 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   args.head_dim = layer.head_dim;
   args.value_dim = layer.value_dim;
   args.value_stride = layer.value_stride;
-  args.scale = step.scale;
+  args.scales = scales;
   args.softcap = step.softcap;
+  args.sinks = step.sinks == nullptr ? nullptr : step.sinks + first_query;
+  args.slopes = step.slopes.empty() ? nullptr : step.slopes.data() + first_query;
+  args.positions = last_keys;
   args.first_keys = first_keys;
   args.last_keys = last_keys;
   args.scratch = context.scratch->floats.as<float>();
@@ -103,7 +113,8 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   std::int64_t last_key = 0;
   for (int i = 0; i < args.rows; ++i) {
     last_keys[i] = batch.positions[static_cast<std::size_t>(first_row + i)];
-    first_keys[i] = step.window == 0 ? 0 : std::max<std::int64_t>(0, last_keys[i] - step.window + 1);
+    first_keys[i] = first_key_of(step, last_keys[i]);
+    scales[i] = step.scale * step.temperature.at(last_keys[i]);
     first_key = std::min(first_key, first_keys[i]);
     last_key = std::max(last_key, last_keys[i]);
     for (int h = 0; h < heads; ++h) {

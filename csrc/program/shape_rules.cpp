@@ -1,5 +1,6 @@
 #include "program/shape_rules.h"
 
+#include <algorithm>
 #include <charconv>
 #include <string_view>
 
@@ -116,6 +117,42 @@ void check_rope(const Program& program, const Node& node, const std::string& pre
   if (positions.shape != Shape{{Dim::kTokens}}) fail(node, "positions must have shape [T]");
 }
 
+/// Where an attention node finds its keys and values: its own, or those that an earlier node of that layer has stored.
+KvSlot attended_slot(const Program& program, const Node& node) {
+  const std::int64_t layer = node.integer("layer");
+  if (layer < 0) fail(node, "layer is " + std::to_string(layer));
+  if ((node.input("k") == kNoValue) != (node.input("v") == kNoValue)) fail(node, "k and v come together");
+  if (node.input("k") != kNoValue) {
+    const Shape& k = tokens_of(program, node, "k", 3);
+    const Shape& v = tokens_of(program, node, "v", 3);
+    if (k[1] != v[1]) {
+      fail(node, "k has " + std::to_string(k[1].size) + " heads, v " + std::to_string(v[1].size));
+    }
+    return {layer, k[1].size, k[2].size, v[2].size};
+  }
+  for (const char* role : {"q_norm", "positions"}) {
+    if (node.input(role) != kNoValue) fail(node, std::string(role) + " without k and v");
+  }
+  const auto slot = std::ranges::find(program.kv_slots, layer, &KvSlot::layer);
+  if (slot == program.kv_slots.end()) fail(node, "layer " + std::to_string(layer) + " has no KV slot to share");
+  return *slot;
+}
+
+void check_attention_options(const Program& program, const Node& node, std::int64_t heads) {
+  for (const char* name : {"window", "chunk", "temperature.length", "temperature.offset"}) {
+    if (node.integer(name) < 0) fail(node, std::string(name) + " is " + std::to_string(node.integer(name)));
+  }
+  for (const char* name : {"softcap", "max_alibi_bias", "temperature.scale"}) {
+    if (node.number(name) < 0) fail(node, std::string(name) + " is " + std::to_string(node.number(name)));
+  }
+  if (node.integer("window") > 0 && node.integer("chunk") > 0) fail(node, "has a window and chunks, can have one");
+  if (node.number("temperature.scale") > 0 && node.integer("temperature.length") < 1) {
+    fail(node, "temperature.scale needs temperature.length above 0");
+  }
+  check_positive(node, "scale");
+  check_optional_vector(program, node, "sinks", heads);
+}
+
 }  // namespace
 
 std::vector<Shape> embed_shapes(const Program& program, const Node& node) {
@@ -179,22 +216,15 @@ std::vector<Shape> rope_shapes(const Program& program, const Node& node) {
 
 std::vector<Shape> attention_shapes(const Program& program, const Node& node) {
   const Shape& q = tokens_of(program, node, "q", 3);
-  const Shape& k = tokens_of(program, node, "k", 3);
-  const Shape& v = tokens_of(program, node, "v", 3);
-  if (q[2] != k[2]) {
-    fail(node, "q has head_dim " + std::to_string(q[2].size) + ", k " + std::to_string(k[2].size));
+  const KvSlot slot = attended_slot(program, node);
+  if (q[2].size != slot.head_dim) {
+    fail(node, "q has head_dim " + std::to_string(q[2].size) + ", k " + std::to_string(slot.head_dim));
   }
-  if (k[1] != v[1]) {
-    fail(node, "k has " + std::to_string(k[1].size) + " heads, v " + std::to_string(v[1].size));
-  }
-  if (q[1].size % k[1].size != 0) {
-    fail(node, std::to_string(q[1].size) + " query heads are not a multiple of " + std::to_string(k[1].size) +
+  if (q[1].size % slot.num_kv_heads != 0) {
+    fail(node, std::to_string(q[1].size) + " query heads are not a multiple of " + std::to_string(slot.num_kv_heads) +
                    " key and value heads");
   }
-  if (node.integer("layer") < 0) fail(node, "layer is " + std::to_string(node.integer("layer")));
-  if (node.integer("window") < 0) fail(node, "window is " + std::to_string(node.integer("window")));
-  if (node.number("softcap") < 0) fail(node, "softcap is " + std::to_string(node.number("softcap")));
-  check_positive(node, "scale");
+  check_attention_options(program, node, q[1].size);
   if ((node.input("q_norm") == kNoValue) != (node.input("k_norm") == kNoValue)) {
     fail(node, "q_norm and k_norm come together");
   }
@@ -206,7 +236,7 @@ std::vector<Shape> attention_shapes(const Program& program, const Node& node) {
   } else if (node.input("factors") != kNoValue) {
     fail(node, "factors without positions");
   }
-  return {{q[0], {q[1].size * v[2].size}}};
+  return {{q[0], {q[1].size * slot.value_head_dim}}};
 }
 
 std::vector<Shape> glu_shapes(const Program& program, const Node& node) {

@@ -119,12 +119,21 @@ void experts_come_from_a_route(const Program& program, const Function& function)
   }
 }
 
-// The KV slots are those of the attention nodes, by layer.
+// The KV slots are those of the attention nodes that store keys and values, by layer; others of the function share them
+// afterwards.
 void slots_fit_the_attention_nodes(const Program& program) {
   std::vector<KvSlot> slots;
   for (const Function& function : program.functions) {
+    std::unordered_set<std::int64_t> stored;
     for (const Node& node : function.nodes) {
-      if (node.op == "attention") slots.push_back(kv_slot(program, node));
+      if (node.op != "attention") continue;
+      const std::int64_t layer = node.integer("layer");
+      if (node.input("k") != kNoValue) {
+        slots.push_back(kv_slot(program, node));
+        stored.insert(layer);
+      } else if (!stored.contains(layer)) {
+        fail(node, "layer " + std::to_string(layer) + " has stored no keys and values yet");
+      }
     }
   }
   std::ranges::sort(slots, {}, &KvSlot::layer);

@@ -17,7 +17,7 @@ bool is_name(std::string_view name);
 bool is_source(std::string_view source);
 /// What is wrong with a value on its own (name, shape, format), or an empty string.
 std::string value_problem(const Value& value);
-/// What an attention node keeps in the cache.
+/// What an attention node with keys and values keeps in the cache.
 KvSlot kv_slot(const Program& program, const Node& node);
 
 }  // namespace sterna

@@ -214,7 +214,7 @@ def _kv_elements(program: _core.Program, length: float) -> float:
     for node in program.nodes():
         if node.op == "attention":
             slot = slots[int(node.attributes["layer"])]
-            window = int(node.attributes.get("window", 0))
-            seen = min(length, window) if window else length
+            window, chunk = int(node.attributes["window"]), int(node.attributes["chunk"])
+            seen = (length - 1) % chunk + 1 if chunk else min(length, window) if window else length
             elements += seen * slot.num_kv_heads * (slot.head_dim + slot.value_head_dim)
     return elements

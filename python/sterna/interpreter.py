@@ -173,24 +173,44 @@ def activate(x: F32, kind: str) -> F32:
     return wide.astype(np.float32)
 
 
-def attend(q: F32, keys: F32, values: F32, positions: Array, attributes: dict[str, Any]) -> F32:
+def alibi_slopes(heads: int, max_bias: float) -> Array:
+    """Slopes of ALiBi by head: powers of 2^(-max_bias / heads); odd half powers where heads are no power of two."""
+    power = 1 << heads.bit_length() - 1
+    exponents = [*range(1, power + 1), *(i + 0.5 for i in range(heads - power))]
+    return np.exp2(-max_bias / power * np.asarray(exponents))
+
+
+def attend(
+    q: F32, keys: F32, values: F32, positions: Array, attributes: dict[str, Any], sinks: F32 | None = None
+) -> F32:
     """Rows of q [rows, heads, head_dim] over keys and values [length, kv_heads, ...]; key j stands at position j."""
     rows, heads, _ = q.shape
     group = heads // keys.shape[1]
     wide = np.repeat(keys.astype(np.float64), group, axis=1)
     scores = np.einsum("thd,shd->hts", q.astype(np.float64), wide) * attributes["scale"]
+    if attributes["temperature.scale"] > 0:
+        steps = (positions + attributes["temperature.offset"]) // attributes["temperature.length"]
+        scores *= (1 + attributes["temperature.scale"] * np.log1p(steps))[None, :, None]
     if attributes["softcap"] > 0:
         scores = attributes["softcap"] * np.tanh(scores / attributes["softcap"])
-    distance = positions[:, None] - np.arange(keys.shape[0])[None, :]
+    key_positions = np.arange(keys.shape[0])
+    distance = positions[:, None] - key_positions[None, :]
+    if attributes["max_alibi_bias"] > 0:
+        scores -= alibi_slopes(heads, attributes["max_alibi_bias"])[:, None, None] * np.abs(distance)
     visible = np.ones(distance.shape, bool)
     if attributes["causal"]:
         visible &= distance >= 0
     if attributes["window"] > 0:
         visible &= distance < attributes["window"]
+    if attributes["chunk"] > 0:
+        visible &= key_positions >= positions[:, None] // attributes["chunk"] * attributes["chunk"]
     scores = np.where(visible[None], scores, -np.inf)
-    weights: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    out: Array = np.einsum("hts,shd->thd", weights, np.repeat(values.astype(np.float64), group, axis=1))
+    largest = scores.max(axis=-1, keepdims=True)
+    weights: Array = np.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks.astype(np.float64)[:, None, None] - largest)
+    out: Array = np.einsum("hts,shd->thd", weights / total, np.repeat(values.astype(np.float64), group, axis=1))
     return out.reshape(rows, -1).astype(np.float32)
 
 
@@ -322,19 +342,23 @@ class Interpreter:
         return self._turn(node, operands["x"][0], operands, "")
 
     def _attention(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
-        q, k, v = operands["q"][0], operands["k"][0], operands["v"][0]
+        q, positions, layer = operands["q"][0], self.values["positions"], attributes["layer"]
+        sinks = operands["sinks"][0] if "sinks" in operands else None
+        if "k" not in operands:  # those that another node of the layer has stored
+            keys, values = self._cache[layer]
+            return attend(q, keys[: self._length], values[: self._length], positions, attributes, sinks)
+        k, v = operands["k"][0], operands["v"][0]
         if "q_norm" in operands:
             q = rms_norm(q, operands["q_norm"][0], attributes["eps"])
             k = rms_norm(k, operands["k_norm"][0], attributes["eps"])
         if "positions" in operands:
             q, k = self._turn(node, q, operands, "rope."), self._turn(node, k, operands, "rope.")
-        positions = self.values["positions"]
         if self._kv_dtype == "q8_0" and ("q_norm" in operands or "positions" in operands):
             tied = q8_0_ties(k)
             earlier = positions[None, :] <= positions[:, None]
             self.ties = np.asarray((tied & earlier).any(axis=1))
-        keys, values = self._store(attributes["layer"], positions, k, v)
-        return attend(q, keys, values, positions, attributes)
+        keys, values = self._store(layer, positions, k, v)
+        return attend(q, keys, values, positions, attributes, sinks)
 
     def _store(self, layer: int, positions: Array, k: F32, v: F32) -> tuple[F32, F32]:
         """Writes K and V of the batch to the cache and gives all of the layer's, as the cache rounds them."""

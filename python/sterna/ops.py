@@ -211,35 +211,58 @@ def rope(
     )
 
 
+@dataclass(frozen=True)
+class AttentionTemperature:
+    """Scores are multiplied by 1 + scale * ln(1 + floor((position + offset) / length))."""
+
+    scale: float
+    length: int
+    offset: int = 0
+
+
 def attention(
     q: Value,
-    k: Value,
-    v: Value,
+    k: Value | None,
+    v: Value | None,
     *,
     layer: int,
     scale: float | None = None,
     window: int = 0,
+    chunk: int = 0,
     causal: bool = True,
     softcap: float = 0.0,
+    sinks: Value | None = None,
+    max_alibi_bias: float = 0.0,
+    temperature: AttentionTemperature | None = None,
 ) -> Value:
     """Grouped-query attention through the KV cache of `layer` -> [num_tokens, num_heads * value_head_dim].
 
     q [num_tokens, num_heads, head_dim], k [num_tokens, num_kv_heads, head_dim], v [num_tokens, num_kv_heads,
-    value_head_dim]. A row sees the keys of its own sequence up to its own position, with `window` > 0 only the last
-    `window` of them. Scores are q.k * scale (None: 1 / sqrt(head_dim)), then softcap * tanh(score / softcap) where
-    softcap > 0.
+    value_head_dim]; without k and v it reads those that an earlier call for `layer` stored. A row sees the keys of its
+    own sequence up to its own position, with `window` > 0 only the last `window` of them, with `chunk` > 0 only those
+    from the last multiple of `chunk` on. Scores are q.k * scale (None: 1 / sqrt(head_dim)), times a `temperature` of
+    the position, then softcap * tanh(score / softcap) where softcap > 0, then minus the distance times a slope of each
+    head where `max_alibi_bias` > 0 (arXiv:2108.12409). `sinks`, [num_heads], are scores of a key without value that
+    every row sees (arXiv:2309.17453).
     """
+    optional: dict[str, Attribute] = {}
+    if temperature is not None:
+        optional = {f"temperature.{name}": value for name, value in vars(temperature).items()}
     return _emit(
         "attention",
         "attention",
         ("q", q),
         ("k", k),
         ("v", v),
+        ("sinks", sinks),
         layer=layer,
         scale=q.size**-0.5 if scale is None else scale,
         window=window,
+        chunk=chunk,
         causal=causal,
         softcap=softcap,
+        max_alibi_bias=max_alibi_bias,
+        **optional,
     )
 
 

@@ -150,7 +150,8 @@ def test_rope_turns_pairs_and_leaves_the_rest(style: str) -> None:
 
 
 def attributes(**changed: Any) -> dict[str, Any]:
-    return {"scale": 0.5, "window": 0, "causal": True, "softcap": 0.0, **changed}
+    neutral = {"window": 0, "chunk": 0, "causal": True, "softcap": 0.0, "max_alibi_bias": 0.0, "temperature.scale": 0.0}
+    return {"scale": 0.5, **neutral, **changed}
 
 
 def softmax_by_hand(scores: list[float], values: np.ndarray) -> np.ndarray:
@@ -160,7 +161,14 @@ def softmax_by_hand(scores: list[float], values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("changed", "visible"),
-    [({}, range(4)), ({"window": 2}, range(2, 4)), ({"causal": False}, range(6)), ({"softcap": 0.7}, range(4))],
+    [
+        ({}, range(4)),
+        ({"window": 2}, range(2, 4)),
+        ({"chunk": 3}, range(3, 4)),
+        ({"chunk": 4}, range(4)),
+        ({"causal": False}, range(6)),
+        ({"softcap": 0.7}, range(4)),
+    ],
 )
 def test_attention_by_hand(changed: dict[str, Any], visible: range) -> None:
     q = RNG.standard_normal((1, 4, 8)).astype(np.float32)

@@ -105,8 +105,12 @@ def random_program(seed: int) -> Program:
             spec = {"theta": 1e4, "rotary_dim": 8, "style": rng.choice(["halves", "interleaved"])}
             q = builder.emit("rope", f"{name}.q", [("x", heads), ("positions", positions)], spec, "m.py:10")[0]
             k = builder.emit("rope", f"{name}.k", [("x", heads), ("positions", positions)], spec, "m.py:11")[0]
-            slots = {"layer": i, "scale": 0.3, "window": rng.choice([0, 3])}
-            rows += builder.emit(op, name, [("q", q), ("k", k), ("v", heads)], slots, "m.py:12")
+            slots = {"layer": i, "scale": 0.3, rng.choice(["window", "chunk"]): rng.choice([0, 3])}
+            slots |= rng.choice([{}, {"max_alibi_bias": 8.0}, {"temperature.scale": 0.1, "temperature.length": 16}])
+            operands = [("q", q), ("k", k), ("v", heads)]
+            rows += builder.emit(op, name, operands, slots, "m.py:12")
+            if rng.random() < 0.3:
+                rows += builder.emit(op, f"{name}.shared", [("q", k)], slots, "m.py:15")
         else:
             rows += builder.emit(op, name, [("a", x), ("b", y)], {}, "m.py:13")
     builder.set_outputs(builder.emit("unembed", "logits", [("x", rows[-1]), ("w", table)], {}, "m.py:14"))

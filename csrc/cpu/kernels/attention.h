@@ -2,12 +2,15 @@
 /// through a tile together; only values that not all of them see are added a row at a time.
 ///
 /// Contract for one query (s: scores of a tile's visible keys, others left out):
-///   score      q.k by fma over head_dim ascending, times scale, then softcap * tanh(score / softcap)
+///   score      q.k by fma over head_dim ascending, times scale, then softcap * tanh(score / softcap), then
+///              fma(-slope, |position - key|, score) (ALiBi, arXiv:2108.12409)
 ///   tile       m' = max(m, s); a = exp(m - m'); p = exp(s - m'); l = l a + sum p; o = o a, then o = fma(p_j, v_j, o),
 ///   j ascending
 ///              (sum p: four vectors of 16 keys added in order, then the reduction tree; invisible keys count as 0)
 ///   span       1,024 keys from a multiple of 1,024; every span starts from m = -inf, l = 0, o = 0
 ///   merge      left to right: m' = max(m1, m2); o = fma(o2, exp(m2 - m'), o1 exp(m1 - m')), l likewise
+///   sink       merged last, as a span of one key without value: m' = max(m, sink); l = fma(l, exp(m - m'), exp(sink -
+///              m')); o = o exp(m - m')
 ///   result     o / l
 /// Tiles without a visible key are skipped, so a query's result depends on its own range of keys only. k and v are the
 /// cached numbers as floats: f32 and f16 as they are, q8_0 as code * scale (kernels/kv_cache.h), which is exact.
@@ -38,15 +41,28 @@ constexpr int kVectors = Q > 4                           ? 2
                          : Level::kAttentionQueries >= 4 ? 4
                                                          : 2;
 
-/// Scores of keys first_key .. last_key of one tile (and of neighbours that fill its vectors) for Q queries into
-/// p[q][64], 16 keys a vector. Asks for the next tile's keys, and for its values where so few queries go together that
-/// memory sets the pace.
+/// 0 .. 15
+alignas(64) constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/// score - slope * |position - key| of 16 keys from `key` on, for one query.
+inline Level::F add_alibi(const AttendArgs& a, int query, std::int64_t key, Level::F score) {
+  using V = Level;
+  const std::int64_t from = key - a.positions[query / a.heads];
+  const V::F distance = V::add(V::load(kLanes), V::set(static_cast<float>(from)));
+  const V::F magnitude = V::max(distance, V::sub(V::zero(), distance));
+  return V::fma(V::set(-a.slopes[query % a.heads]), magnitude, score);
+}
+
+/// Scores of keys first_key .. last_key of one tile (and of neighbours that fill its vectors) for Q queries from
+/// `query` on into p[q][64], 16 keys a vector. Asks for the next tile's keys, and for its values where so few queries
+/// go together that memory sets the pace.
 template <int Q, class Cache>
-inline void tile_scores(const AttendArgs& a, const float* const* queries, const typename Cache::Code* keys,
+inline void tile_scores(const AttendArgs& a, int query, std::int64_t tile, const typename Cache::Code* keys,
                         const typename Cache::Code* next, const typename Cache::Code* next_values, int first_key,
                         int last_key, float* p) {
   using V = Level;
   constexpr int J = kVectors<Q>;
+  const float* const* queries = a.queries + query;
   for (int first = first_key / (16 * J) * J; 16 * first <= last_key; first += J) {
     V::F acc[Q][J];
 #pragma GCC unroll 12
@@ -86,10 +102,12 @@ inline void tile_scores(const AttendArgs& a, const float* const* queries, const 
     } while (Cache::kScaled && d < a.head_dim);
 #pragma GCC unroll 12
     for (int q = 0; q < Q; ++q) {
+      const V::F scale = V::set(a.scales[(query + q) / a.heads]);
 #pragma GCC unroll 4
       for (int j = 0; j < J; ++j) {
-        V::F s = V::mul(acc[q][j], V::set(a.scale));
+        V::F s = V::mul(acc[q][j], scale);
         if (a.softcap != 0.0f) s = V::mul(V::set(a.softcap), tanh(V::div(s, V::set(a.softcap))));
+        if (a.slopes != nullptr) s = add_alibi(a, query + q, tile * kPageSlots + 16 * (first + j), s);
         V::store(p + q * kPageSlots + 16 * (first + j), s);
       }
     }
@@ -287,7 +305,7 @@ inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t ti
   const Code* next = reinterpret_cast<const Code*>(a.key_tiles[is_last ? tile : tile + 1]);
   const Code* next_values = reinterpret_cast<const Code*>(a.value_tiles[is_last ? tile : tile + 1]);
   for_queries(begin * heads, end * heads, [&]<int Q>(int q) {
-    tile_scores<Q, Cache>(a, a.queries + q, keys, next, next_values, first, last, state.p + q * kPageSlots);
+    tile_scores<Q, Cache>(a, q, tile, keys, next, next_values, first, last, state.p + q * kPageSlots);
   });
   alignas(64) float factors[kMaxAttentionQueries];
   tile_softmax(state.p, heads, begin * heads, end * heads, seen, state.span, factors);
@@ -354,6 +372,26 @@ inline void merge_span(const AttendArgs& a, AttendState& state) {
   }
 }
 
+/// all = all merged with the sinks.
+inline void merge_sinks(const AttendArgs& a, AttendState& state) {
+  using V = Level;
+  const int count = a.rows * a.heads;
+  alignas(64) float sinks[kMaxAttentionQueries] = {};
+  alignas(64) float next[kMaxAttentionQueries];
+  alignas(64) float before[kMaxAttentionQueries];
+  alignas(64) float here[kMaxAttentionQueries];
+  for (int q = 0; q < count; ++q) sinks[q] = a.sinks[q % a.heads];
+  for (int q = 0; q < kMaxAttentionQueries; ++q) next[q] = state.all.m[q] > sinks[q] ? state.all.m[q] : sinks[q];
+  exp_differences(state.all.m, next, before, 0, count);
+  exp_differences(sinks, next, here, 0, count);
+  for (int q = 0; q < count; ++q) {
+    state.all.l[q] = __builtin_fmaf(state.all.l[q], before[q], here[q]);
+    for (int i = q * a.value_stride; i < (q + 1) * a.value_stride; i += 16) {
+      V::store(state.o + i, V::mul(V::load(state.o + i), V::set(before[q])));
+    }
+  }
+}
+
 template <class Cache>
 void attend(const AttendArgs& a) {
   using V = Level;
@@ -380,6 +418,7 @@ void attend(const AttendArgs& a) {
     attend_span<Cache>(a, state, begin > first_key ? begin : first_key, end < last_key ? end : last_key);
     merge_span(a, state);
   }
+  if (a.sinks != nullptr) merge_sinks(a, state);
   for (int q = 0; q < count; ++q) {
     const V::F sum = V::set(state.all.l[q]);
     for (int i = 0; i < a.value_dim; i += 16) {

@@ -16,6 +16,7 @@ struct Pair {
 Pair producers(const Uses& uses, const Node& attention, std::string_view op) {
   const auto find = [&](std::string_view role) -> const Node* {
     const ValueId id = attention.input(role);
+    if (id == kNoValue) return nullptr;  // keys and values of another layer
     const Node* node = uses.producer(id);
     return node != nullptr && node->op == op && uses.is_read_once(id) ? node : nullptr;
   };
