@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/float_mode.h"
 #include "cpu/cores.h"
 #include "cpu/isa.h"
+#include "cpu/lower_ops.h"
 
 namespace sterna::cpu {
 namespace {
@@ -58,10 +60,12 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   steps_ = CompiledSteps::compile(
       program_, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values}, pool_.size());
   num_token_ids_ = steps_.vocab_size;
+  num_positions_ = std::numeric_limits<std::int32_t>::max();
   for (const Node& node : program_.function("logits").nodes) {
     if (node.op != "embed") continue;
     const std::int64_t rows = program_.value(node.input("w")).shape[0].size;
-    num_token_ids_ = static_cast<std::int32_t>(std::min<std::int64_t>(num_token_ids_, rows));
+    std::int32_t& count = reads_positions(program_, node) ? num_positions_ : num_token_ids_;
+    count = static_cast<std::int32_t>(std::min<std::int64_t>(count, rows));
   }
 }
 
@@ -218,6 +222,10 @@ void CpuPlan::check(const Batch& batch) const {
   for (std::size_t i = 0; i < rows; ++i) {
     if (batch.tokens[i] < 0 || batch.tokens[i] >= num_token_ids_)
       fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
+    if (batch.positions[i] >= num_positions_) {
+      fail("position " + std::to_string(batch.positions[i]) + " is beyond the " + std::to_string(num_positions_) +
+           " that the model has learned");
+    }
     if (batch.sequences[i] < 0 || static_cast<std::size_t>(batch.sequences[i]) >= num_sequences)
       fail("sequence " + std::to_string(batch.sequences[i]));
     if (i + 1 < rows && batch.sequences[i + 1] == batch.sequences[i]) {

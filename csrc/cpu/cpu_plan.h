@@ -73,6 +73,7 @@ class CpuPlan final : public Plan {
   KvStorage kv_;
   CompiledSteps steps_;
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
+  std::int32_t num_positions_;      // those that every table of learned positions has a row for
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;
 };

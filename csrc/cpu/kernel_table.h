@@ -14,7 +14,7 @@ constexpr int kWarmBytes = 6144;
 constexpr int kMaxTileRows = 8;
 constexpr int kMaxGemmWidth = 32;
 
-enum class ActivationKind : std::uint8_t { kSilu, kGeluTanh, kRelu2, kSigmoid, kCount };
+enum class ActivationKind : std::uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kCount };
 
 /// Up to kMaxTileRows token rows, prepared for matmuls: rows interleaved so that one displacement reaches each.
 struct ActivationTile {
@@ -105,6 +105,7 @@ struct KernelTable {
   GemmKernel gemm_sum[kMaxTileRows];
 
   void (*rms_norm)(const float* x, const float* weight, float* y, std::int64_t n, float eps);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float* y, std::int64_t n, float eps);
   /// Row `row` of the tile from k floats; block is 32, 256 or k. The scale of a block is written once per scale_every
   /// k.
   void (*quantize)(const float* x, std::int64_t k, std::int64_t block, std::int64_t scale_every,

@@ -12,6 +12,7 @@ namespace {
 void lower_embed(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<EmbedStep>();
   step.w = &lowering.matrix(node.input("w"));
+  step.of_positions = reads_positions(lowering.program(), node);
   lowering.bind(step.y, lowering.define(node.outputs[0]));
   lowering.add(run_embed, &step);
 }
@@ -28,6 +29,22 @@ void lower_rms_norm(Lowering& lowering, const Node& node) {
   if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(step.residual, residual);
   lowering.bind(step.y, lowering.define(node.outputs[0]));
   lowering.add(run_norm, &step);
+}
+
+void lower_layer_norm(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<LayerNormStep>();
+  const ValueId x = node.input("x");
+  const std::vector<float>* weight = lowering.optional_vector(node, "w");
+  const std::vector<float>* bias = lowering.optional_vector(node, "bias");
+  step.weight = weight == nullptr ? nullptr : weight->data();
+  step.bias = bias == nullptr ? nullptr : bias->data();
+  step.n = lowering.program().value(x).shape.back().size;
+  step.heads = lowering.row_size(x) / step.n;
+  step.head_step = weight != nullptr && static_cast<std::int64_t>(weight->size()) != step.n ? step.n : 0;
+  step.eps = static_cast<float>(node.number("eps"));
+  lowering.bind(step.x, x);
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_layer_norm, &step);
 }
 
 void lower_binary(Lowering& lowering, const Node& node) {
@@ -123,12 +140,24 @@ struct Entry {
 };
 
 constexpr Entry kLowerings[] = {
-    {"embed", lower_embed},       {"linear", lower_linear},       {"unembed", lower_unembed},
-    {"rms_norm", lower_rms_norm}, {"rope", lower_rope},           {"attention", lower_attention},
-    {"glu", lower_glu},           {"route", lower_route},         {"expert_glu", lower_expert_glu},
-    {"add", lower_binary},        {"mul", lower_binary},          {"activation", lower_activation},
-    {"scale", lower_scale},       {"reshape", lower_reshape},     {"split", lower_split},
-    {"concat", lower_concat},     {"take_rows", lower_take_rows},
+    {"embed", lower_embed},
+    {"linear", lower_linear},
+    {"unembed", lower_unembed},
+    {"rms_norm", lower_rms_norm},
+    {"layer_norm", lower_layer_norm},
+    {"rope", lower_rope},
+    {"attention", lower_attention},
+    {"glu", lower_glu},
+    {"route", lower_route},
+    {"expert_glu", lower_expert_glu},
+    {"add", lower_binary},
+    {"mul", lower_binary},
+    {"activation", lower_activation},
+    {"scale", lower_scale},
+    {"reshape", lower_reshape},
+    {"split", lower_split},
+    {"concat", lower_concat},
+    {"take_rows", lower_take_rows},
 };
 
 }  // namespace
@@ -140,12 +169,19 @@ LowerFunction find_lowering(std::string_view op) {
   return nullptr;
 }
 
+bool reads_positions(const Program& program, const Node& embed) {
+  return program.value(embed.input("tokens")).name == "positions";
+}
+
 ActivationKind activation_kind(const Node& node, std::string_view attribute) {
   const std::string& name = node.text(attribute);
   if (name == "silu") return ActivationKind::kSilu;
+  if (name == "gelu") return ActivationKind::kGelu;
   if (name == "gelu_tanh") return ActivationKind::kGeluTanh;
+  if (name == "relu") return ActivationKind::kRelu;
   if (name == "relu2") return ActivationKind::kRelu2;
   if (name == "sigmoid") return ActivationKind::kSigmoid;
+  if (name == "tanh") return ActivationKind::kTanh;
   unsupported(node, "the CPU backend has no activation \"" + name + "\"");
 }
 

@@ -290,6 +290,11 @@ KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, 
     };
     same("rms_norm", [&](const KernelTable& t, float* y) { t.rms_norm(b.data(), a.data(), y, n, 1e-5f); });
     same("rms_norm", [&](const KernelTable& t, float* y) { t.rms_norm(b.data(), nullptr, y, n, 1e-5f); });
+    for (const float* w : {static_cast<const float*>(nullptr), static_cast<const float*>(a.data())}) {
+      for (const float* bias : {static_cast<const float*>(nullptr), w}) {
+        same("layer_norm", [&](const KernelTable& t, float* y) { t.layer_norm(b.data(), w, bias, y, n, 1e-5f); });
+      }
+    }
     same("add", [&](const KernelTable& t, float* y) { t.add(a.data(), b.data(), y, n); });
     same("mul", [&](const KernelTable& t, float* y) { t.mul(a.data(), b.data(), y, n); });
     same("scale", [&](const KernelTable& t, float* y) { t.scale(a.data(), -0.3f, y, n); });

@@ -82,8 +82,10 @@ struct TileSpace {
   ActivationTile tile(std::int64_t index, std::int64_t rows, const TileForm& form) const;
 };
 
+/// Row tokens[t] of w, or row positions[t].
 struct EmbedStep {
   const PackedMatrix* w;
+  bool of_positions;
   Rows y;
 };
 void run_embed(const void* arguments, const StepContext& context);
@@ -96,6 +98,16 @@ struct NormStep {
   float eps;
 };
 void run_norm(const void* arguments, const StepContext& context);
+
+/// y = layer_norm of each of `heads` parts of n floats of a row.
+struct LayerNormStep {
+  Rows x, y;
+  const float* weight;  // null: none; of head h at h * head_step, as the bias
+  const float* bias;    // null: none
+  std::int64_t heads, n, head_step;
+  float eps;
+};
+void run_layer_norm(const void* arguments, const StepContext& context);
 
 enum class BinaryKind : std::uint8_t { kAdd, kMul };
 struct BinaryStep {

@@ -20,9 +20,9 @@ void each_row(const StepContext& context, bool outputs, Fn fn) {
 
 void run_embed(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const EmbedStep*>(arguments);
-  each_row(context, false, [&](std::int64_t row) {
-    dequantize_row(*step.w, context.batch->tokens[static_cast<std::size_t>(row)], step.y.row(row));
-  });
+  const std::span<const std::int32_t> ids = step.of_positions ? context.batch->positions : context.batch->tokens;
+  each_row(context, false,
+           [&](std::int64_t row) { dequantize_row(*step.w, ids[static_cast<std::size_t>(row)], step.y.row(row)); });
 }
 
 void run_norm(const void* arguments, const StepContext& context) {
@@ -33,6 +33,18 @@ void run_norm(const void* arguments, const StepContext& context) {
       context.kernels->rms_norm(step.x.row(row) + h * step.n, step.weight, y + h * step.n, step.n, step.eps);
     }
     if (step.residual.data != nullptr) context.kernels->add(y, step.residual.row(row), y, step.heads * step.n);
+  });
+}
+
+void run_layer_norm(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const LayerNormStep*>(arguments);
+  each_row(context, step.x.outputs, [&](std::int64_t row) {
+    for (std::int64_t h = 0; h < step.heads; ++h) {
+      const float* weight = step.weight == nullptr ? nullptr : step.weight + h * step.head_step;
+      const float* bias = step.bias == nullptr ? nullptr : step.bias + h * step.head_step;
+      context.kernels->layer_norm(step.x.row(row) + h * step.n, weight, bias, step.y.row(row) + h * step.n, step.n,
+                                  step.eps);
+    }
   });
 }
 

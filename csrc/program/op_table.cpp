@@ -15,7 +15,7 @@ using enum RoleCount;
 using enum AttributeNeed;
 
 const std::vector<std::string_view> kActivationRules = {"auto", "int8_per_token"};
-const std::vector<std::string_view> kActivations = {"silu", "gelu_tanh", "relu2", "sigmoid"};
+const std::vector<std::string_view> kActivations = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"};
 const std::vector<std::string_view> kRopeStyles = {"halves", "interleaved"};
 const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn"};
 
@@ -82,6 +82,10 @@ std::vector<OpSpec> make_table() {
        {{"x", kResult, kOne}, {"w", kWeight, kOptional}, {"residual", kResult, kOptional}},
        {{"eps", kRequired, 0.0, {}, {}}},
        rms_norm_shapes},
+      {"layer_norm",
+       {{"x", kResult, kOne}, {"w", kWeight, kOptional}, {"bias", kWeight, kOptional}},
+       {{"eps", kRequired, 0.0, {}, {}}},
+       layer_norm_shapes},
       {"rope",
        {{"x", kResult, kOne}, {"positions", kInput, kOne}, {"factors", kWeight, kOptional}},
        rope_attributes(),

@@ -208,6 +208,21 @@ std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node) {
   return {x};
 }
 
+std::vector<Shape> layer_norm_shapes(const Program& program, const Node& node) {
+  const std::size_t rank = operand(program, node, "x").shape.size();
+  const Shape& x = rows(program, node, "x", rank == 3 ? 3 : 2);
+  if (const ValueId id = node.input("w"); id != kNoValue) {
+    const Value& w = program.value(id);
+    const bool of_each_head = rank == 3 && w.shape == Shape{{x[1].size * x[2].size}};
+    if (!of_each_head) check_vector(node, "w", w, x.back().size);
+    check_optional_vector(program, node, "bias", w.shape[0].size);
+  } else if (node.input("bias") != kNoValue) {
+    fail(node, "bias without w");
+  }
+  check_positive(node, "eps");
+  return {x};
+}
+
 std::vector<Shape> rope_shapes(const Program& program, const Node& node) {
   const Shape& x = tokens_of(program, node, "x", 3);
   check_rope(program, node, "", x[2].size);

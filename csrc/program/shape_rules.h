@@ -11,6 +11,7 @@ std::vector<Shape> embed_shapes(const Program& program, const Node& node);
 std::vector<Shape> linear_shapes(const Program& program, const Node& node);
 std::vector<Shape> unembed_shapes(const Program& program, const Node& node);
 std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node);
+std::vector<Shape> layer_norm_shapes(const Program& program, const Node& node);
 std::vector<Shape> rope_shapes(const Program& program, const Node& node);
 std::vector<Shape> attention_shapes(const Program& program, const Node& node);
 std::vector<Shape> glu_shapes(const Program& program, const Node& node);

@@ -7,6 +7,7 @@ Program gives the same bits as the unfused one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,6 +142,17 @@ def rms_norm(x: F32, w: F32 | None, eps: float) -> F32:
     return x * inverse if w is None else x * inverse * w
 
 
+def layer_norm(x: F32, w: F32 | None, bias: F32 | None, eps: float) -> F32:
+    """(x - mean(x)) / sqrt(var(x) + eps) * w + bias over the last dimension; w and bias for each head, or for all."""
+    wide: Array = x.astype(np.float64)
+    wide = wide - wide.mean(axis=-1, keepdims=True)
+    wide = wide / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    shape = x.shape[1:] if w is not None and w.size == x[0].size else x.shape[-1:]
+    wide = wide if w is None else wide * w.reshape(shape)
+    y: F32 = (wide if bias is None else wide + bias.reshape(shape)).astype(np.float32)
+    return y
+
+
 def rope(x: F32, positions: Array, frequencies: F32, style: str, magnitude: float) -> F32:
     """x [rows, heads, head_dim] turned by position * frequency; the angle is rounded to float32."""
     angles = (positions.astype(np.float32)[:, None] * frequencies).astype(np.float64)[:, None, :]
@@ -158,7 +170,7 @@ def rope(x: F32, positions: Array, frequencies: F32, style: str, magnitude: floa
 
 
 def activate(x: F32, kind: str) -> F32:
-    """silu, gelu_tanh, relu2 or sigmoid of x."""
+    """silu, gelu, gelu_tanh, relu, relu2, sigmoid or tanh of x."""
     wide = x.astype(np.float64)
     if kind in ("silu", "sigmoid"):
         small = np.exp(-np.abs(wide))  # never overflows
@@ -166,6 +178,12 @@ def activate(x: F32, kind: str) -> F32:
         wide = wide * share if kind == "silu" else share
     elif kind == "gelu_tanh":
         wide = 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    elif kind == "gelu":
+        wide = 0.5 * wide * np.vectorize(math.erfc, otypes=[np.float64])(-wide / np.sqrt(2))
+    elif kind == "tanh":
+        wide = np.tanh(wide)
+    elif kind == "relu":
+        wide = np.maximum(wide, 0)
     elif kind == "relu2":
         wide = np.maximum(wide, 0) ** 2
     else:
@@ -331,6 +349,10 @@ class Interpreter:
     def _rms_norm(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
         normed = rms_norm(operands["x"][0], operands["w"][0] if "w" in operands else None, attributes["eps"])
         return operands["residual"][0] + normed if "residual" in operands else normed
+
+    def _layer_norm(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        w, bias = (operands[role][0] if role in operands else None for role in ("w", "bias"))
+        return layer_norm(operands["x"][0], w, bias, attributes["eps"])
 
     def _turn(self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], prefix: str) -> F32:
         factors = operands["factors"][0].tolist() if "factors" in operands else []

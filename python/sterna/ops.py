@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sterna.arch import RopeSpec
 
-Activation = Literal["silu", "gelu_tanh", "relu2", "sigmoid"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
 ActivationRule = Literal["auto", "int8_per_token"]
 Attribute = bool | int | float | str
 
@@ -154,8 +154,11 @@ def _emit(op: str, label: str, *inputs: tuple[str, Value | None], **attributes: 
 
 
 def embed(tokens: Value, w: Value) -> Value:
-    """Rows of the embedding table: tokens [num_tokens], w [vocab_size, hidden_size] -> [num_tokens, hidden_size]."""
-    return _emit("embed", "embed", ("tokens", tokens), ("w", w))
+    """Rows of the embedding table: tokens [num_tokens], w [vocab_size, hidden_size] -> [num_tokens, hidden_size].
+
+    With the batch's positions for tokens: learned positions, w [max_position_embeddings, hidden_size].
+    """
+    return _emit("embed", "embed" if tokens.name == "tokens" else w.label, ("tokens", tokens), ("w", w))
 
 
 def linear(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
@@ -178,6 +181,16 @@ def rms_norm(x: Value, w: Value | None, eps: float) -> Value:
     """x / sqrt(mean(x^2) + eps) * w over the last dimension; w has its size (arXiv:1910.07467). Same shape as x."""
     label = f"{x.label}.rms_norm" if w is None else w.label
     return _emit("rms_norm", label, ("x", x), ("w", w), eps=eps)
+
+
+def layer_norm(x: Value, w: Value | None, bias: Value | None, eps: float) -> Value:
+    """(x - mean(x)) / sqrt(var(x) + eps) * w + bias over the last dimension (arXiv:1607.06450). Same shape as x.
+
+    w and bias have the size of the last dimension, or, for x [num_tokens, num_heads, head_dim], one such vector for
+    each head: [num_heads * head_dim]. No bias without w.
+    """
+    label = f"{x.label}.layer_norm" if w is None else w.label
+    return _emit("layer_norm", label, ("x", x), ("w", w), ("bias", bias), eps=eps)
 
 
 def rope(
@@ -303,7 +316,11 @@ def expert_glu(
 
 
 def activation(x: Value, kind: Activation) -> Value:
-    """silu: x / (1 + exp(-x)); gelu_tanh: GELU's tanh form; relu2: max(x, 0)^2; sigmoid: 1 / (1 + exp(-x))."""
+    """The function of that name of each element, same shape.
+
+    silu: x / (1 + exp(-x)); gelu: x Phi(x) (arXiv:1606.08415); gelu_tanh: its approximation by tanh; relu: max(x, 0);
+    relu2: max(x, 0)^2; sigmoid: 1 / (1 + exp(-x)); tanh.
+    """
     return _emit("activation", f"{x.label}.{kind}", ("x", x), kind=kind)
 
 

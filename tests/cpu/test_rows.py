@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import sterna
 from kernel_cases import LEVELS, Array, Floats, Net, assert_same_bits, compiled, fma, run_rows, value
 from sterna import _core
 
 SEED = 31
 SIZES = [1, 15, 16, 17, 31, 64, 100]
-KINDS = ["silu", "gelu_tanh", "relu2", "sigmoid"]
+KINDS = ["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
 EPS = 2.0**-24
 
 
@@ -88,6 +91,98 @@ def test_rms_norm_of_heads() -> None:
     assert_same_bits(got.reshape(want.shape), want)
 
 
+LAYER_NORMS = [(False, False), (True, False), (True, True)]
+
+
+def layer_norm_net(x: Floats, shape: tuple[int, ...], weight: Floats | None, bias: Floats | None) -> dict[str, Floats]:
+    """Value "y": the layer norm of x, whose rows have that shape, on every level."""
+    net = Net()
+    rows = net.rows(x)
+    if len(shape) == 2:
+        rows = net.node("reshape", "heads", [("x", rows)], dims=f"{shape[0]}, {shape[1]}")[0]
+    operands = [("x", rows)]
+    for role, vector in (("w", weight), ("bias", bias)):
+        operands += [] if vector is None else [(role, net.weight(vector))]
+    last = net.node("layer_norm", "y", operands, eps=1e-5)[0]
+    return every_level(net, net.node("reshape", "flat", [("x", last)], dims=f"{x.shape[1]}")[0], ["y"], len(x))
+
+
+@pytest.mark.parametrize(("weighted", "biased"), LAYER_NORMS)
+@pytest.mark.parametrize("size", SIZES)
+def test_layer_norm(size: int, weighted: bool, biased: bool) -> None:
+    x = numbers(7, size) + np.float32(0.5)
+    x[4] = 3.0  # no variance: the result is the bias
+    x[5] += 1000 * np.abs(x[5]).max()
+    x[6] *= 1e30
+    weight, bias = np.random.default_rng(SEED).standard_normal((2, size)).astype(np.float32)
+    got = layer_norm_net(x, (size,), weight if weighted else None, bias if biased else None)["y"][:6]
+    wide = x[:6].astype(np.float64)
+    # The mean of 16 lanes and the tree is off by as many roundings, each of its own or of x's size.
+    off = (size / 32 + 6) * EPS * np.abs(wide).max(axis=1, keepdims=True)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + float(np.float32(1e-5)))
+    factor = weight.astype(np.float64) if weighted else np.ones(size)
+    want = centred * inverse * factor + (bias if biased else 0)
+    bound = (off * inverse * 2 + (size / 32 + 8) * EPS * np.abs(centred * inverse)) * np.abs(factor) + EPS * np.abs(want)
+    assert (np.abs(got - want) <= bound).all()
+
+
+def test_layer_norm_by_definition() -> None:
+    """The order of both sums: 16 lanes, then halves onto halves; one operation after the other in float32."""
+    size = 100
+    x = numbers(3, size)
+    weight, bias = np.random.default_rng(SEED).standard_normal((2, size)).astype(np.float32)
+    got = layer_norm_net(x, (size,), weight, bias)["y"]
+
+    def tree(lanes: Floats) -> Floats:
+        for half in (8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half : 2 * half]
+        return lanes
+
+    pad = ((0, 0), (0, 112 - size))
+    total, squares = np.zeros((2, 3, 16), np.float32)
+    for i in range(0, 112, 16):
+        total = total + np.pad(x, pad)[:, i : i + 16]
+    centred = x - tree(total) / np.float32(size)
+    for i in range(0, 112, 16):
+        part = np.pad(centred, pad)[:, i : i + 16]
+        squares = fma(part, part, squares)
+    inverse = np.float32(1) / np.sqrt(tree(squares) / np.float32(size) + np.float32(1e-5))
+    assert_same_bits(got, fma(centred * inverse, np.broadcast_to(weight, x.shape), np.broadcast_to(bias, x.shape)))
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_layer_norm_of_heads(per_head: bool) -> None:
+    """Each head is a row of its own, with the weight of all heads or one of its own."""
+    heads, dim = 3, 40
+    x = numbers(5, heads * dim)
+    weight, bias = np.random.default_rng(SEED).standard_normal((2, heads, dim)).astype(np.float32)
+    if not per_head:
+        weight, bias = (np.repeat(vector[:1], heads, axis=0) for vector in (weight, bias))
+    given = (weight.reshape(-1), bias.reshape(-1)) if per_head else (weight[0], bias[0])
+    got = layer_norm_net(x, (heads, dim), *given)["y"].reshape(5, heads, dim)
+    for head in range(heads):
+        part = np.ascontiguousarray(x.reshape(5, heads, dim)[:, head])
+        want = layer_norm_net(part, (dim,), weight[head], bias[head])["y"]
+        assert_same_bits(np.ascontiguousarray(got[:, head]), want)
+
+
+def test_learned_positions() -> None:
+    """embed gathers the rows of a table by position as well as by token."""
+    table = numbers(80, 24)
+    net = Net()
+    rows = net.rows(numbers(16, 24))
+    w = net.weight(table)
+    learned = net.node("embed", "learned", [("tokens", net.positions), ("w", w)])[0]
+    program = net.finish(net.node("add", "sum", [("a", rows), ("b", learned)])[0])
+    for level in LEVELS:
+        plan = compiled(program, net.source, isa=level)
+        run_rows(plan, [3, 1, 4], first=61)
+        assert_same_bits(value(plan, "learned", 3), table[61:64])
+        with pytest.raises(sterna.ArgumentError, match="position 80 is beyond the 80 that the model has learned"):
+            run_rows(plan, [3, 1, 4], first=78)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_add_mul_scale(size: int) -> None:
     """Plain float32 arithmetic: numpy's, bit for bit."""
@@ -125,6 +220,12 @@ def reference_activation(x: Array, kind: str) -> Array:
             return x / (1 + np.exp(-x))
         if kind == "sigmoid":
             return 1 / (1 + np.exp(-x))
+        if kind == "gelu":
+            return 0.5 * x * np.vectorize(math.erfc)(-x / np.sqrt(2))
+        if kind == "tanh":
+            return np.tanh(x)
+        if kind == "relu":
+            return np.maximum(x, 0)
         if kind == "gelu_tanh":
             # 1 + tanh(u) written as 2 / (1 + e^-2u), which loses nothing where the tanh is close to -1.
             return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -147,8 +248,12 @@ def test_activations_against_float64(kind: str) -> None:
     assert np.isfinite(got).all()
     # An error in the argument of the exponential is one in its result as often as the argument is large; beyond
     # e^-88 the exponential stays where it is, which leaves 1e-35 of what should be nothing.
-    argument = np.abs(x) if kind in ("silu", "sigmoid") else np.minimum(np.abs(1.6 * (x + 0.0447 * x.astype(np.float64) ** 3)), 90)
-    roundings = 1 if kind == "relu2" else 4 + np.where(x < 0, np.minimum(argument, 90), 0) * (4 if kind == "gelu_tanh" else 0.5)
+    wide = x.astype(np.float64)
+    arguments = {"gelu": wide**2 / 2, "gelu_tanh": 4 * np.abs(1.6 * (wide + 0.0447 * wide**3))}
+    argument = np.minimum(arguments.get(kind, np.abs(wide) / 2), 360)
+    roundings = 1 if kind in ("relu", "relu2") else 4 + np.where(x < 0, argument, 0)
+    if kind == "gelu":  # the polynomial's own
+        roundings = roundings + 8
     error = np.abs(got - want)
     print("largest error in ulp where the result is no tail:", (error / np.maximum(np.abs(want), 1e-30) / EPS)[x > -5].max())
     assert (error <= roundings * EPS * np.abs(want) + 1e-33).all()
@@ -168,12 +273,15 @@ def test_glu_is_activation_times_up(kind: str, size: int) -> None:
     activated = got["activation"]
     with np.errstate(all="ignore"):
         assert_same_bits(got["glu"], activated * up)
-    assert activated[0, 0] == (1 if kind == "sigmoid" else np.inf)
-    # -inf * e^-inf has no value; a number there would hide that something overflowed. relu2 cuts it off, and the sigmoid
+    assert activated[0, 0] == (1 if kind in ("sigmoid", "tanh") else np.inf)
+    # -inf * e^-inf has no value; a number there would hide that something overflowed. relu cuts it off, and the sigmoid
     # ends where the exponential does.
-    assert 0 <= activated[1, 0] < 1e-38 if kind in ("relu2", "sigmoid") else not np.isfinite(activated[1, 0])
+    if kind == "tanh":
+        assert activated[1, 0] == -1 and (activated[5] == -1).all()
+    else:
+        assert 0 <= activated[1, 0] < 1e-38 if kind in ("relu", "relu2", "sigmoid") else not np.isfinite(activated[1, 0])
+        assert (np.abs(activated[5]) <= 1e-30).all()
     assert np.isnan(activated[2, 0]) and np.isnan(got["glu"][3, 0])
-    assert (np.abs(activated[5]) <= 1e-30).all()
     assert np.isfinite(np.delete(activated, [0, 1, 2], axis=0)).all()
 
 

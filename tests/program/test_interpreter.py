@@ -16,6 +16,7 @@ from sterna.interpreter import (
     activate,
     activation_group,
     attend,
+    layer_norm,
     matmul,
     q8_0_ties,
     quantize_activations,
@@ -119,15 +120,34 @@ def test_rms_norm_by_hand() -> None:
     assert rms_norm(x, None, 0.5)[0] == pytest.approx([3 * norm, 4 * norm], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "relu2", "sigmoid"])
+def test_layer_norm_by_hand() -> None:
+    x = np.array([[1.0, 3.0, 5.0, 5.0]], np.float32)
+    norm = 1 / math.sqrt(2.75 + 0.25)  # the mean is 3.5
+    by_hand = [-2.5 * norm, -0.5 * norm, 1.5 * norm, 1.5 * norm]
+    assert layer_norm(x, None, None, 0.25)[0] == pytest.approx(by_hand, rel=1e-6)
+    w, b = np.array([2.0, 1.0, -1.0, 0.0], np.float32), np.array([0.0, 1.0, 0.0, 7.0], np.float32)
+    assert layer_norm(x, w, b, 0.25)[0] == pytest.approx(np.array(by_hand) * w + b, rel=1e-6)
+    heads = x.reshape(1, 2, 2)
+    norms = [1 / math.sqrt(1 + 0.25), 0.0]
+    want = [-2 * norms[0], norms[0], 0.0, 0.0]
+    assert layer_norm(heads, w, None, 0.25).reshape(-1) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"])
 def test_activations_by_hand(kind: str) -> None:
     def by_hand(x: float) -> float:
         if kind == "silu":
             return x / (1 + math.exp(-x))
         if kind == "gelu_tanh":
             return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        if kind == "gelu":
+            return 0.5 * x * math.erfc(-x / math.sqrt(2))
         if kind == "sigmoid":
             return 1 / (1 + math.exp(-x))
+        if kind == "tanh":
+            return math.tanh(x)
+        if kind == "relu":
+            return max(x, 0.0)
         return max(x, 0.0) ** 2
 
     x = np.array([-90.0, -3.0, -0.1, 0.0, 0.5, 4.0, 80.0], np.float32)

@@ -19,6 +19,7 @@ void fill_rows(KernelTable& table) {
   table.tile_rows = Level::kTileRows;
   table.few_rows = Level::kFewRows;
   table.rms_norm = cpu::rms_norm;
+  table.layer_norm = cpu::layer_norm;
   table.quantize = cpu::quantize<false>;
   table.quantize_gemm = cpu::quantize<true>;
   table.add = cpu::add;
@@ -29,8 +30,11 @@ void fill_rows(KernelTable& table) {
   table.to_half = cpu::to_half;
   fill_kind<Silu>(table, ActivationKind::kSilu);
   fill_kind<GeluTanh>(table, ActivationKind::kGeluTanh);
+  fill_kind<Gelu>(table, ActivationKind::kGelu);
+  fill_kind<Relu>(table, ActivationKind::kRelu);
   fill_kind<Relu2>(table, ActivationKind::kRelu2);
   fill_kind<Sigmoid>(table, ActivationKind::kSigmoid);
+  fill_kind<Tanh>(table, ActivationKind::kTanh);
 }
 
 }  // namespace sterna::cpu::STERNA_LEVEL

@@ -47,6 +47,30 @@ void rms_norm(const float* x, const float* weight, float* y, std::int64_t n, flo
   });
 }
 
+/// y = (x - mean) * 1/sqrt(mean((x - mean)^2) + eps), then * weight and, by fma, + bias; both sums go by 16 lanes, then
+/// by the reduction tree. `weight` and `bias` may be null; no bias without weight.
+void layer_norm(const float* x, const float* weight, const float* bias, float* y, std::int64_t n, float eps) {
+  using V = Level;
+  V::F total = V::zero();
+  for_lanes(n, [&](std::int64_t i, int count) { total = V::add(total, load_lanes(x + i, count)); });
+  const V::F mean = V::set(V::sum(total) / static_cast<float>(n));
+  V::F squares = V::zero();
+  for_lanes(n, [&](std::int64_t i, int count) {
+    const V::F v = V::keep_first(V::sub(load_lanes(x + i, count), mean), count, V::zero());
+    squares = V::fma(v, v, squares);
+  });
+  const V::F inverse = V::set(1.0f / __builtin_sqrtf(V::sum(squares) / static_cast<float>(n) + eps));
+  for_lanes(n, [&](std::int64_t i, int count) {
+    V::F v = V::mul(V::sub(load_lanes(x + i, count), mean), inverse);
+    if (bias != nullptr) {
+      v = V::fma(v, load_lanes(weight + i, count), load_lanes(bias + i, count));
+    } else if (weight != nullptr) {
+      v = V::mul(v, load_lanes(weight + i, count));
+    }
+    store_lanes(y + i, v, count);
+  });
+}
+
 /// Two int16 in one word.
 inline std::int32_t pair(std::int32_t low, std::int32_t high) {
   return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xFFFFu) |
