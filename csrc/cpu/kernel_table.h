@@ -14,7 +14,20 @@ constexpr int kWarmBytes = 6144;
 constexpr int kMaxTileRows = 8;
 constexpr int kMaxGemmWidth = 32;
 
-enum class ActivationKind : std::uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kCount };
+/// Functions of one operand, which gate a second one; the last are gates only.
+enum class ActivationKind : std::uint8_t {
+  kSilu,
+  kGelu,
+  kGeluTanh,
+  kRelu,
+  kRelu2,
+  kSigmoid,
+  kTanh,
+  kClampedSwiglu,
+  kCount
+};
+constexpr int kNumActivations = static_cast<int>(ActivationKind::kClampedSwiglu);
+constexpr int kNumGates = static_cast<int>(ActivationKind::kCount);
 
 /// Up to kMaxTileRows token rows, prepared for matmuls: rows interleaved so that one displacement reaches each.
 struct ActivationTile {
@@ -116,10 +129,10 @@ struct KernelTable {
   void (*add)(const float* a, const float* b, float* y, std::int64_t n);
   void (*mul)(const float* a, const float* b, float* y, std::int64_t n);
   void (*scale)(const float* x, float factor, float* y, std::int64_t n);
-  void (*activation[static_cast<int>(ActivationKind::kCount)])(const float* x, float* y, std::int64_t n);
-  void (*glu[static_cast<int>(ActivationKind::kCount)])(const float* gate, const float* up, float* y, std::int64_t n);
+  void (*activation[kNumActivations])(const float* x, float* y, std::int64_t n);
+  void (*glu[kNumGates])(const float* gate, const float* up, float* y, std::int64_t n);
   void (*finish)(const FinishArgs& args);
-  void (*finish_glu[static_cast<int>(ActivationKind::kCount)])(const FinishArgs& args);
+  void (*finish_glu[kNumGates])(const FinishArgs& args);
   /// Rotates pairs of each head in place: (i, i + rotary / 2), or (2i, 2i + 1) when interleaved.
   void (*rope)(float* x, int num_heads, int head_dim, int rotary_dim, bool interleaved, const float* cosines,
                const float* sines);

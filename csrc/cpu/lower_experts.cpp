@@ -12,10 +12,14 @@ struct Prepared {
   int buffer;
 };
 
-Prepared prepare(Lowering& lowering, const Place& x, bool is_sorted, const ExpertPairs& pairs, int pairs_buffer,
-                 const ActivationRule& rule, std::int64_t k) {
+Prepared prepare(Lowering& lowering, const Place& x, bool is_sorted, ValueId weights, const ExpertPairs& pairs,
+                 int pairs_buffer, const ActivationRule& rule, std::int64_t k) {
   auto& step = lowering.make<ExpertPrepareStep>();
   step.is_sorted = is_sorted;
+  if (weights != kNoValue) {
+    lowering.bind(step.weights, weights);
+    lowering.need_scratch(k);
+  }
   step.pairs = pairs;
   TileSpace tiles;
   tiles.k = k;
@@ -36,12 +40,10 @@ Place pair_rows(Lowering& lowering, const ExpertPairs& pairs, std::int64_t n, bo
   return {lowering.temporary(pairs.max_pairs * stride * 4), 0, stride, outputs};
 }
 
-Place multiply(Lowering& lowering, const Prepared& x, const ExpertPairs& pairs, int pairs_buffer,
-               std::span<const PackedMatrix> w, std::span<const PackedMatrix> up, ActivationKind glu, bool outputs) {
-  auto& step = lowering.make<ExpertMatmulStep>();
-  step.w = w;
-  step.up = up;
-  step.glu = glu;
+/// Of the tensors that `step` names.
+Place multiply(Lowering& lowering, ExpertMatmulStep& step, const Prepared& x, const ExpertPairs& pairs,
+               int pairs_buffer, bool outputs) {
+  const std::span<const PackedMatrix> w = step.w, up = step.up;
   step.pairs = pairs;
   step.tiles = x.tiles;
   lowering.need_unpacked(w[0]);
@@ -55,13 +57,25 @@ Place multiply(Lowering& lowering, const Prepared& x, const ExpertPairs& pairs, 
   return y;
 }
 
+const float* floats_of(Lowering& lowering, const Node& node, std::string_view role) {
+  const std::vector<float>* vector = lowering.optional_vector(node, role);
+  return vector == nullptr ? nullptr : vector->data();
+}
+
 }  // namespace
 
 void lower_route(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<RouteStep>();
   step.num_experts = lowering.row_size(node.input("x"));
   step.used = node.integer("used");
+  step.is_sigmoid = node.text("scores") == "sigmoid";
   step.normalize = node.flag("normalize");
+  step.factor = static_cast<float>(node.number("scale"));
+  step.bias = floats_of(lowering, node, "bias");
+  step.groups = node.integer("groups");
+  step.groups_used = node.integer("groups_used");
+  step.two_best = node.text("group_scores") == "two_best";
+  lowering.need_scratch(step.num_experts + 2 * step.groups);
   lowering.bind(step.x, node.input("x"));
   lowering.bind(step.experts, lowering.define(node.outputs[0]));
   lowering.bind(step.weights, lowering.define(node.outputs[1]));
@@ -91,18 +105,29 @@ void lower_expert_glu(Lowering& lowering, const Node& node) {
   lowering.bind(sort.pairs.base, pairs_buffer);
   lowering.add(run_sort_pairs, &sort);
 
-  const Prepared rows = prepare(lowering, x, false, pairs, pairs_buffer, rule, gate[0].k);
-  const Place hidden = multiply(lowering, rows, pairs, pairs_buffer, gate, up, activation_kind(node, "glu"), x.outputs);
+  const bool weigh_input = node.flag("weigh_input");
+  const Prepared rows =
+      prepare(lowering, x, false, weigh_input ? node.input("weights") : kNoValue, pairs, pairs_buffer, rule, gate[0].k);
+  auto& gated = lowering.make<ExpertMatmulStep>();
+  gated.w = gate;
+  gated.up = up;
+  gated.bias = floats_of(lowering, node, "gate_bias");
+  gated.up_bias = floats_of(lowering, node, "up_bias");
+  gated.glu = activation_kind(node, "glu");
+  const Place hidden = multiply(lowering, gated, rows, pairs, pairs_buffer, x.outputs);
   const Prepared hidden_rows =
-      prepare(lowering, hidden, true, pairs, pairs_buffer, activation_rule(node, down[0]), down[0].k);
-  const Place parts = multiply(lowering, hidden_rows, pairs, pairs_buffer, down, {}, ActivationKind::kSilu, x.outputs);
+      prepare(lowering, hidden, true, kNoValue, pairs, pairs_buffer, activation_rule(node, down[0]), down[0].k);
+  auto& last = lowering.make<ExpertMatmulStep>();
+  last.w = down;
+  last.bias = floats_of(lowering, node, "down_bias");
+  const Place parts = multiply(lowering, last, hidden_rows, pairs, pairs_buffer, x.outputs);
 
   auto& combine = lowering.make<CombineStep>();
   combine.pairs = pairs;
   combine.n = down[0].n;
   lowering.need_scratch(combine.n);
   lowering.bind(combine.x, parts);
-  lowering.bind(combine.weights, node.input("weights"));
+  if (!weigh_input) lowering.bind(combine.weights, node.input("weights"));
   lowering.bind(combine.pairs.base, pairs_buffer);
   lowering.bind(combine.y, lowering.define(node.outputs[0]));
   if (const ValueId residual = node.input("residual"); residual != kNoValue) lowering.bind(combine.residual, residual);

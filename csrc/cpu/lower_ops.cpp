@@ -1,5 +1,7 @@
 #include "cpu/lower_ops.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace sterna::cpu {
@@ -99,30 +101,42 @@ void lower_reshape(Lowering& lowering, const Node& node) {
   lowering.alias(node.outputs[0], lowering.place_of(node.input("x")));
 }
 
-/// Parts of the last dimension: views of a matrix's columns.
+/// Copies heads (or the one part of a row of rank 2) between places, `from` and `to` being parts of their heads.
+void copy_heads(Lowering& lowering, const Place& from, const Shape& from_shape, const Place& to,
+                const Shape& to_shape) {
+  auto& step = lowering.make<CopyStep>();
+  step.n = std::min(from_shape.back().size, to_shape.back().size);
+  if (from_shape.size() == 3) step.heads = from_shape[1].size;
+  step.x_apart = from_shape.back().size;
+  step.y_apart = to_shape.back().size;
+  lowering.bind(step.x, from);
+  lowering.bind(step.y, to);
+  lowering.add(run_copy, &step);
+}
+
+/// Parts of the last dimension: views of a matrix's columns, copies of parts of heads.
 void lower_split(Lowering& lowering, const Node& node) {
   const ValueId x = node.input("x");
-  if (lowering.program().value(x).shape.size() != 2)
-    unsupported(node, "splits heads, which the CPU backend does not do yet");
+  const Shape& shape = lowering.program().value(x).shape;
   Place part = lowering.place_of(x);
   for (const ValueId output : node.outputs) {
-    lowering.alias(output, part);
-    part.offset += lowering.row_size(output);
+    const Shape& part_shape = lowering.program().value(output).shape;
+    if (shape.size() == 2) {
+      lowering.alias(output, part);
+    } else {
+      copy_heads(lowering, part, shape, lowering.define(output), part_shape);
+    }
+    part.offset += part_shape.back().size;
   }
 }
 
 void lower_concat(Lowering& lowering, const Node& node) {
-  if (lowering.program().value(node.outputs[0]).shape.size() != 2) {
-    unsupported(node, "joins heads, which the CPU backend does not do yet");
-  }
+  const Shape& shape = lowering.program().value(node.outputs[0]).shape;
   Place target = lowering.define(node.outputs[0]);
   for (const ValueId part : node.input_list("x")) {
-    auto& step = lowering.make<CopyStep>();
-    step.n = lowering.row_size(part);
-    lowering.bind(step.x, part);
-    lowering.bind(step.y, target);
-    lowering.add(run_copy, &step);
-    target.offset += step.n;
+    const Shape& part_shape = lowering.program().value(part).shape;
+    copy_heads(lowering, lowering.place_of(part), part_shape, target, shape);
+    target.offset += part_shape.back().size;
   }
 }
 
@@ -182,6 +196,7 @@ ActivationKind activation_kind(const Node& node, std::string_view attribute) {
   if (name == "relu2") return ActivationKind::kRelu2;
   if (name == "sigmoid") return ActivationKind::kSigmoid;
   if (name == "tanh") return ActivationKind::kTanh;
+  if (name == "clamped_swiglu") return ActivationKind::kClampedSwiglu;
   unsupported(node, "the CPU backend has no activation \"" + name + "\"");
 }
 

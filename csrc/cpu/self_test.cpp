@@ -274,7 +274,6 @@ Floats finished(const KernelTable& table, const Floats& inputs, int which, int c
 /// Row-wise float kernels.
 KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, std::uint64_t seed) {
   Checker checker("row-wise floats", seed);
-  constexpr int kKinds = static_cast<int>(ActivationKind::kCount);
   for (const std::int64_t n : {1, 15, 16, 17, 100, 257}) {
     Floats a = checker.numbers(n), b = checker.numbers(n);
     if (n > 3) {
@@ -298,8 +297,10 @@ KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, 
     same("add", [&](const KernelTable& t, float* y) { t.add(a.data(), b.data(), y, n); });
     same("mul", [&](const KernelTable& t, float* y) { t.mul(a.data(), b.data(), y, n); });
     same("scale", [&](const KernelTable& t, float* y) { t.scale(a.data(), -0.3f, y, n); });
-    for (int kind = 0; kind < kKinds; ++kind) {
+    for (int kind = 0; kind < kNumActivations; ++kind) {
       same("activation", [&](const KernelTable& t, float* y) { t.activation[kind](a.data(), y, n); });
+    }
+    for (int kind = 0; kind < kNumGates; ++kind) {
       same("glu", [&](const KernelTable& t, float* y) { t.glu[kind](a.data(), b.data(), y, n); });
     }
     std::vector<std::uint16_t> got(a.size()), wanted(a.size());
@@ -315,7 +316,7 @@ KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, 
     }
   }
   const Floats inputs = checker.numbers(3 * 3 * kMaxGemmWidth + 2 * kMaxGemmWidth);
-  for (int which = 0; which < 2 * (kKinds + 1); ++which) {
+  for (int which = 0; which < 2 * (kNumGates + 1); ++which) {
     for (const int count : {1, 16, 27, kMaxGemmWidth}) {
       checker.expect_same("finish", finished(level, inputs, which, count), finished(definition, inputs, which, count));
     }

@@ -140,10 +140,11 @@ struct GluStep {
 };
 void run_glu(const void* arguments, const StepContext& context);
 
-/// Copies n floats of each row, for concat and split.
+/// Copies n floats of each row, for concat and split; or of each of `heads` parts of a row, which lie apart.
 struct CopyStep {
   Rows x, y;
   std::int64_t n;
+  std::int64_t heads = 1, x_apart = 0, y_apart = 0;
 };
 void run_copy(const void* arguments, const StepContext& context);
 /// Row i of y is row output_rows[i] of x.

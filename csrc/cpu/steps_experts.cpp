@@ -1,5 +1,7 @@
 #include "cpu/steps_experts.h"
 
+#include <cmath>
+
 #include "cpu/panel_matmul.h"
 #include "engine/softmax.h"
 
@@ -12,32 +14,99 @@ float power(float x) { return x == x ? exp_nonpositive(x) : x; }
 /// NaNs are worse than anything.
 bool is_better(float a, float b) { return a > b || (b != b && a == a); }
 
-/// Ids of the best experts of one row.
-void choose(const RouteStep& step, const float* logits, float* experts) {
-  for (std::int64_t rank = 0; rank < step.used; ++rank) {
+float sigmoid(float x) {
+  const float small = power(x < 0.0f ? x : -x);
+  return (x < 0.0f ? small : 1.0f) / (1.0f + small);
+}
+
+/// Ids of the `count` largest of `values`, the largest first.
+void find_best(const float* values, std::int64_t size, std::int64_t count, float* ids) {
+  for (std::int64_t rank = 0; rank < count; ++rank) {
     std::int64_t best = -1;
-    for (std::int64_t i = 0; i < step.num_experts; ++i) {
-      if (best >= 0 && !is_better(logits[i], logits[best])) continue;
-      const bool is_taken = std::find(experts, experts + rank, static_cast<float>(i)) != experts + rank;
+    for (std::int64_t i = 0; i < size; ++i) {
+      if (best >= 0 && !is_better(values[i], values[best])) continue;
+      const bool is_taken = std::find(ids, ids + rank, static_cast<float>(i)) != ids + rank;
       if (!is_taken) best = i;
     }
-    experts[rank] = static_cast<float>(best);
+    ids[rank] = static_cast<float>(best);
   }
 }
 
-void route_row(const RouteStep& step, const float* logits, float* experts, float* weights) {
-  choose(step, logits, experts);
-  const float largest = logits[static_cast<std::int64_t>(experts[0])];
+float largest_of(const float* values, std::int64_t size) {
+  float largest = values[0];
+  for (std::int64_t i = 1; i < size; ++i) largest = is_better(values[i], largest) ? values[i] : largest;
+  return largest;
+}
+
+/// Scores of all experts, of which some become weights.
+void score(const RouteStep& step, const float* logits, float* scores) {
+  if (step.is_sigmoid) {
+    for (std::int64_t i = 0; i < step.num_experts; ++i) scores[i] = sigmoid(logits[i]);
+    return;
+  }
+  const float largest = largest_of(logits, step.num_experts);
   float sum = 0.0f;
+  for (std::int64_t i = 0; i < step.num_experts; ++i) {
+    scores[i] = power(logits[i] - largest);
+    sum += scores[i];
+  }
+  for (std::int64_t i = 0; i < step.num_experts; ++i) scores[i] /= sum;
+}
+
+/// Ids of the groups that win by the values of their experts, behind a float for each group.
+float* choose_groups(const RouteStep& step, const float* values, float* scratch) {
+  const std::int64_t size = step.num_experts / step.groups;
+  for (std::int64_t g = 0; g < step.groups; ++g) {
+    float ids[2];
+    const float* const group = values + g * size;
+    find_best(group, size, step.two_best ? 2 : 1, ids);
+    scratch[g] = group[static_cast<std::int64_t>(ids[0])];
+    if (step.two_best) scratch[g] += group[static_cast<std::int64_t>(ids[1])];
+  }
+  float* const chosen = scratch + step.groups;
+  find_best(scratch, step.groups, step.groups_used, chosen);
+  return chosen;
+}
+
+/// Ids of the experts of one row. Without a bias these go by logits, which rounding does not make equal as it does
+/// scores.
+void choose(const RouteStep& step, const float* logits, float* experts, float* scratch) {
+  if (step.bias != nullptr || (step.groups > 1 && step.two_best)) {
+    score(step, logits, scratch);
+  } else {
+    std::copy_n(logits, step.num_experts, scratch);
+  }
+  for (std::int64_t i = 0; step.bias != nullptr && i < step.num_experts; ++i) scratch[i] += step.bias[i];
+  if (step.groups > 1) {
+    const float* const chosen = choose_groups(step, scratch, scratch + step.num_experts);
+    const float* const last = chosen + step.groups_used;
+    if (step.bias == nullptr) std::copy_n(logits, step.num_experts, scratch);
+    for (std::int64_t i = 0; i < step.num_experts; ++i) {
+      const auto group = static_cast<float>(i / (step.num_experts / step.groups));
+      if (std::find(chosen, last, group) == last) scratch[i] = NAN;
+    }
+  }
+  find_best(scratch, step.num_experts, step.used, experts);
+}
+
+void route_row(const RouteStep& step, const float* logits, float* experts, float* weights, float* scratch) {
+  choose(step, logits, experts, scratch);
   for (std::int64_t rank = 0; rank < step.used; ++rank) {
-    weights[rank] = power(logits[static_cast<std::int64_t>(experts[rank])] - largest);
-    sum += weights[rank];
+    weights[rank] = logits[static_cast<std::int64_t>(experts[rank])];
   }
-  if (!step.normalize) {
-    sum = 0.0f;
-    for (std::int64_t i = 0; i < step.num_experts; ++i) sum += power(logits[i] - largest);
+  float sum = 0.0f;
+  if (step.is_sigmoid) {
+    std::transform(weights, weights + step.used, weights, sigmoid);
+  } else {
+    const float largest = step.normalize ? largest_of(weights, step.used) : largest_of(logits, step.num_experts);
+    for (std::int64_t rank = 0; rank < step.used; ++rank) weights[rank] = power(weights[rank] - largest);
+    for (std::int64_t i = 0; !step.normalize && i < step.num_experts; ++i) sum += power(logits[i] - largest);
   }
-  for (std::int64_t rank = 0; rank < step.used; ++rank) weights[rank] /= sum;
+  for (std::int64_t rank = 0; step.normalize && rank < step.used; ++rank) sum += weights[rank];
+  for (std::int64_t rank = 0; rank < step.used; ++rank) {
+    if (step.normalize || !step.is_sigmoid) weights[rank] /= sum;
+    if (step.factor != 1.0f) weights[rank] *= step.factor;
+  }
 }
 
 /// How the work of an ExpertMatmulStep is dealt out: runs of panels, as many in each group.
@@ -61,6 +130,8 @@ void multiply_group(const ExpertMatmulStep& step, const StepContext& context, st
   part.w = &step.w[expert];
   part.up = step.up.empty() ? nullptr : &step.up[expert];
   part.glu = step.glu;
+  if (step.bias != nullptr) part.bias = step.bias + group.expert * part.w->n;
+  if (step.up_bias != nullptr) part.up_bias = step.up_bias + group.expert * part.w->n;
   part.y = step.y;
   part.y.data = step.y.row(group.first);
   const TileSpace tiles = step.tiles.of_group(step.pairs, index);
@@ -97,7 +168,8 @@ void run_route(const void* arguments, const StepContext& context) {
   const std::int64_t count = context.rows(step.x.outputs);
   context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
-      route_row(step, step.x.row(row), step.experts.row(row), step.weights.row(row));
+      route_row(step, step.x.row(row), step.experts.row(row), step.weights.row(row),
+                context.scratch->floats.as<float>());
     }
   });
 }
@@ -148,8 +220,15 @@ void run_expert_prepare(const void* arguments, const StepContext& context) {
       if (first >= last) continue;
       const TileSpace tiles = step.tiles.of_group(step.pairs, static_cast<std::int64_t>(g));
       for (std::int64_t place = first; place < last; ++place) {
-        const std::int64_t row = step.is_sorted ? place : step.pairs.pairs()[place] / step.pairs.used;
-        prepare_row(step.x.row(row), tiles, *context.kernels, place - group.first, group.count, {0, tiles.k});
+        const std::int32_t pair = step.pairs.pairs()[place];
+        const std::int64_t row = pair / step.pairs.used;
+        const float* x = step.x.row(step.is_sorted ? place : row);
+        if (step.weights.data != nullptr) {
+          float* const weighed = context.scratch->floats.as<float>();
+          context.kernels->scale(x, step.weights.row(row)[pair % step.pairs.used], weighed, tiles.k);
+          x = weighed;
+        }
+        prepare_row(x, tiles, *context.kernels, place - group.first, group.count, {0, tiles.k});
       }
     }
   });
@@ -191,12 +270,16 @@ void run_combine(const void* arguments, const StepContext& context) {
   context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       const std::int32_t* places = step.pairs.places() + row * step.pairs.used;
-      const float* weights = step.weights.row(row);
+      const auto weighed = [&](std::int64_t rank, float* to) -> const float* {
+        const float* x = step.x.row(places[rank]);
+        if (step.weights.data == nullptr) return x;
+        kernels.scale(x, step.weights.row(row)[rank], to, step.n);
+        return to;
+      };
       float* y = step.y.row(row);
-      kernels.scale(step.x.row(places[0]), weights[0], y, step.n);
+      if (const float* first = weighed(0, y); first != y) std::copy_n(first, step.n, y);
       for (std::int64_t rank = 1; rank < step.pairs.used; ++rank) {
-        kernels.scale(step.x.row(places[rank]), weights[rank], product, step.n);
-        kernels.add(y, product, y, step.n);
+        kernels.add(y, weighed(rank, product), y, step.n);
       }
       if (step.residual.data != nullptr) kernels.add(y, step.residual.row(row), y, step.n);
     }

@@ -12,12 +12,20 @@ namespace sterna::cpu {
 
 /// Logits of all experts -> ids (as floats) and weights of the `used` best, the best first.
 ///
-/// The largest logits win, ties go to the lower id. A weight is exp(logit - largest) over the sum of these: of the
-/// chosen ones by rank with `normalize`, else of all by id.
+/// Without groups and bias the largest logits win, ties go to the lower id. A softmax weight is exp(logit - largest)
+/// over the sum of these, of the chosen ones by rank with `normalize`, else of all by id; a sigmoid weight is
+/// 1 / (1 + exp(-logit)), with `normalize` over the sum of the chosen ones. The last thing is the factor.
+/// With a bias it is the largest scores + bias that win, the score being what a weight is without `normalize`. With
+/// groups of neighbouring experts only those of the `groups_used` best may win: the groups with the best expert, or
+/// with the largest sum of the scores (and biases) of its two best.
 struct RouteStep {
   Rows x, experts, weights;
   std::int64_t num_experts, used;
-  bool normalize;
+  bool is_sigmoid, normalize;
+  float factor;
+  const float* bias;  // null: none
+  std::int64_t groups, groups_used;
+  bool two_best;
 };
 void run_route(const void* arguments, const StepContext& context);
 
@@ -66,18 +74,20 @@ struct ExpertTiles {
   TileSpace of_group(const ExpertPairs& pairs, std::int64_t index) const;
 };
 
-/// Prepares each expert's rows: those of x that chose it, or with `is_sorted` the sorted pairs' own.
+/// Prepares each expert's rows: those of x that chose it, times their weight where `weights` has data; or with
+/// `is_sorted` the sorted pairs' own.
 struct ExpertPrepareStep {
-  Rows x;
+  Rows x, weights;
   bool is_sorted;
   ExpertPairs pairs;
   ExpertTiles tiles;
 };
 void run_expert_prepare(const void* arguments, const StepContext& context);
 
-/// Row `place` of y = w x, or activation(w x) * (up x), of the pair's expert.
+/// Row `place` of y = w x + bias, or activation(w x + bias) * (up x + up_bias), of the pair's expert.
 struct ExpertMatmulStep {
   std::span<const PackedMatrix> w, up;  // up may be empty
+  const float *bias, *up_bias;          // [experts][n]; null: none
   ActivationKind glu;
   ExpertPairs pairs;
   ExpertTiles tiles;
@@ -86,7 +96,8 @@ struct ExpertMatmulStep {
 void run_expert_matmul(const void* arguments, const StepContext& context);
 void warm_expert_matmul(const void* arguments, const StepContext& context);
 
-/// y = sum over ranks, ascending, of weight * x (+ residual): each product is rounded, then added.
+/// y = sum over ranks, ascending, of weight * x (+ residual): each product is rounded, then added. Without weights
+/// (no data) of x alone.
 struct CombineStep {
   Rows x;  // by place among the sorted pairs
   Rows weights, residual, y;

@@ -91,7 +91,10 @@ void run_glu(const void* arguments, const StepContext& context) {
 void run_copy(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const CopyStep*>(arguments);
   each_row(context, step.x.outputs, [&](std::int64_t row) {
-    std::memcpy(step.y.row(row), step.x.row(row), static_cast<std::size_t>(step.n) * sizeof(float));
+    for (std::int64_t h = 0; h < step.heads; ++h) {
+      std::memcpy(step.y.row(row) + h * step.y_apart, step.x.row(row) + h * step.x_apart,
+                  static_cast<std::size_t>(step.n) * sizeof(float));
+    }
   });
 }
 

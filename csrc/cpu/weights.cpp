@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/float_mode.h"
+#include "program/op_table.h"
 
 namespace sterna::cpu {
 namespace {
@@ -74,8 +75,30 @@ void pack_all(std::span<const PackJob> jobs, const TensorSource& source, ThreadP
   if (failure) std::rethrow_exception(failure);
 }
 
-/// [n, k], or [experts, n, k].
-bool holds_matrices(const Value& value) { return value.shape.size() == 2 || value.shape.size() == 3; }
+/// Which of a program's values are weights that nodes multiply by ([n, k] or [experts, n, k]), and which are read as
+/// floats.
+struct WeightUses {
+  std::vector<bool> matrices, floats;
+
+  explicit WeightUses(const Program& program) : matrices(program.values.size()), floats(program.values.size()) {
+    const auto has_rows = [&](std::size_t id) { return program.values[id].shape.size() > 1; };
+    for (const Function& function : program.functions) {
+      for (const Node& node : function.nodes) {
+        const std::vector<RoleSpec>& roles = find_op(node.op)->roles;
+        for (const Operand& operand : node.inputs) {
+          const auto id = static_cast<std::size_t>(operand.value);
+          if (program.values[id].kind != ValueKind::kWeight) continue;
+          const auto role = std::ranges::find(roles, operand.role, &RoleSpec::name);
+          (role->kind != RoleKind::kFloats && has_rows(id) ? matrices : floats)[id] = true;
+        }
+      }
+    }
+    for (std::size_t id = 0; id < matrices.size(); ++id) {  // those that no node reads
+      if (program.values[id].kind != ValueKind::kWeight || matrices[id] || floats[id]) continue;
+      (has_rows(id) ? matrices : floats)[id] = true;
+    }
+  }
+};
 
 std::size_t element_count(const Value& value) {
   std::size_t count = 1;
@@ -122,13 +145,12 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
   slab_ = Buffer(slab_bytes());
   std::span<std::uint8_t> left = slab_.span();
   std::vector<PackJob> jobs;
+  const WeightUses uses(program);
   // In the order of the program, which is about that of the file and of a run.
-  for (const Value& value : program.values) {
-    if (value.kind != ValueKind::kWeight) continue;
-    if (!holds_matrices(value)) {
-      vectors_[value.name] = read_vector(value, source);
-      continue;
-    }
+  for (std::size_t id = 0; id < program.values.size(); ++id) {
+    const Value& value = program.values[id];
+    if (uses.floats[id]) vectors_[value.name] = read_vector(value, source);
+    if (!uses.matrices[id]) continue;
     auto& [name, matrices] = *matrices_.find(value.name);
     if (!matrices[0].bytes.empty()) continue;
     read_tensor_scale(name, matrices, source);
@@ -148,9 +170,11 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
 }
 
 Weights::Weights(const Program& program) {
-  for (const Value& value : program.values) {
-    if (value.kind != ValueKind::kWeight) continue;
-    if (holds_matrices(value)) {
+  const WeightUses uses(program);
+  for (std::size_t id = 0; id < program.values.size(); ++id) {
+    const Value& value = program.values[id];
+    if (uses.floats[id]) vectors_.emplace(value.name, std::vector<float>(element_count(value), 1.0f));
+    if (uses.matrices[id]) {
       const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
       const std::size_t rank = value.shape.size();
       const std::int64_t count = rank == 2 ? 1 : value.shape[0].size;
@@ -158,8 +182,6 @@ Weights::Weights(const Program& program) {
       for (std::int64_t i = 0; i < count; ++i) {
         matrices.push_back(describe_matrix(format, value.shape[rank - 2].size, value.shape[rank - 1].size));
       }
-    } else {
-      vectors_.emplace(value.name, std::vector<float>(element_count(value), 1.0f));
     }
   }
 }

@@ -15,7 +15,8 @@
 
 namespace sterna::cpu {
 
-/// Matrices packed to panels in one allocation, vectors as floats; each tensor is held once, however many nodes use it.
+/// Matrices packed to panels in one allocation, vectors and what nodes read as such as floats; each tensor is held
+/// once, however many nodes use it.
 class Weights {
  public:
   /// Reads and packs every weight that the program's values name, panels in parallel. Throws UnsupportedModelError when

@@ -16,8 +16,17 @@ using enum AttributeNeed;
 
 const std::vector<std::string_view> kActivationRules = {"auto", "int8_per_token"};
 const std::vector<std::string_view> kActivations = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"};
+const std::vector<std::string_view> kRouteScores = {"softmax", "sigmoid"};
+const std::vector<std::string_view> kGroupScores = {"best", "two_best"};
 const std::vector<std::string_view> kRopeStyles = {"halves", "interleaved"};
 const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn"};
+
+// Gated activations: those of one operand, and those that change gate and up.
+std::vector<std::string_view> glu_kinds() {
+  std::vector<std::string_view> kinds = kActivations;
+  kinds.push_back("clamped_swiglu");
+  return kinds;
+}
 
 // The attributes of rope, plain for the op itself and as "rope.theta" ... for attention with rope folded in. The
 // strings are literals so that the table may hold views.
@@ -72,7 +81,7 @@ std::vector<OpSpec> make_table() {
         {"bias", kWeight, kZeroOrMore},
         {"norm", kWeight, kOptional},
         {"residual", kResult, kOptional}},
-       {rule, folded_eps, {"glu", kAbsent, std::string(), kActivations, {}}},
+       {rule, folded_eps, {"glu", kAbsent, std::string(), glu_kinds(), {}}},
        linear_shapes},
       {"unembed",
        {{"x", kResult, kOne}, {"w", kWeight, kOne}, {"bias", kWeight, kOptional}, {"norm", kWeight, kOptional}},
@@ -103,11 +112,17 @@ std::vector<OpSpec> make_table() {
        attention_shapes},
       {"glu",
        {{"gate", kResult, kOne}, {"up", kResult, kOne}},
-       {{"activation", kDefault, std::string("silu"), kActivations, {}}},
+       {{"activation", kDefault, std::string("silu"), glu_kinds(), {}}},
        glu_shapes},
       {"route",
-       {{"x", kResult, kOne}},
-       {{"used", kRequired, std::int64_t{0}, {}, {}}, {"normalize", kDefault, true, {}, {}}},
+       {{"x", kResult, kOne}, {"bias", kFloats, kOptional}},
+       {{"used", kRequired, std::int64_t{0}, {}, {}},
+        {"scores", kDefault, std::string("softmax"), kRouteScores, {}},
+        {"normalize", kDefault, true, {}, {}},
+        {"scale", kDefault, 1.0, {}, {}},
+        {"groups", kDefault, std::int64_t{1}, {}, {}},
+        {"groups_used", kDefault, std::int64_t{1}, {}, {}},
+        {"group_scores", kDefault, std::string("best"), kGroupScores, {}}},
        route_shapes},
       {"expert_glu",
        {{"x", kResult, kOne},
@@ -116,8 +131,11 @@ std::vector<OpSpec> make_table() {
         {"gate", kWeight, kOne},
         {"up", kWeight, kOne},
         {"down", kWeight, kOne},
+        {"gate_bias", kFloats, kOptional},
+        {"up_bias", kFloats, kOptional},
+        {"down_bias", kFloats, kOptional},
         {"residual", kResult, kOptional}},
-       {rule, {"glu", kDefault, std::string("silu"), kActivations, {}}},
+       {rule, {"glu", kDefault, std::string("silu"), glu_kinds(), {}}, {"weigh_input", kDefault, false, {}, {}}},
        expert_glu_shapes},
       {"activation", {{"x", kResult, kOne}}, {{"kind", kRequired, std::string(), kActivations, {}}}, same_shapes},
       {"add", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
@@ -135,6 +153,7 @@ bool kind_fits(RoleKind wanted, ValueKind kind) {
     case kResult:
       return kind == ValueKind::kNode;
     case kWeight:
+    case kFloats:
       return kind == ValueKind::kWeight;
     case kInput:
       return kind == ValueKind::kInput;
@@ -149,6 +168,7 @@ const char* kind_name(RoleKind kind) {
     case kResult:
       return "the result of a node";
     case kWeight:
+    case kFloats:
       return "a weight";
     case kInput:
       return "an input of the batch";

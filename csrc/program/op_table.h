@@ -14,6 +14,7 @@ namespace sterna {
 enum class RoleKind {
   kResult,  // what a node computed
   kWeight,  // a tensor of the file
+  kFloats,  // a tensor of the file that is read as plain floats, whatever its rank: never packed for matmuls
   kInput,   // an array of the batch
   kAny,     // a result or a weight
 };

@@ -66,6 +66,17 @@ void check_residual(const Program& program, const Node& node, const Shape& resul
   }
 }
 
+/// One row of biases for each expert.
+void check_expert_bias(const Program& program, const Node& node, std::string_view role, Dim experts, Dim size) {
+  const ValueId id = node.input(role);
+  if (id == kNoValue) return;
+  const Value& bias = program.value(id);
+  if (const Shape expected = {experts, size}; bias.shape != expected) {
+    fail(node, std::string(role) + " " + bias.name + " has shape " + to_string(bias.shape) + ", expected " +
+                   to_string(expected));
+  }
+}
+
 void check_positive(const Node& node, std::string_view name) {
   if (!(node.number(name) > 0))
     fail(node, std::string(name) + " is " + std::to_string(node.number(name)) + ", must be above 0");
@@ -269,6 +280,20 @@ std::vector<Shape> route_shapes(const Program& program, const Node& node) {
     fail(node,
          "used is " + std::to_string(used) + ", must be from 1 to the number of experts " + std::to_string(x[1].size));
   }
+  check_optional_vector(program, node, "bias", x[1].size);
+  check_positive(node, "scale");
+  const std::int64_t groups = node.integer("groups");
+  const std::int64_t groups_used = node.integer("groups_used");
+  if (groups < 1 || x[1].size % groups != 0) {
+    fail(node,
+         "groups is " + std::to_string(groups) + ", must divide the number of experts " + std::to_string(x[1].size));
+  }
+  const std::int64_t group_size = x[1].size / groups;
+  if (groups_used < 1 || groups_used > groups || groups_used * group_size < used) {
+    fail(node, "groups_used is " + std::to_string(groups_used) + ", must be from 1 to groups " +
+                   std::to_string(groups) + " and hold " + std::to_string(used) + " experts");
+  }
+  if (node.text("group_scores") == "two_best" && group_size < 2) fail(node, "two_best needs groups of 2 experts");
   return {{x[0], {used}}, {x[0], {used}}};
 }
 
@@ -292,6 +317,9 @@ std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node) {
   if (experts[1].size > enk[0].size) {
     fail(node, "uses " + std::to_string(experts[1].size) + " of " + std::to_string(enk[0].size) + " experts");
   }
+  check_expert_bias(program, node, "gate_bias", enk[0], enk[1]);
+  check_expert_bias(program, node, "up_bias", enk[0], enk[1]);
+  check_expert_bias(program, node, "down_bias", enk[0], back[1]);
   const Shape shape = {x[0], back[1]};
   check_residual(program, node, shape);
   return {shape};

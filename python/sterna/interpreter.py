@@ -191,6 +191,16 @@ def activate(x: F32, kind: str) -> F32:
     return wide.astype(np.float32)
 
 
+def gated(gate: F32, up: F32, kind: str) -> F32:
+    """activation(gate) * up, or what a kind of its own makes of both."""
+    if kind != "clamped_swiglu":
+        return activate(gate, kind) * up
+    g = np.minimum(gate, 7).astype(np.float64)
+    u = np.clip(up, -7, 7).astype(np.float64)
+    product: F32 = (g / (1 + np.exp(-1.702 * g)) * (u + 1)).astype(np.float32)
+    return product
+
+
 def alibi_slopes(heads: int, max_bias: float) -> Array:
     """Slopes of ALiBi by head: powers of 2^(-max_bias / heads); odd half powers where heads are no power of two."""
     power = 1 << heads.bit_length() - 1
@@ -232,14 +242,33 @@ def attend(
     return out.reshape(rows, -1).astype(np.float32)
 
 
-def route(logits: F32, used: int, normalize: bool) -> tuple[F32, F32]:
-    """Ids of the `used` experts with the largest logits, ties to the lower id, and their weights: [rows, used] each."""
-    experts = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
+def route(logits: F32, bias: F32 | None, attributes: dict[str, Any]) -> tuple[F32, F32]:
+    """Ids of the experts that win, ties to the lower id, and their weights: [rows, used] each."""
+    used, groups = attributes["used"], attributes["groups"]
     wide = logits.astype(np.float64)
-    powers: Array = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    chosen = np.take_along_axis(powers, experts, axis=-1)
-    weights = chosen / (chosen if normalize else powers).sum(axis=-1, keepdims=True)
-    return experts.astype(np.float32), weights.astype(np.float32)
+    if attributes["scores"] == "sigmoid":
+        scores: Array = 1 / (1 + np.exp(-wide))
+    else:
+        powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+        scores = powers / powers.sum(axis=-1, keepdims=True)
+    choice: Array = wide.copy() if bias is None else scores + bias
+    if groups > 1:
+        two_best = attributes["group_scores"] == "two_best"
+        values = scores if bias is None and two_best else choice
+        best = -np.sort(-values.reshape(len(values), groups, -1), axis=-1)[..., : 2 if two_best else 1].sum(axis=-1)
+        losers = np.argsort(-best, axis=-1, kind="stable")[:, attributes["groups_used"] :]
+        rows = np.arange(len(choice))[:, None]
+        choice.reshape(len(choice), groups, -1)[rows, losers] = -np.inf
+    experts = np.argsort(-choice, axis=-1, kind="stable")[:, :used]
+    if attributes["scores"] == "softmax" and attributes["normalize"]:
+        chosen = np.take_along_axis(wide, experts, axis=-1)
+        weights: Array = np.exp(chosen - chosen.max(axis=-1, keepdims=True))
+    else:
+        weights = np.take_along_axis(scores, experts, axis=-1)
+    if attributes["normalize"]:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(np.float32) * np.float32(attributes["scale"])
+    return experts.astype(np.float32), weights
 
 
 class Interpreter:
@@ -335,7 +364,7 @@ class Interpreter:
     def _linear(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
         results = self._project(node, operands["x"][0], operands, attributes["activation"])
         if "glu" in attributes:
-            results = [activate(results[0], attributes["glu"]) * results[1]]
+            results = [gated(results[0], results[1], attributes["glu"])]
         if "residual" in operands:
             results = [operands["residual"][0] + results[0]]
         return results
@@ -395,32 +424,39 @@ class Interpreter:
         return stored[0][: self._length], stored[1][: self._length]
 
     def _glu(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
-        return activate(operands["gate"][0], attributes["activation"]) * operands["up"][0]
+        return gated(operands["gate"][0], operands["up"][0], attributes["activation"])
 
     def _route(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
-        return list(route(operands["x"][0], attributes["used"], attributes["normalize"]))
+        bias = operands["bias"][0] if "bias" in operands else None
+        return list(route(operands["x"][0], bias, attributes))
 
     def _expert_glu(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
         x, experts, weights = (operands[role][0] for role in ("x", "experts", "weights"))
         parts = np.zeros((*experts.shape, operands["down"][0].shape[1]), np.float32)
         for expert in np.unique(experts).astype(int):
             rows, ranks = np.nonzero(experts == expert)
-            gate, up = (self._expert_matmul(node, x[rows], operands, role, expert) for role in ("gate", "up"))
-            hidden = activate(gate, attributes["glu"]) * up
+            seen = x[rows] * weights[rows, ranks][:, None] if attributes["weigh_input"] else x[rows]
+            gate, up = (self._expert_matmul(node, seen, operands, role, expert) for role in ("gate", "up"))
+            hidden = gated(gate, up, attributes["glu"])
             parts[rows, ranks] = self._expert_matmul(node, hidden, operands, "down", expert)
             if self._group(node, "down", hidden.shape[1]):
                 ties = np.zeros(len(x), np.bool_) if self.ties is None else self.ties
                 ties[rows] |= rounding_ties(hidden, self._group(node, "down", hidden.shape[1]))
                 self.ties = ties
-        total: F32 = weights[:, :1] * parts[:, 0]
+        if not attributes["weigh_input"]:
+            parts *= weights[..., None]
+        total: F32 = parts[:, 0]
         for rank in range(1, experts.shape[1]):
-            total = total + weights[:, rank : rank + 1] * parts[:, rank]
+            total = total + parts[:, rank]
         return operands["residual"][0] + total if "residual" in operands else total
 
     def _expert_matmul(
         self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], role: str, expert: int
     ) -> F32:
-        return matmul(x, operands[role][0][expert], self._group(node, role, x.shape[1])).astype(np.float32)
+        y = matmul(x, operands[role][0][expert], self._group(node, role, x.shape[1]))
+        if f"{role}_bias" in operands:
+            y = y + operands[f"{role}_bias"][0][expert]
+        return y.astype(np.float32)
 
     def _group(self, node: ProgramNode, role: str, k: int) -> int:
         """How many of k activations share a scale when they meet the weight of that role."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sterna.arch import RopeSpec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
+Gate = Activation | Literal["clamped_swiglu"]
 ActivationRule = Literal["auto", "int8_per_token"]
 Attribute = bool | int | float | str
 
@@ -279,21 +280,69 @@ def attention(
     )
 
 
-def glu(gate: Value, up: Value, activation: Activation = "silu") -> Value:
-    """activation(gate) * up, element by element (arXiv:2002.05202)."""
+def glu(gate: Value, up: Value, activation: Gate = "silu") -> Value:
+    """activation(gate) * up, element by element (arXiv:2002.05202).
+
+    "clamped_swiglu" is g * sigmoid(1.702 g) * (u + 1) with g = min(gate, 7) and u = up within -7 .. 7, as in gpt-oss
+    (arXiv:2508.10925).
+    """
     return _emit("glu", "glu", ("gate", gate), ("up", up), activation=activation)
 
 
-def route(logits: Value, used: int, *, normalize: bool = True) -> tuple[Value, Value]:
-    """The `used` experts of each row with the largest logits, [num_tokens, num_experts] -> ids, weights.
+@dataclass(frozen=True)
+class Groups:
+    """Experts in `count` groups of neighbours, of which only the `used` best may be chosen from.
 
-    Both are [num_tokens, used], the largest first, ties to the lower id. Weights are the softmax over the chosen
-    experts; without `normalize` the chosen ones of the softmax over all (arXiv:2401.04088, arXiv:2101.03961).
+    A group counts as much as its best expert (DeepSeek V2, arXiv:2405.04434), or as the sum of its two best (V3,
+    arXiv:2412.19437).
+    """
+
+    count: int = 1
+    used: int = 1
+    scores: Literal["best", "two_best"] = "best"
+
+
+def route(
+    logits: Value,
+    used: int,
+    *,
+    bias: Value | None = None,
+    scores: Literal["softmax", "sigmoid"] = "softmax",
+    normalize: bool = True,
+    scale: float = 1.0,
+    groups: Groups = Groups(),
+) -> tuple[Value, Value]:
+    """The `used` experts of each row with the largest scores, [num_tokens, num_experts] -> ids, weights.
+
+    Both are [num_tokens, used], the largest first, ties to the lower id. Scores are the softmax or the sigmoid of the
+    logits; `bias`, [num_experts], is added to them for the choice alone. Weights are the chosen scores, with
+    `normalize` divided by their sum (for softmax that is the softmax over the chosen ones), times `scale`
+    (arXiv:2401.04088, arXiv:2101.03961, arXiv:2412.19437).
     """
     experts, weights = _tracer().emit(
-        "route", f"{logits.label}.route", [("x", logits)], {"used": used, "normalize": normalize}
+        "route",
+        f"{logits.label}.route",
+        [("x", logits), ("bias", bias)],
+        {
+            "used": used,
+            "scores": scores,
+            "normalize": normalize,
+            "scale": scale,
+            "groups": groups.count,
+            "groups_used": groups.used,
+            "group_scores": groups.scores,
+        },
     )
     return experts, weights
+
+
+@dataclass(frozen=True)
+class Biases:
+    """Biases of experts: gate and up [num_experts, n], down [num_experts, hidden_size]."""
+
+    gate: Value | None = None
+    up: Value | None = None
+    down: Value | None = None
 
 
 def expert_glu(
@@ -303,16 +352,21 @@ def expert_glu(
     gate: Value,
     up: Value,
     down: Value,
-    glu: Activation = "silu",
+    *,
+    biases: Biases = Biases(),
+    glu: Gate = "silu",
+    weigh_input: bool = False,
     activation: ActivationRule | None = None,
 ) -> Value:
     """Gated feed-forward networks of the experts that `route` chose, summed with its weights in its order.
 
     x [num_tokens, k], gate and up [num_experts, n, k], down [num_experts, hidden_size, n] -> [num_tokens, hidden_size];
-    `activation` as in `linear`.
+    `activation` as in `linear`. With `weigh_input` an expert's weight scales what it reads, not what it says (Llama 4).
     """
     operands = [("x", x), ("experts", experts), ("weights", weights), ("gate", gate), ("up", up), ("down", down)]
-    return _emit("expert_glu", "experts", *operands, glu=glu, activation=activation or _tracer().activation_rule)
+    rows = [("gate_bias", biases.gate), ("up_bias", biases.up), ("down_bias", biases.down)]
+    rule = activation or _tracer().activation_rule
+    return _emit("expert_glu", "experts", *operands, *rows, glu=glu, weigh_input=weigh_input, activation=rule)
 
 
 def activation(x: Value, kind: Activation) -> Value:

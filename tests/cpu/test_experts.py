@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from kernel_cases import (
@@ -20,6 +22,15 @@ from sterna import interpreter
 
 SEED = 71
 EXPERTS, USED, HIDDEN = 5, 3, 40
+PLAIN = {
+    "scores": "softmax",
+    "normalize": True,
+    "scale": 1.0,
+    "groups": 1,
+    "groups_used": 1,
+    "group_scores": "best",
+    "bias": False,
+}
 # Formats of gate, up and down; k and n; the rule of activations.
 CASES = [
     ("F32", "F32", "F32", 64, 24, "auto"),
@@ -68,6 +79,25 @@ def mixture(case: tuple[str, str, str, int, int, str], table: Floats, rng: np.ra
         down = [("x", hidden), ("w", alone["down"][expert])]
         net.node("linear", f"expert.{expert}", down, activation=rule)
     net.node("expert_glu", "y", operands, activation=rule)
+    net.node("expert_glu", "y.input", operands, activation=rule, weigh_input=True)
+    biases = {role: rng.standard_normal((EXPERTS, n if role != "down" else HIDDEN)) for role in ("gate", "up", "down")}
+    rows = [(f"{role}_bias", net.weight(bias)) for role, bias in biases.items()]
+    net.node("expert_glu", "y.biases", [*operands, *rows], activation=rule, glu="clamped_swiglu")
+    for expert in range(EXPERTS):
+        gate, up = (
+            net.node(
+                "linear",
+                f"biased.{role}.{expert}",
+                [("x", x), ("w", alone[role][expert]), ("bias", net.weight(biases[role][expert]))],
+                activation=rule,
+            )[0]
+            for role in ("gate", "up")
+        )
+        hidden = net.node("glu", f"biased.hidden.{expert}", [("gate", gate), ("up", up)], activation="clamped_swiglu")[
+            0
+        ]
+        down = [("x", hidden), ("w", alone["down"][expert]), ("bias", net.weight(biases["down"][expert]))]
+        net.node("linear", f"biased.{expert}", down, activation=rule)
     residual = net.rows(rng.standard_normal((len(table), HIDDEN)), "residual")
     last = net.node("expert_glu", "y.residual", [*operands, ("residual", residual)], activation=rule)[0]
     return net, last
@@ -90,18 +120,62 @@ def test_rows_get_what_their_experts_give_alone(case: tuple[str, str, str, int, 
             each = np.stack([value(plan, f"expert.{expert}", count) for expert in range(EXPERTS)], axis=1)
             at = np.arange(count)
             want = weights[:, :1] * each[at, experts[:, 0]]
+            biased = np.stack([value(plan, f"biased.{expert}", count) for expert in range(EXPERTS)], axis=1)
+            want_biased = weights[:, :1] * biased[at, experts[:, 0]]
             for rank in range(1, USED):
                 want = want + weights[:, rank : rank + 1] * each[at, experts[:, rank]]
+                want_biased = want_biased + weights[:, rank : rank + 1] * biased[at, experts[:, rank]]
             what = f"{level}, {count} rows"
             assert np.isfinite(want).all() and (want != 0).any()
             assert_same_bits(value(plan, "y", count), want, what)
+            assert_same_bits(value(plan, "y.biases", count), want_biased, what)
             assert_same_bits(value(plan, "y.residual", count), want + value(plan, "residual", count), what)
         assert len(np.unique(experts[:, 0])) > 2
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("format", ["F32", "Q8_0"])
+def test_weights_that_scale_what_experts_read(format: str, level: str) -> None:
+    """With one expert a row: the same bits as rows that were scaled before, under weights that sum up to 1."""
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    net = Net()
+    x = net.rows(rng.standard_normal((40, 64)))
+    scores = net.node("linear", "scores", [("x", x), ("w", net.weight(rng.standard_normal((EXPERTS, 64))))])[0]
+    experts, weights = net.node("route", "route", [("x", scores)], used=1, scores="sigmoid", normalize=False)
+    ones = net.node("route", "ones", [("x", scores)], used=1)
+    shapes = {"gate": (EXPERTS, 32, 64), "up": (EXPERTS, 32, 64), "down": (EXPERTS, HIDDEN, 32)}
+    stacks = [
+        (role, net.weight(random_weights(format, shape[0] * shape[1], shape[2], rng, largest=0.1), format, shape))
+        for role, shape in shapes.items()
+    ]
+    scaled = net.node("mul", "scaled", [("a", x), ("b", weights)])[0]
+    net.node("expert_glu", "before", [("x", scaled), ("experts", ones[0]), ("weights", ones[1]), *stacks])
+    operands = [("x", x), ("experts", experts), ("weights", weights), *stacks]
+    last = net.node("expert_glu", "y", operands, weigh_input=True)[0]
+    plan = compiled(net.finish(last), net.source, isa=level, threads=2)
+    for rows in ([1, 2, 3, 4, 5], list(range(40))):
+        run_rows(plan, rows)
+        assert (value(plan, "ones.1", len(rows)) == 1).all()
+        assert_same_bits(value(plan, "y", len(rows)), value(plan, "before", len(rows)), level)
+
+
+ROUTES = [
+    {"normalize": True},
+    {"normalize": False},
+    {"scores": "sigmoid", "normalize": False, "scale": 2.5},
+    {"scores": "sigmoid", "bias": True},
+    {"bias": True, "normalize": False},
+    {"bias": True, "scale": 0.5},
+    {"groups": 4, "groups_used": 4},
+    {"groups": 2, "groups_used": 2, "group_scores": "two_best", "normalize": False},
+    {"scores": "sigmoid", "bias": True, "groups": 5, "groups_used": 5, "group_scores": "two_best", "scale": 2.5},
+]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
 @pytest.mark.parametrize("used", [1, 3, 20])
-def test_routes(used: int, normalize: bool) -> None:
+def test_routes(used: int, route: dict[str, Any]) -> None:
     rng = np.random.default_rng(SEED)
     logits = (rng.standard_normal((30, 20)) * 10.0 ** rng.integers(-2, 3, (30, 1))).astype(np.float32)
     logits[1, 3:9] = logits[1].max()
@@ -110,8 +184,13 @@ def test_routes(used: int, normalize: bool) -> None:
     logits[4, ::2] = np.nan
     logits[5] = np.nan
     logits[6, 7] = np.inf
+    attributes = {**PLAIN, **route, "used": used}
+    if used < 20 and attributes["groups"] > 1:
+        attributes["groups_used"] = 2
+    bias = rng.standard_normal(20).astype(np.float32) if attributes.pop("bias") else None
     net = Net()
-    experts = net.node("route", "route", [("x", net.any_rows(logits))], used=used, normalize=normalize)[0]
+    operands = [("x", net.any_rows(logits))] + ([] if bias is None else [("bias", net.weight(bias))])
+    experts = net.node("route", "route", operands, **attributes)[0]
     program = net.finish(experts)
     results = []
     for level in LEVELS:
@@ -123,17 +202,25 @@ def test_routes(used: int, normalize: bool) -> None:
                 assert_same_bits(got, want[:rows], level)
     ids, weights = results[0]
     finite = np.isfinite(logits).all(axis=1)
-    want_ids, want_weights = interpreter.route(logits[finite], used, normalize)
-    assert np.array_equal(ids[finite], want_ids)
+    want_ids, want_weights = interpreter.route(logits[finite], bias, attributes)
+    if bias is not None:
+        # Float64 may tell scores apart that float32 rounds to the same.
+        differ = ids[finite] != want_ids
+        assert differ.mean() < 0.1
+        want_weights = np.where(differ, weights[finite], want_weights)
+    else:
+        assert np.array_equal(ids[finite], want_ids)
     np.testing.assert_allclose(weights[finite], want_weights, rtol=1e-5, atol=1e-30)
     for row in ids:
         assert len(set(row)) == used and set(row) <= set(range(20))
     # What is no number comes last, and whoever looks at it sees it.
-    assert ids[4, : min(used, 10)].astype(int).tolist() == [
-        i for i in np.argsort(-logits[4], kind="stable") if i % 2
-    ][:used]
-    assert np.isnan(weights[[3, 5]]).all()
-    assert ids[6, 0] == 7
+    if bias is None and attributes["groups"] == 1:
+        assert (
+            ids[4, : min(used, 10)].astype(int).tolist()
+            == [i for i in np.argsort(-logits[4], kind="stable") if i % 2][:used]
+        )
+        assert ids[6, 0] == 7
+    assert np.isnan(weights[5]).all()
 
 
 def test_an_expert_that_nobody_chose_is_not_looked_at() -> None:

@@ -355,3 +355,18 @@ def test_views_and_copies() -> None:
     assert (doubled, product) != (-1, -1)
     want = x[:, 7:37].astype(np.float64) @ numbers(8, 30).astype(np.float64).T
     assert np.abs(got["product"] - want).max() <= 30 * EPS * np.abs(x).max() * np.abs(numbers(8, 30)).max() * 30
+
+
+def test_parts_of_heads() -> None:
+    """split and concat of rank 3 take their part of every head."""
+    x = numbers(4, 60)
+    net = Net()
+    heads = net.node("reshape", "heads", [("x", net.rows(x))], dims="3, 20")[0]
+    parts = net.node("split", "parts", [("x", heads)], sizes="5, 11, 4")
+    joined = net.node("concat", "joined", [("x", parts[1]), ("x", parts[2]), ("x", parts[1])])[0]
+    flat = net.node("reshape", "flat", [("x", joined)], dims="78")[0]
+    got = every_level(net, flat, ["parts", "parts.1", "parts.2", "joined"], 4)
+    cubes = x.reshape(4, 3, 20)
+    assert_same_bits(got["parts"].reshape(4, 3, 5), cubes[..., :5].copy())
+    assert_same_bits(got["parts.2"].reshape(4, 3, 4), cubes[..., 16:].copy())
+    assert_same_bits(got["joined"].reshape(4, 3, 26), np.concatenate([cubes[..., 5:], cubes[..., 5:16]], axis=2))

@@ -314,14 +314,41 @@ def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
     assert ((ratios > 0.26) & (ratios < 0.99)).any()
 
 
+PLAIN_ROUTE = {
+    "scores": "softmax",
+    "normalize": True,
+    "scale": 1.0,
+    "groups": 1,
+    "groups_used": 1,
+    "group_scores": "best",
+}
+
+
 def test_routes_by_hand() -> None:
     logits = np.log(np.array([[1, 4, 2, 3], [2, 5, 5, 8], [1, 1, 1, 1]], np.float32))
-    experts, weights = route(logits, 2, True)
+    experts, weights = route(logits, None, {**PLAIN_ROUTE, "used": 2})
     assert experts.tolist() == [[1, 3], [3, 1], [0, 1]]  # ties to the lower id
     np.testing.assert_allclose(weights, [[4 / 7, 3 / 7], [8 / 13, 5 / 13], [0.5, 0.5]], rtol=1e-6)
-    experts, weights = route(logits + np.float32(300), 3, False)
+    experts, weights = route(logits + np.float32(300), None, {**PLAIN_ROUTE, "used": 3, "normalize": False})
     assert experts.tolist() == [[1, 3, 2], [3, 1, 2], [0, 1, 2]]
     np.testing.assert_allclose(weights, [[0.4, 0.3, 0.2], [0.4, 0.25, 0.25], [0.25, 0.25, 0.25]], rtol=1e-4)
+
+
+def test_routes_with_bias_and_groups_by_hand() -> None:
+    logits = np.log(np.array([[1, 4, 2, 3], [3, 1, 1, 9]], np.float32))
+    scores = np.exp(logits) / (1 + np.exp(logits))  # 1/2, 4/5, 2/3, 3/4 and 3/4, 1/2, 1/2, 9/10
+    attributes = {**PLAIN_ROUTE, "used": 2, "scores": "sigmoid", "normalize": False}
+    experts, weights = route(logits, None, {**attributes, "scale": 2.0})
+    assert experts.tolist() == [[1, 3], [3, 0]]
+    np.testing.assert_allclose(weights, 2 * np.take_along_axis(scores, experts.astype(int), 1), rtol=1e-6)
+    # A bias moves the choice, not the weights.
+    experts, weights = route(logits, np.array([0.4, 0, 0, 0], np.float32), {**attributes, "normalize": True})
+    assert experts.tolist() == [[0, 1], [0, 3]]
+    np.testing.assert_allclose(weights, [[5 / 13, 8 / 13], [15 / 33, 18 / 33]], rtol=1e-6)
+    # Groups 0, 1 and 2, 3: the best is in one, the larger sum of two in the other.
+    groups = {**attributes, "groups": 2, "groups_used": 1}
+    assert route(logits, None, groups)[0].tolist() == [[1, 0], [3, 2]]
+    assert route(logits, None, {**groups, "group_scores": "two_best"})[0].tolist() == [[3, 2], [3, 2]]
 
 
 @pytest.mark.parametrize("with_residual", [False, True])

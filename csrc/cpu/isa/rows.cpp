@@ -6,10 +6,15 @@ namespace sterna::cpu::STERNA_LEVEL {
 namespace {
 
 template <class Kind>
-void fill_kind(KernelTable& table, ActivationKind kind) {
-  table.activation[static_cast<int>(kind)] = activation<Kind>;
+void fill_gate(KernelTable& table, ActivationKind kind) {
   table.glu[static_cast<int>(kind)] = glu<Kind>;
   table.finish_glu[static_cast<int>(kind)] = finish<Kind>;
+}
+
+template <class Kind>
+void fill_kind(KernelTable& table, ActivationKind kind) {
+  table.activation[static_cast<int>(kind)] = activation<Kind>;
+  fill_gate<Kind>(table, kind);
 }
 
 }  // namespace
@@ -35,6 +40,7 @@ void fill_rows(KernelTable& table) {
   fill_kind<Relu2>(table, ActivationKind::kRelu2);
   fill_kind<Sigmoid>(table, ActivationKind::kSigmoid);
   fill_kind<Tanh>(table, ActivationKind::kTanh);
+  fill_gate<ClampedSwiglu>(table, ActivationKind::kClampedSwiglu);
 }
 
 }  // namespace sterna::cpu::STERNA_LEVEL

@@ -121,5 +121,21 @@ struct Relu2 {
   }
 };
 
+/// activation(gate) * up
+template <class Kind>
+inline Level::F apply_gate(Level::F gate, Level::F up) {
+  return Level::mul(Kind::apply(gate), up);
+}
+
+/// g sigmoid(1.702 g) (u + 1) with g = min(gate, 7) and u = up within -7 .. 7 (gpt-oss).
+struct ClampedSwiglu {};
+template <>
+inline Level::F apply_gate<ClampedSwiglu>(Level::F gate, Level::F up) {
+  using V = Level;
+  const V::F g = V::min(V::set(7.0f), gate);
+  const V::F u = V::max(V::set(-7.0f), V::min(V::set(7.0f), up));
+  return V::mul(V::mul(g, sigmoid(V::mul(V::set(1.702f), g))), V::add(u, V::set(1.0f)));
+}
+
 }  // namespace
 }  // namespace sterna::cpu

@@ -166,11 +166,11 @@ void activation(const float* x, float* y, std::int64_t n) {
   for_lanes(n, [&](std::int64_t i, int count) { store_lanes(y + i, Kind::apply(load_lanes(x + i, count)), count); });
 }
 
-/// y = activation(gate) * up
+/// y = activation(gate) * up, or what stands for it
 template <class Kind>
 void glu(const float* gate, const float* up, float* y, std::int64_t n) {
   for_lanes(n, [&](std::int64_t i, int count) {
-    store_lanes(y + i, Level::mul(Kind::apply(load_lanes(gate + i, count)), load_lanes(up + i, count)), count);
+    store_lanes(y + i, apply_gate<Kind>(load_lanes(gate + i, count), load_lanes(up + i, count)), count);
   });
 }
 
@@ -191,7 +191,7 @@ void finish(const FinishArgs& a) {
       if constexpr (gated) {
         Level::F factor = Level::load(up + i);
         if (a.up_bias != nullptr) factor = Level::add(factor, load_lanes(a.up_bias + i, count));
-        v = Level::mul(Kind::apply(v), factor);
+        v = apply_gate<Kind>(v, factor);
       }
       if (residual != nullptr) v = Level::add(v, load_lanes(residual + i, count));
       store_lanes(y + i, v, count);
