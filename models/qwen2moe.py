@@ -3,21 +3,34 @@
 Reference: huggingface/transformers, models/qwen2_moe/modeling_qwen2_moe.py
 """
 
+from typing import Self
+
 from sterna import ops
-from sterna.arch import Batch, Weights, register
-from sterna.moe import MoeConfig
+from sterna.arch import Batch, Metadata, Weights, register
+from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
 
 
-@register("qwen2moe", config=MoeConfig)
+class Qwen2MoeConfig(MoeConfig):
+    """The weights of experts are those of the softmax over all of them."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        return cls(**moe_fields(metadata, norm_topk_prob=False))
+
+
+@register("qwen2moe", config=Qwen2MoeConfig)
 def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), i)
-            x = x + moe(config, w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            normed = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (experts(config, w, normed) + shared_expert(w, normed))
+    x = ops.rms_norm(x, weights["output_norm"], eps)
     return ops.unembed(x, weights.first("output", "token_embd"), weights.get("output.bias"))
 
 
@@ -29,12 +42,3 @@ def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: 
     q = ops.rope(q, batch.positions, config.rope)
     k = ops.rope(k, batch.positions, config.rope)
     return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
-
-
-def moe(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU experts, weighted by the softmax over all of them, and the shared one, weighted by a gate of its own."""
-    experts, weights = ops.route(ops.linear(x, w["ffn_gate_inp"]), config.num_experts_per_tok, normalize=False)
-    routed = ops.expert_glu(x, experts, weights, w["ffn_gate_exps"], w["ffn_up_exps"], w["ffn_down_exps"])
-    hidden = ops.glu(ops.linear(x, w["ffn_gate_shexp"]), ops.linear(x, w["ffn_up_shexp"]))
-    share = ops.activation(ops.linear(x, w["ffn_gate_inp_shexp"]), "sigmoid")
-    return routed + ops.linear(hidden, w["ffn_down_shexp"]) * share

@@ -5,7 +5,7 @@ Reference: huggingface/transformers, models/qwen3_moe/modeling_qwen3_moe.py
 
 from sterna import ops
 from sterna.arch import Batch, Weights, register
-from sterna.moe import MoeConfig
+from sterna.moe import MoeConfig, experts
 
 
 @register("qwen3moe", config=MoeConfig)
@@ -16,7 +16,7 @@ def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), i)
-            x = x + moe(config, w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
+            x = x + experts(config, w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
     x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
     return ops.unembed(x, weights.first("output", "token_embd"))
 
@@ -29,9 +29,3 @@ def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: 
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, config.rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, config.rope)
     return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
-
-
-def moe(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Mixture of SwiGLU experts, weighted by the softmax over the chosen ones."""
-    experts, weights = ops.route(ops.linear(x, w["ffn_gate_inp"]), config.num_experts_per_tok)
-    return ops.expert_glu(x, experts, weights, w["ffn_gate_exps"], w["ffn_up_exps"], w["ffn_down_exps"])

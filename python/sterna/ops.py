@@ -132,7 +132,7 @@ def _tracer() -> Tracer:
 
 
 # Calls from here are made for a model file.
-_OPS_FILES = frozenset({__file__, __file__.removesuffix("ops.py") + "bitlinear.py"})
+_OPS_FILES = frozenset(__file__.removesuffix("ops.py") + name for name in ("ops.py", "bitlinear.py", "moe.py"))
 
 
 def _source(frame: FrameType) -> str:

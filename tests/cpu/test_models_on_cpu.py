@@ -17,7 +17,7 @@ from sterna.trace import trace
 
 pytestmark = pytest.mark.reference
 
-FLOAT_MODELS = ["llama2", "llama3", "llama-yarn", "llama-256", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2moe", "qwen3moe", "bitnet", "bitnet-b158"]
+FLOAT_MODELS = ["llama2", "llama3", "llama-yarn", "llama-256", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2moe", "qwen3moe", "grok1", "bitnet", "bitnet-b158"]
 BITNETS = ["bitnet", "bitnet-b158"]
 KV_TYPES = ["f16", "f32", "q8_0"]
 # Of logits, relative, by a q8_0 cache alone. In 32 normal numbers the largest is 2.4 times their size, so that rounding to 1/127 of it

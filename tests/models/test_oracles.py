@@ -13,10 +13,39 @@ from sterna.trace import trace
 
 pytestmark = pytest.mark.reference
 
-FLOAT_MODELS = ["llama2", "llama3", "llama-yarn", "llama-256", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2moe", "qwen3moe"]
+FLOAT_MODELS = [
+    "llama2",
+    "llama3",
+    "llama-yarn",
+    "llama-256",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "mixtral",
+    "qwen2moe",
+    "qwen3moe",
+    "grok1",
+]
 BITNETS = ["bitnet", "bitnet-b158"]
 # The median error of the interpreter itself may be at most 1.1 times llama.cpp's, as the pass marks of the oracles say.
-QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q1_0", "Q2_0", "BF16"]
+QUANTISED = [
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+    "Q1_0",
+    "Q2_0",
+    "BF16",
+]
 
 
 def run(

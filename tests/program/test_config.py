@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import FakeModel
+from sterna.arch import DecoderConfig
 from sterna.errors import ModelFormatError, SternaError, UnsupportedModelError
 from sterna.moe import MoeConfig
 from sterna.trace import trace
@@ -184,7 +185,7 @@ def test_the_output_may_be_tied() -> None:
 
 def test_config_reads_what_the_file_says() -> None:
     config = trace(FakeModel("llama", **{"attention.sliding_window": 16, **YARN})).config
-    assert type(config) is MoeConfig and config.num_experts == 0
+    assert type(config) is DecoderConfig
     assert (config.vocab_size, config.hidden_size, config.head_dim, config.sliding_window) == (50, 32, 8, 16)
     assert config.rope.original_context == 128
     assert config.rope.attention_factor == pytest.approx(0.1 * math.log(4.0) + 1.0)
@@ -214,11 +215,47 @@ def test_random_metadata_is_a_model_or_a_typed_error(seed: int) -> None:
 
 
 def test_keys_of_experts() -> None:
-    config = trace(FakeModel("qwen2moe").with_biases("attn_q", "attn_k", "attn_v").with_experts(8, 3, 48, shared=40)).config
+    config = trace(
+        FakeModel("qwen2moe").with_biases("attn_q", "attn_k", "attn_v").with_experts(8, 3, 48, shared=40)
+    ).config
     assert isinstance(config, MoeConfig)
     assert (config.num_experts, config.num_experts_per_tok) == (8, 3)
     assert (config.moe_intermediate_size, config.shared_expert_intermediate_size) == (48, 40)
+    assert (config.scoring_func, config.norm_topk_prob, config.routed_scaling_factor) == ("softmax", False, 1.0)
     assert trace(FakeModel("llama").with_experts(4, 2, 64)).config.num_experts_per_tok == 2
+
+
+def test_keys_of_routes() -> None:
+    model = FakeModel(
+        "qwen3moe",
+        expert_gating_func=2,
+        expert_weights_norm=False,
+        expert_weights_scale=2.5,
+        expert_group_count=4,
+        expert_group_used_count=2,
+    )
+    model = model.with_head_norms().with_experts(8, 3, 48).with_layer_tensor("exp_probs_b.bias", (8,))
+    text = trace(model).program.text()
+    route = 'scores="sigmoid", normalize=false, scale=2.5, groups=4, groups_used=2, group_scores="two_best"'
+    assert text.count(route) == 2 and text.count("bias=@blk.0.exp_probs_b.bias") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("expert_group_count", 3, "is 3, 1 of them used: 8 experts"),
+        ("expert_group_count", 4, "is 4, 1 of them used: 8 experts of which 3 are used"),
+        ("expert_group_used_count", 2, "expected an integer from 0 to 1"),
+        ("expert_gating_func", 3, "expected an integer from 0 to 2"),
+        ("expert_weights_norm", 1, "is 1, expected true or false"),
+        ("expert_weights_scale", -1.0, "expected a finite number above 0"),
+        ("leading_dense_block_count", 3, "expected an integer from 0 to 2"),
+    ],
+)
+def test_keys_of_routes_that_contradict_each_other(key: str, value: Any, problem: str) -> None:
+    model = FakeModel("qwen3moe", **{key: value}).with_head_norms().with_experts(8, 3, 48)
+    with pytest.raises(ModelFormatError, match=f"{key}: .*{problem}"):
+        trace(model)
 
 
 @pytest.mark.parametrize(("key", "value"), [("expert_used_count", 9), ("expert_used_count", 0), ("expert_count", 4097)])

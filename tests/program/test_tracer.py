@@ -126,7 +126,7 @@ def test_only_the_model_file_that_is_needed_is_imported() -> None:
         "print([name for name in sys.modules if name.startswith('sterna.models.')])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "['sterna.models.llama']\n"
+    assert result.stdout == "['sterna.models.llama', 'sterna.models.mixtral']\n"
 
 
 def test_ternary_linears_round_per_token_in_every_architecture() -> None:

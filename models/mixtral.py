@@ -1,0 +1,42 @@
+"""Mixtral 8x7B and 8x22B: as Llama, with a mixture of SwiGLU experts, the best two of each row (arXiv:2401.04088).
+
+Reference: huggingface/transformers, models/mixtral/modeling_mixtral.py. GGUF files say "llama" and have experts; the
+rows of q and k are permuted, so that rope turns neighbours.
+"""
+
+from sterna import ops
+from sterna.arch import Batch, Metadata, Weights, register
+from sterna.moe import MoeConfig, experts
+
+
+def has_experts(metadata: Metadata) -> bool:
+    """Whether a file that says "llama" is a Mixtral."""
+    count = metadata.value("expert_count")
+    return isinstance(count, int) and count > 0
+
+
+@register("llama", "mistral", config=MoeConfig, when=has_experts)
+def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    factors = weights.get("rope_freqs")
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), factors, i)
+            x = x + experts(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+
+
+def attention(
+    config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, factors: ops.Value | None, layer: int
+) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]; `factors` divide the frequencies of rope."""
+    q = ops.linear(x, w["attn_q"], w.get("attn_q.bias")).heads(config.head_dim)
+    k = ops.linear(x, w["attn_k"], w.get("attn_k.bias")).heads(config.head_dim)
+    v = ops.linear(x, w["attn_v"], w.get("attn_v.bias")).heads(config.value_head_dim)
+    q = ops.rope(q, batch.positions, config.rope, style="interleaved", factors=factors)
+    k = ops.rope(k, batch.positions, config.rope, style="interleaved", factors=factors)
+    y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
+    return ops.linear(y, w["attn_output"], w.get("attn_output.bias"))
