@@ -161,8 +161,21 @@ std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Piec
   return {new Engine(to_plan(plan), std::move(pieces), options), destroy};
 }
 
-RequestTerms terms(bool background, std::optional<double> timeout, const py::bytes& context_key) {
-  return {background ? Priority::kBackground : Priority::kInteractive, timeout, std::string(context_key)};
+RequestTerms terms(bool background, std::optional<double> timeout, const py::bytes& context_key,
+                   std::shared_ptr<SequenceContext> context) {
+  if (context && std::string(context_key).empty()) throw ArgumentError("a context needs a context_key");
+  return {background ? Priority::kBackground : Priority::kInteractive, timeout, std::string(context_key),
+          std::move(context)};
+}
+
+std::shared_ptr<SequenceContext> make_context(
+    std::int32_t adapter, float adapter_scale,
+    const std::optional<py::array_t<float, py::array::c_style | py::array::forcecast>>& embeddings) {
+  auto context = std::make_shared<SequenceContext>();
+  context->adapter = adapter;
+  context->adapter_scale = adapter_scale;
+  if (embeddings) context->embeddings.assign(embeddings->data(), embeddings->data() + embeddings->size());
+  return context;
 }
 
 std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, std::optional<std::int32_t> max_tokens,
@@ -171,7 +184,7 @@ std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, 
                                       std::optional<int> top_logprobs, const py::object& mask, bool special,
                                       bool drop_leading_space, std::optional<std::int32_t> draft_tokens,
                                       bool shift_context, bool background, std::optional<double> timeout,
-                                      const py::bytes& context_key) {
+                                      const py::bytes& context_key, std::shared_ptr<SequenceContext> context) {
   if (top_logprobs && *top_logprobs < 0) throw ArgumentError("top_logprobs must not be negative");
   GenerateRequest request;
   request.tokens = to_tokens(tokens, "tokens");
@@ -186,15 +199,16 @@ std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, 
   request.drop_leading_space = drop_leading_space;
   request.draft_tokens = draft_tokens;
   request.shift_context = shift_context;
-  request.terms = terms(background, timeout, context_key);
+  request.terms = terms(background, timeout, context_key, std::move(context));
   const GilRelease release;
   return engine.submit(std::move(request));
 }
 
 std::unique_ptr<RequestHandle> submit_score(Engine& engine, const py::object& tokens, std::int32_t positions_from,
                                             bool logits, bool background, std::optional<double> timeout,
-                                            const py::bytes& context_key) {
-  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits, terms(background, timeout, context_key)};
+                                            const py::bytes& context_key, std::shared_ptr<SequenceContext> context) {
+  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits,
+                       terms(background, timeout, context_key, std::move(context))};
   const GilRelease release;
   return engine.submit(std::move(request));
 }
@@ -303,6 +317,11 @@ void bind_engine(py::module_& m) {
   py::class_<PyPlan, Plan, std::shared_ptr<PyPlan>>(m, "PyPlan", "Base of plans written in Python (tests).")
       .def(py::init<>());
 
+  py::class_<SequenceContext, std::shared_ptr<SequenceContext>>(
+      m, "SequenceContext", "What beside its tokens a request is computed from; the same for all of one context_key.")
+      .def(py::init(&make_context), py::kw_only(), "adapter"_a = -1, "adapter_scale"_a = 1.0f,
+           "embeddings"_a = py::none());
+
   const auto open_engines = std::make_shared<OpenEngines>();
   py::module_::import("atexit").attr("register")(py::cpp_function([open_engines] { open_engines->close_all(); }));
 
@@ -318,6 +337,7 @@ void bind_engine(py::module_& m) {
            "max_waiting"_a = 1024)
       .def_property_readonly("context", &Engine::context)
       .def_property_readonly("vocab_size", &Engine::vocab_size)
+      .def_property_readonly("hidden_size", &Engine::hidden_size)
       .def_property_readonly("closed", &Engine::closed)
       .def("stats", &Engine::stats)
       .def_property_readonly("page_bytes", &Engine::page_bytes)
@@ -336,9 +356,9 @@ void bind_engine(py::module_& m) {
            "choice"_a = 0, "stop_ids"_a = py::tuple(), "stop_strings"_a = std::vector<std::string>(),
            "top_logprobs"_a = py::none(), "mask"_a = py::none(), "special"_a = false, "drop_leading_space"_a = false,
            "draft_tokens"_a = py::none(), "shift_context"_a = false, "background"_a = false, "timeout"_a = py::none(),
-           "context_key"_a = py::bytes())
+           "context_key"_a = py::bytes(), "context"_a = py::none())
       .def("submit_score", &submit_score, "tokens"_a, py::kw_only(), "positions_from"_a = 0, "logits"_a = false,
-           "background"_a = false, "timeout"_a = py::none(), "context_key"_a = py::bytes())
+           "background"_a = false, "timeout"_a = py::none(), "context_key"_a = py::bytes(), "context"_a = py::none())
       .def("close", &Engine::close, py::call_guard<GilRelease>());
 }
 

@@ -217,12 +217,15 @@ void bind_plan(py::module_& m) {
   m.def(
       "compile_cpu",
       [](const Program& program, const py::object& source, int threads, const std::string& isa,
-         const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs, bool keep_values) {
+         const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs, bool keep_values,
+         const std::vector<std::shared_ptr<GgufModel>>& adapters) {
         cpu::CpuPlanOptions options = plan_options(threads, isa, kv_dtype, max_tokens, max_outputs);
         options.keep_values = keep_values;
         std::unique_ptr<TensorSource> tensors;
         if (py::isinstance<GgufModel>(source)) {
-          tensors = std::make_unique<GgufSource>(source.cast<std::shared_ptr<GgufModel>>());
+          tensors = std::make_unique<GgufSource>(
+              source.cast<std::shared_ptr<GgufModel>>(),
+              std::vector<std::shared_ptr<const GgufModel>>(adapters.begin(), adapters.end()));
         } else {
           tensors = std::make_unique<ArraySource>(source.cast<std::map<std::string, Bytes>>());
         }
@@ -231,7 +234,10 @@ void bind_plan(py::module_& m) {
       },
       py::arg("program"), py::arg("source"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "",
       py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
-      py::arg("keep_values") = false, "Compiles a program for the CPU; `source` is a Gguf, or a dict of tensor bytes.");
+      py::arg("keep_values") = false, py::arg("adapters") = std::vector<std::shared_ptr<GgufModel>>(),
+      "Compiles a program for the CPU; `source` is a Gguf, or a dict of tensor bytes, and `adapters` are the files "
+      "that "
+      "weights lora.0, lora.1, ... are in.");
 }
 
 }  // namespace sterna::bindings

@@ -62,10 +62,15 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   num_token_ids_ = steps_.vocab_size;
   num_positions_ = std::numeric_limits<std::int32_t>::max();
   for (const Node& node : program_.function("logits").nodes) {
-    if (node.op != "embed") continue;
-    const std::int64_t rows = program_.value(node.input("w")).shape[0].size;
-    std::int32_t& count = reads_positions(program_, node) ? num_positions_ : num_token_ids_;
-    count = static_cast<std::int32_t>(std::min<std::int64_t>(count, rows));
+    if (node.op == "embed") {
+      const Shape& table = program_.value(node.input("w")).shape;
+      const bool of_positions = reads_positions(program_, node);
+      std::int32_t& count = of_positions ? num_positions_ : num_token_ids_;
+      count = static_cast<std::int32_t>(std::min<std::int64_t>(count, table[0].size));
+      if (!of_positions) hidden_size_ = static_cast<std::int32_t>(table[1].size);
+    } else if (node.op == "lora") {
+      num_adapters_ = std::max(num_adapters_, static_cast<std::int32_t>(node.integer("adapter")) + 1);
+    }
   }
 }
 
@@ -218,16 +223,23 @@ void CpuPlan::check(const Batch& batch) const {
       }
     }
   }
+  if (!batch.contexts.empty() && batch.contexts.size() != num_sequences) {
+    fail(std::to_string(batch.contexts.size()) + " contexts for " + std::to_string(num_sequences) + " sequences");
+  }
   std::size_t first_row = 0;
   for (std::size_t i = 0; i < rows; ++i) {
-    if (batch.tokens[i] < 0 || batch.tokens[i] >= num_token_ids_)
-      fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
     if (batch.positions[i] >= num_positions_) {
       fail("position " + std::to_string(batch.positions[i]) + " is beyond the " + std::to_string(num_positions_) +
            " that the model has learned");
     }
     if (batch.sequences[i] < 0 || static_cast<std::size_t>(batch.sequences[i]) >= num_sequences)
       fail("sequence " + std::to_string(batch.sequences[i]));
+    const SequenceContext* context = batch.context(batch.sequences[i]);
+    const std::int64_t given = context == nullptr || hidden_size_ == 0
+                                   ? 0
+                                   : static_cast<std::int64_t>(context->embeddings.size()) / hidden_size_;
+    if (batch.tokens[i] < -given || batch.tokens[i] >= num_token_ids_)
+      fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
     if (i + 1 < rows && batch.sequences[i + 1] == batch.sequences[i]) {
       if (batch.positions[i + 1] <= batch.positions[i]) fail("positions of a sequence must ascend");
       continue;

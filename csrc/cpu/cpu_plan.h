@@ -46,6 +46,8 @@ class CpuPlan final : public Plan {
   void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override;
   std::string kv_layout() const override { return kv_.layout(); }
   std::int32_t vocab_size() const override { return steps_.vocab_size; }
+  std::int32_t hidden_size() const override { return hidden_size_; }
+  std::int32_t num_adapters() const override { return num_adapters_; }
   std::int32_t max_tokens() const override { return options_.max_tokens; }
   std::int32_t max_outputs() const override { return options_.max_outputs; }
   PlanMemory memory() const override;
@@ -74,6 +76,8 @@ class CpuPlan final : public Plan {
   CompiledSteps steps_;
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
   std::int32_t num_positions_;      // those that every table of learned positions has a row for
+  std::int32_t hidden_size_ = 0;
+  std::int32_t num_adapters_ = 0;
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;
 };

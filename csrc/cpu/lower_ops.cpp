@@ -69,6 +69,29 @@ void lower_binary(Lowering& lowering, const Node& node) {
   lowering.add(run_binary, &step);
 }
 
+void lower_lora(Lowering& lowering, const Node& node) {
+  const ValueId y = node.input("y");
+  // The result takes the place of y.
+  for (const Function& function : lowering.program().functions) {
+    std::ptrdiff_t readers = std::ranges::count(function.outputs, y);
+    for (const Node& other : function.nodes) readers += std::ranges::count(other.inputs, y, &Operand::value);
+    if (readers > 1) unsupported(node, "y is read by others too");
+  }
+  auto& step = lowering.make<LoraStep>();
+  step.a = lowering.optional_vector(node, "a")->data();
+  step.b = lowering.optional_vector(node, "b")->data();
+  step.k = lowering.row_size(node.input("x"));
+  step.n = lowering.row_size(y);
+  step.rank = lowering.program().value(node.input("a")).shape[0].size;
+  step.adapter = static_cast<std::int32_t>(node.integer("adapter"));
+  step.factor = static_cast<float>(node.number("factor"));
+  lowering.need_scratch(step.rank);
+  lowering.bind(step.x, node.input("x"));
+  lowering.bind(step.y, y);
+  lowering.alias(node.outputs[0], lowering.place_of(y));
+  lowering.add(run_lora, &step);
+}
+
 void lower_scale(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<ScaleStep>();
   step.n = lowering.row_size(node.input("x"));
@@ -154,23 +177,12 @@ struct Entry {
 };
 
 constexpr Entry kLowerings[] = {
-    {"embed", lower_embed},
-    {"linear", lower_linear},
-    {"unembed", lower_unembed},
-    {"rms_norm", lower_rms_norm},
-    {"layer_norm", lower_layer_norm},
-    {"rope", lower_rope},
-    {"attention", lower_attention},
-    {"glu", lower_glu},
-    {"route", lower_route},
-    {"expert_glu", lower_expert_glu},
-    {"add", lower_binary},
-    {"mul", lower_binary},
-    {"activation", lower_activation},
-    {"scale", lower_scale},
-    {"reshape", lower_reshape},
-    {"split", lower_split},
-    {"concat", lower_concat},
+    {"embed", lower_embed},         {"linear", lower_linear},         {"lora", lower_lora},
+    {"unembed", lower_unembed},     {"rms_norm", lower_rms_norm},     {"layer_norm", lower_layer_norm},
+    {"rope", lower_rope},           {"attention", lower_attention},   {"glu", lower_glu},
+    {"route", lower_route},         {"expert_glu", lower_expert_glu}, {"add", lower_binary},
+    {"mul", lower_binary},          {"activation", lower_activation}, {"scale", lower_scale},
+    {"reshape", lower_reshape},     {"split", lower_split},           {"concat", lower_concat},
     {"take_rows", lower_take_rows},
 };
 

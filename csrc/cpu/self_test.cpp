@@ -296,6 +296,14 @@ KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, 
     }
     same("add", [&](const KernelTable& t, float* y) { t.add(a.data(), b.data(), y, n); });
     same("mul", [&](const KernelTable& t, float* y) { t.mul(a.data(), b.data(), y, n); });
+    same("lora_down", [&](const KernelTable& t, float* y) {
+      std::fill_n(y, n, 0.0f);
+      for (std::int64_t j = 0; j < n; j += 7) t.lora_down(b.data(), a.data(), n - j, 1, 0.7f, y + j);
+    });
+    same("lora_up", [&](const KernelTable& t, float* y) {
+      std::copy_n(b.data(), n, y);
+      t.lora_up(a.data(), 2, a.data(), 0, y, n);
+    });
     same("scale", [&](const KernelTable& t, float* y) { t.scale(a.data(), -0.3f, y, n); });
     for (int kind = 0; kind < kNumActivations; ++kind) {
       same("activation", [&](const KernelTable& t, float* y) { t.activation[kind](a.data(), y, n); });

@@ -119,6 +119,17 @@ struct BinaryStep {
 };
 void run_binary(const void* arguments, const StepContext& context);
 
+/// y += scale * factor * b a x, in place, for the rows of sequences that use the adapter (arXiv:2106.09685).
+struct LoraStep {
+  Rows x, y;
+  const float* a;  // [rank][k]
+  const float* b;  // [rank][n], transposed
+  std::int64_t k, n, rank;
+  std::int32_t adapter;
+  float factor;
+};
+void run_lora(const void* arguments, const StepContext& context);
+
 struct ScaleStep {
   Rows x, y;
   std::int64_t n;

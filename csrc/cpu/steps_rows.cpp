@@ -1,4 +1,5 @@
 /// Row-wise steps.
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/rope_table.h"
@@ -20,9 +21,17 @@ void each_row(const StepContext& context, bool outputs, Fn fn) {
 
 void run_embed(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const EmbedStep*>(arguments);
-  const std::span<const std::int32_t> ids = step.of_positions ? context.batch->positions : context.batch->tokens;
-  each_row(context, false,
-           [&](std::int64_t row) { dequantize_row(*step.w, ids[static_cast<std::size_t>(row)], step.y.row(row)); });
+  const Batch& batch = *context.batch;
+  each_row(context, false, [&](std::int64_t row) {
+    const auto at = static_cast<std::size_t>(row);
+    const std::int32_t id = step.of_positions ? batch.positions[at] : batch.tokens[at];
+    if (id >= 0) {
+      dequantize_row(*step.w, id, step.y.row(row));
+    } else {
+      const SequenceContext& given = *batch.context(batch.sequences[at]);
+      std::copy_n(given.embeddings.data() + (-1 - std::int64_t{id}) * step.w->k, step.w->k, step.y.row(row));
+    }
+  });
 }
 
 void run_norm(const void* arguments, const StepContext& context) {
@@ -65,6 +74,30 @@ void run_binary(const void* arguments, const StepContext& context) {
         y[i] = step.kind == BinaryKind::kAdd ? a[i] + *step.weight : a[i] * *step.weight;
     } else {
       for (std::int64_t i = 0; i < step.n; i += step.period) apply(a + i, step.weight, y + i, step.period);
+    }
+  });
+}
+
+void run_lora(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const LoraStep*>(arguments);
+  const Batch& batch = *context.batch;
+  if (batch.contexts.empty()) return;
+  // Of few rows, the results are shared out: each part computes the few products of the first matrix for itself.
+  const std::int64_t count = context.rows(step.y.outputs);
+  const std::int64_t parts = count >= context.num_workers ? 1 : context.num_workers;
+  const std::int64_t width = (step.n / parts + 15) / 16 * 16;
+  float* t = reinterpret_cast<float*>(context.scratch->floats.data());
+  context.share(count * parts, context.row_piece(count * parts), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t row = i / parts;
+      const auto at = static_cast<std::size_t>(row);
+      const std::int32_t token_row = step.y.outputs ? batch.output_rows[at] : static_cast<std::int32_t>(row);
+      const SequenceContext* wanted = batch.context(batch.sequences[static_cast<std::size_t>(token_row)]);
+      const std::int64_t first = i % parts * width;
+      if (wanted == nullptr || wanted->adapter != step.adapter || first >= step.n) continue;
+      const std::int64_t last = i % parts == parts - 1 ? step.n : std::min(first + width, step.n);
+      context.kernels->lora_down(step.x.row(row), step.a, step.k, step.rank, wanted->adapter_scale * step.factor, t);
+      context.kernels->lora_up(t, step.rank, step.b + first, step.n, step.y.row(row) + first, last - first);
     }
   });
 }

@@ -76,11 +76,12 @@ void pack_all(std::span<const PackJob> jobs, const TensorSource& source, ThreadP
 }
 
 /// Which of a program's values are weights that nodes multiply by ([n, k] or [experts, n, k]), and which are read as
-/// floats.
+/// floats, some of them with their columns as rows.
 struct WeightUses {
-  std::vector<bool> matrices, floats;
+  std::vector<bool> matrices, floats, columns;
 
-  explicit WeightUses(const Program& program) : matrices(program.values.size()), floats(program.values.size()) {
+  explicit WeightUses(const Program& program)
+      : matrices(program.values.size()), floats(program.values.size()), columns(program.values.size()) {
     const auto has_rows = [&](std::size_t id) { return program.values[id].shape.size() > 1; };
     for (const Function& function : program.functions) {
       for (const Node& node : function.nodes) {
@@ -89,7 +90,9 @@ struct WeightUses {
           const auto id = static_cast<std::size_t>(operand.value);
           if (program.values[id].kind != ValueKind::kWeight) continue;
           const auto role = std::ranges::find(roles, operand.role, &RoleSpec::name);
-          (role->kind != RoleKind::kFloats && has_rows(id) ? matrices : floats)[id] = true;
+          const bool plain = role->kind == RoleKind::kFloats || role->kind == RoleKind::kFloatColumns;
+          (!plain && has_rows(id) ? matrices : floats)[id] = true;
+          columns[id] = role->kind == RoleKind::kFloatColumns;
         }
       }
     }
@@ -99,6 +102,16 @@ struct WeightUses {
     }
   }
 };
+
+std::vector<float> transposed(const std::vector<float>& matrix, const Shape& shape) {
+  const auto rows = static_cast<std::size_t>(shape[0].size);
+  const auto columns = static_cast<std::size_t>(shape[1].size);
+  std::vector<float> result(matrix.size());
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < columns; ++j) result[j * rows + i] = matrix[i * columns + j];
+  }
+  return result;
+}
 
 std::size_t element_count(const Value& value) {
   std::size_t count = 1;
@@ -149,7 +162,10 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
   // In the order of the program, which is about that of the file and of a run.
   for (std::size_t id = 0; id < program.values.size(); ++id) {
     const Value& value = program.values[id];
-    if (uses.floats[id]) vectors_[value.name] = read_vector(value, source);
+    if (uses.floats[id]) {
+      std::vector<float> floats = read_vector(value, source);
+      vectors_[value.name] = uses.columns[id] ? transposed(floats, value.shape) : std::move(floats);
+    }
     if (!uses.matrices[id]) continue;
     auto& [name, matrices] = *matrices_.find(value.name);
     if (!matrices[0].bytes.empty()) continue;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace sterna {
 
@@ -11,6 +12,14 @@ constexpr std::int32_t kPageSlots = 64;
 
 /// Stands in a page table where a page is out of the window and was let go.
 constexpr std::int32_t kNoPage = -1;
+
+/// What beside its tokens a sequence's rows are computed from. Sequences that differ in it share no K and V, and have
+/// different context keys (see PrefixIndex).
+struct SequenceContext {
+  std::int32_t adapter = -1;  // of those that the plan was loaded with; -1: none
+  float adapter_scale = 1.0f;
+  std::vector<float> embeddings;  // [n, hidden_size]: what the token ids -1, -2, ... -n stand for
+};
 
 /// Row t is token tokens[t] of sequence sequences[t] at positions[t]; in each pool of pages its K and V go to slot
 /// positions[t] % 64 of page table(sequences[t], pool)[positions[t] / 64]. Rows of one sequence are contiguous and
@@ -23,10 +32,16 @@ struct Batch {
   std::span<const std::span<const std::int32_t>> page_tables;  // [sequence][pool]
   std::span<const std::int32_t> output_rows;                   // [L], ascending: the rows whose logits are wanted
 
+  std::span<const SequenceContext* const> contexts = {};  // [sequence], null for plain ones; or empty: all are
+
   std::size_t num_pools = 1;
 
   std::span<const std::int32_t> table(std::int32_t sequence, std::size_t pool) const {
     return page_tables[static_cast<std::size_t>(sequence) * num_pools + pool];
+  }
+  /// Null for a sequence that has none.
+  const SequenceContext* context(std::int32_t sequence) const {
+    return contexts.empty() ? nullptr : contexts[static_cast<std::size_t>(sequence)];
   }
   std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_outputs() const { return static_cast<std::int32_t>(output_rows.size()); }

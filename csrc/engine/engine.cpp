@@ -40,6 +40,20 @@ void check_tokens(const std::vector<std::int32_t>& tokens, std::int32_t vocab_si
   }
 }
 
+/// The rows of `context` that are no tokens go in front of them, as the ids -1, -2, ...
+void prepend_embeddings(std::vector<std::int32_t>& tokens, const SequenceContext* context, std::int32_t hidden_size) {
+  if (context == nullptr || context->embeddings.empty()) return;
+  const std::size_t floats = context->embeddings.size();
+  const auto width = static_cast<std::size_t>(hidden_size);
+  if (width == 0) throw ArgumentError("this model takes no embeddings");
+  if (floats % width != 0) {
+    throw ArgumentError("embeddings have " + std::to_string(floats) + " numbers, no rows of " + std::to_string(width));
+  }
+  std::vector<std::int32_t> ids(floats / width);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = -1 - static_cast<std::int32_t>(i);
+  tokens.insert(tokens.begin(), ids.begin(), ids.end());
+}
+
 std::string too_long(std::size_t num_tokens, std::int32_t context) {
   return "the prompt has " + std::to_string(num_tokens) + " tokens; the context holds " + std::to_string(context);
 }
@@ -183,6 +197,7 @@ std::int32_t Engine::import_pages(const std::string& context_key, const std::vec
 
 std::int32_t Engine::context() const { return core_->context(); }
 std::int32_t Engine::vocab_size() const { return core_->vocab_size(); }
+std::int32_t Engine::hidden_size() const { return core_->hidden_size(); }
 
 std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> request, const RequestTerms& terms) {
   if (terms.timeout_seconds) {
@@ -204,6 +219,8 @@ std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> req
 std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   core_->check_process();
   check_tokens(request.tokens, vocab_size());
+  core_->check_adapter(request.terms.context.get());
+  prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
   validate(request.sampling, vocab_size());
   if (request.max_tokens && *request.max_tokens < 0) {
     throw ArgumentError("max_tokens is " + std::to_string(*request.max_tokens) + "; it must not be negative");
@@ -231,6 +248,8 @@ std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
 std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   core_->check_process();
   check_tokens(request.tokens, vocab_size());
+  core_->check_adapter(request.terms.context.get());
+  prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
   const std::size_t num_tokens = request.tokens.size();
   if (num_tokens > static_cast<std::size_t>(context())) throw ContextOverflowError(too_long(num_tokens, context()));
   const std::size_t rows_end = request.logits ? num_tokens : num_tokens - 1;

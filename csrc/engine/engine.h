@@ -112,6 +112,7 @@ class Engine {
   EngineStats stats() const;
   std::int32_t context() const;
   std::int32_t vocab_size() const;
+  std::int32_t hidden_size() const;
 
  private:
   std::unique_ptr<RequestHandle> submit(std::shared_ptr<ActiveRequest> request, const RequestTerms& terms);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -59,6 +60,8 @@ ActiveRequest::ActiveRequest(ScoreRequest r) : request(std::move(r)) { tokens = 
 EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options)
     : options_(options),
       vocab_size_(plan->vocab_size()),
+      hidden_size_(plan->hidden_size()),
+      num_adapters_(plan->num_adapters()),
       process_(getpid()),
       plan_(std::move(plan)),
       pieces_(std::move(pieces)),
@@ -79,6 +82,15 @@ void EngineCore::check_process() const {
   if (in_own_process()) return;
   throw Error("this model was loaded in process " + std::to_string(process_) +
               " and cannot be used after fork(); load it again in the child, or start processes with \"spawn\"");
+}
+
+void EngineCore::check_adapter(const SequenceContext* context) const {
+  if (context == nullptr || context->adapter == -1) return;
+  if (context->adapter < 0 || context->adapter >= num_adapters_) {
+    throw ArgumentError("adapter " + std::to_string(context->adapter) + "; the model has " +
+                        std::to_string(num_adapters_));
+  }
+  if (!std::isfinite(context->adapter_scale)) throw ArgumentError("the scale of an adapter must be finite");
 }
 
 bool EngineCore::closed() const { return closing_; }
@@ -324,6 +336,7 @@ void EngineCore::build_batch() {
   batch_positions_.clear();
   batch_sequences_.clear();
   batch_page_tables_.clear();
+  batch_contexts_.clear();
   batch_output_rows_.clear();
   batch_first_rows_.clear();
   interrupt_.asked = false;
@@ -347,6 +360,7 @@ void EngineCore::build_batch() {
     }
     ++sequence;
     for (const auto& table : request.pages) batch_page_tables_.emplace_back(table);
+    batch_contexts_.push_back(terms_of(request).context.get());
     request.in_prefill = own - rows.first > 1;
     only_decodes_ = only_decodes_ && !request.in_prefill;
     interrupt_.deadline = std::min(interrupt_.deadline, request.deadline);
@@ -356,6 +370,7 @@ void EngineCore::build_batch() {
 
 Batch EngineCore::batch() const {
   Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
+  batch.contexts = batch_contexts_;
   batch.num_pools = cache_.num_pools();
   return batch;
 }

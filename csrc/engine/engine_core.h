@@ -97,6 +97,9 @@ class EngineCore {
   EngineStats stats() const;
   std::int32_t context() const { return options_.context; }
   std::int32_t vocab_size() const { return vocab_size_; }
+  std::int32_t hidden_size() const { return hidden_size_; }
+  /// Throws ArgumentError for one that the plan does not have.
+  void check_adapter(const SequenceContext* context) const;
   /// With a word before them that tells which pools' parts are there.
   std::uint64_t page_bytes() const { return page_bytes_ + sizeof(std::uint64_t); }
   const std::string& kv_layout() const { return kv_layout_; }
@@ -139,6 +142,8 @@ class EngineCore {
 
   const EngineOptions options_;
   const std::int32_t vocab_size_;
+  const std::int32_t hidden_size_;
+  const std::int32_t num_adapters_;
   const pid_t process_;
   std::shared_ptr<Plan> plan_;
   const std::shared_ptr<const Pieces> pieces_;
@@ -169,6 +174,7 @@ class EngineCore {
   std::vector<std::int32_t> batch_positions_;
   std::vector<std::int32_t> batch_sequences_;
   std::vector<std::span<const std::int32_t>> batch_page_tables_;
+  std::vector<const SequenceContext*> batch_contexts_;
   std::vector<std::int32_t> batch_output_rows_;
   std::vector<std::int32_t> batch_first_rows_;  // by picked entry
   bool copied_ = false;                         // its pages were copied

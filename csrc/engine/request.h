@@ -25,6 +25,7 @@ struct RequestTerms {
   Priority priority = Priority::kInteractive;
   std::optional<double> timeout_seconds;  // from submit on; then it ends with DeadlineError
   std::string context_key;                // what else its K and V depend on; see PrefixIndex
+  std::shared_ptr<const SequenceContext> context;  // null: nothing else
 };
 
 /// Tokens to continue.

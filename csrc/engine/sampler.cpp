@@ -102,6 +102,7 @@ Sampler::Sampler(std::int32_t vocab_size) : vocab_size_(vocab_size) {}
 void Sampler::count_tokens(std::span<const std::int32_t> tokens) {
   counts_.resize(static_cast<std::size_t>(vocab_size_));
   for (const std::int32_t token : tokens) {
+    if (token < 0) continue;  // a row of embeddings
     if (counts_[static_cast<std::size_t>(token)]++ == 0) counted_.push_back(token);
   }
 }

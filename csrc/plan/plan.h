@@ -73,6 +73,9 @@ class Plan {
   virtual std::string kv_layout() const = 0;
 
   virtual std::int32_t vocab_size() const = 0;
+  /// Of an input row that is no token: see SequenceContext::embeddings. 0: the plan takes none.
+  virtual std::int32_t hidden_size() const { return 0; }
+  virtual std::int32_t num_adapters() const { return 0; }
   virtual std::int32_t max_tokens() const = 0;
   virtual std::int32_t max_outputs() const = 0;
   virtual PlanMemory memory() const = 0;

@@ -110,6 +110,10 @@ std::vector<OpSpec> make_table() {
         {"factors", kWeight, kOptional}},
        attention_attributes(),
        attention_shapes},
+      {"lora",
+       {{"x", kResult, kOne}, {"y", kResult, kOne}, {"a", kFloats, kOne}, {"b", kFloatColumns, kOne}},
+       {{"adapter", kRequired, std::int64_t{0}, {}, {}}, {"factor", kRequired, 0.0, {}, {}}},
+       lora_shapes},
       {"glu",
        {{"gate", kResult, kOne}, {"up", kResult, kOne}},
        {{"activation", kDefault, std::string("silu"), glu_kinds(), {}}},
@@ -154,6 +158,7 @@ bool kind_fits(RoleKind wanted, ValueKind kind) {
       return kind == ValueKind::kNode;
     case kWeight:
     case kFloats:
+    case kFloatColumns:
       return kind == ValueKind::kWeight;
     case kInput:
       return kind == ValueKind::kInput;
@@ -169,6 +174,7 @@ const char* kind_name(RoleKind kind) {
       return "the result of a node";
     case kWeight:
     case kFloats:
+    case kFloatColumns:
       return "a weight";
     case kInput:
       return "an input of the batch";

@@ -12,11 +12,12 @@
 namespace sterna {
 
 enum class RoleKind {
-  kResult,  // what a node computed
-  kWeight,  // a tensor of the file
-  kFloats,  // a tensor of the file that is read as plain floats, whatever its rank: never packed for matmuls
-  kInput,   // an array of the batch
-  kAny,     // a result or a weight
+  kResult,        // what a node computed
+  kWeight,        // a tensor of the file
+  kFloats,        // a tensor of the file that is read as plain floats, whatever its rank: never packed for matmuls
+  kFloatColumns,  // the same, of a matrix whose columns are to lie as rows
+  kInput,         // an array of the batch
+  kAny,           // a result or a weight
 };
 enum class RoleCount { kOne, kOptional, kOneOrMore, kZeroOrMore };
 

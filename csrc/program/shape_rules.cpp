@@ -265,6 +265,22 @@ std::vector<Shape> attention_shapes(const Program& program, const Node& node) {
   return {{q[0], {q[1].size * slot.value_head_dim}}};
 }
 
+std::vector<Shape> lora_shapes(const Program& program, const Node& node) {
+  const Shape& x = rows(program, node, "x", 2);
+  const Shape& y = rows(program, node, "y", 2);
+  const Value& a = operand(program, node, "a");
+  const Value& b = operand(program, node, "b");
+  const Shape& down = matrix(node, a);
+  const Shape& up = matrix(node, b);
+  if (x[0] != y[0]) fail(node, "x has shape " + to_string(x) + ", y " + to_string(y));
+  check_features(node, x[1].size, a, down[1].size);
+  if (up != Shape{y[1], down[0]}) {
+    fail(node, "weight " + b.name + " has shape " + to_string(up) + ", expected " + to_string(Shape{y[1], down[0]}));
+  }
+  if (node.integer("adapter") < 0) fail(node, "adapter is " + std::to_string(node.integer("adapter")));
+  return {y};
+}
+
 std::vector<Shape> glu_shapes(const Program& program, const Node& node) {
   const Shape& gate = rows(program, node, "gate", 2);
   const Shape& up = rows(program, node, "up", 2);

@@ -354,8 +354,9 @@ def compile_cpu(
     max_tokens: int = 512,
     max_outputs: int = 64,
     keep_values: bool = False,
+    adapters: Sequence[Gguf] = (),
 ) -> CpuPlan:
-    """Compiles a program, fused or not, for the CPU; `source` has the tensors' bytes.
+    """Compiles a program, fused or not, for the CPU; `source` has the tensors' bytes, `adapters` those of weights lora.n.
 
     threads 0: one per CPU; isa "": the best, or $STERNA_ISA. ArgumentError, DeviceError, UnsupportedModelError, FileError,
     MemoryBudgetError.
@@ -684,6 +685,16 @@ class EngineStats:
     accepted_tokens: int
 
 @final
+class SequenceContext:
+    """What beside its tokens a request is computed from; the same for all requests of one context_key.
+
+    `embeddings`, [n, hidden_size], are input rows in front of the tokens.
+    """
+
+    def __init__(
+        self, *, adapter: int = -1, adapter_scale: float = 1.0, embeddings: npt.NDArray[np.float32] | None = None
+    ) -> None: ...
+
 class Engine:
     """Owns a plan and its KV cache; one thread runs batches, any number of threads submit and wait."""
 
@@ -705,6 +716,10 @@ class Engine:
     def context(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int:
+        """Of an input row; 0 when the plan takes none but tokens."""
+
     @property
     def closed(self) -> bool: ...
     def stats(self) -> EngineStats: ...
@@ -745,10 +760,11 @@ class Engine:
         background: bool = False,
         timeout: float | None = None,
         context_key: bytes = b"",
+        context: SequenceContext | None = None,
     ) -> RequestHandle:
         """Generates after `tokens`. max_tokens None: up to the context; 0: computes the prompt only, into the cache.
 
-        What the cache has of the prompt, under the same `context_key`, is not computed again. top_logprobs: None for
+        What the cache has of the prompt, under the same `context_key`, is not computed again; a `context` needs one. top_logprobs: None for
         none, 0 for the chosen token's, n for the n most likely as well. draft_tokens are guessed ahead: None as many as
         pay. shift_context: a full context forgets its middle instead of ending the text. timeout: seconds until
         DeadlineError. ContextOverflowError when the prompt leaves no room, MemoryBudgetError when it can never fit into
@@ -763,6 +779,7 @@ class Engine:
         background: bool = False,
         timeout: float | None = None,
         context_key: bytes = b"",
+        context: SequenceContext | None = None,
     ) -> RequestHandle:
         """Teacher-forced: `scores()` gives log p(tokens[i + 1] | tokens[: i + 1]) for i in [positions_from, n - 1).
 

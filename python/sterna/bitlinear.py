@@ -24,5 +24,5 @@ def linear(config: DecoderConfig, w: Weights, name: str, x: ops.Value) -> ops.Va
     weight, bias, scale = w[name], w.get(f"{name}.bias"), w.get(f"{name}.scale")
     if scale is None:
         return ops.linear(x, weight, bias, activation=rule)
-    y = ops.linear(x, weight, activation=rule) * scale
-    return y if bias is None else y + bias
+    y = ops.linear_alone(x, weight, activation=rule) * scale
+    return ops.adapt(y if bias is None else y + bias, x, weight)

@@ -20,13 +20,18 @@ class Request:
         handle: RequestHandle,
         *,
         prompt: list[int],
+        rows: int = 0,
         seed: int,
         logprobs: bool,
         on_end: Callable[[list[int]], None] | None = None,
     ) -> None:
-        """`on_end` is told all tokens, the prompt's and the text's, when the final event was taken."""
+        """`rows` that are no tokens stand before the prompt.
+
+        `on_end` is told all tokens, the prompt's and the text's, when the final event was taken.
+        """
         self.handle = handle
         self._prompt = prompt
+        self._num_prompt = rows + len(prompt)
         self._on_end = on_end
         self._seed = seed
         self._texts: list[str] = []
@@ -68,7 +73,7 @@ class Request:
             t.queue_seconds,
             t.prefill_seconds,
             t.decode_seconds,
-            t.prompt_tokens or len(self._prompt),
+            t.prompt_tokens or self._num_prompt,
             t.cached_tokens,
             t.generated_tokens,
             t.draft_tokens,
@@ -78,7 +83,7 @@ class Request:
             text="".join(self._texts),
             tokens=list(self._tokens),
             finish_reason=self.finish_reason or "cancelled",
-            usage=Usage(len(self._prompt), len(self._tokens), t.cached_tokens),
+            usage=Usage(self._num_prompt, len(self._tokens), t.cached_tokens),
             timings=timings,
             seed=self._seed,
             logprobs=None if self._logprobs is None else list(self._logprobs),

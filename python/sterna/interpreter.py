@@ -282,8 +282,13 @@ class Interpreter:
         kv_dtype: KvDtype = "f16",
         quantize_activations: bool = True,
         function: str = "logits",
+        adapter: tuple[int, float] | None = None,
     ) -> None:
-        """`weights` gives the numbers of a weight by its name in the Program, in the shape that it has there."""
+        """`weights` gives the numbers of a weight by its name in the Program, in the shape that it has there.
+
+        `adapter`: the LoRA adapter that the sequence uses, and its scale.
+        """
+        self._adapter = adapter
         self.values: dict[str, Array] = {}
         self._table = program.values
         self._nodes = program.nodes(function)
@@ -368,6 +373,14 @@ class Interpreter:
         if "residual" in operands:
             results = [operands["residual"][0] + results[0]]
         return results
+
+    def _lora(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        y: F32 = operands["y"][0]
+        if self._adapter is None or self._adapter[0] != attributes["adapter"]:
+            return y
+        x, a, b = (operands[role][0].astype(np.float64) for role in ("x", "a", "b"))
+        factor = np.float64(np.float32(self._adapter[1]) * np.float32(attributes["factor"]))
+        return (y + factor * (x @ a.T @ b.T)).astype(np.float32)
 
     def _unembed(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
         x = operands["x"][0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
 
+from sterna.adapters import ContextMaker
 from sterna.arguments import GENERATE_ALIASES, is_array, keyword_arguments
 from sterna.async_methods import AsyncMethods
 from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, SternaError, TemplateError
@@ -63,6 +64,7 @@ class LLM(AsyncMethods):
         defaults: Mapping[str, Any],
         seed: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        adapters: Mapping[str, int] | None = None,
     ) -> None:
         self._running = engine
         self._defaults = dict(defaults)
@@ -70,6 +72,7 @@ class LLM(AsyncMethods):
         self.tokenizer = tokenizer
         self._found_template = template
         self._prefix_cache = prefix_cache
+        self._contexts = ContextMaker(adapters or {}, engine.hidden_size)
         self.info = info
 
     @functools.cached_property
@@ -270,13 +273,24 @@ class LLM(AsyncMethods):
             return np.zeros(0, np.float32)
         return _scores(engine.submit_score(tokens))
 
-    def logits(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """What the model says after each token: float32 [len(tokens), vocab_size]. MemoryBudgetError."""
+    def logits(
+        self,
+        tokens: Tokens,
+        *,
+        lora: str | tuple[str, float] | None = None,
+        embeddings: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """What the model says after each token: float32 [len(tokens), vocab_size]. MemoryBudgetError.
+
+        lora, embeddings: as in `generate`; input rows in front of the tokens have no rows in the result.
+        """
         ids = self._prompt_tokens(self._checked(tokens))
         needed, available = len(ids) * self.info.vocab_size * 4, available_memory()
         if available is not None and needed > available * BUDGET_SHARE:
             raise MemoryBudgetError(f"the logits need {readable(needed)}; {readable(available)} are available")
-        return _scores(self.engine.submit_score(ids, logits=True))
+        context, key, rows = self._contexts.make(lora, embeddings)
+        handle = self.engine.submit_score(ids, positions_from=rows, logits=True, context=context, context_key=key)
+        return _scores(handle)
 
     def perplexity(
         self,
@@ -385,6 +399,7 @@ class LLM(AsyncMethods):
             raise ArgumentError(f"max_tokens is {max_tokens!r:.60}, must be 0 or more, or None for no limit")
         texts, ids = merged.stops
         seed = new_seed() if merged.seed is None or merged.seed == -1 else int(merged.seed)
+        context, context_key, rows = self._contexts.make(terms.lora, terms.embeddings)
         handle = self.engine.submit(
             tokens,
             max_tokens=None if max_tokens is None else min(max_tokens, self.info.context),
@@ -393,10 +408,15 @@ class LLM(AsyncMethods):
             stop_strings=texts,
             top_logprobs=merged.top_logprobs,
             drop_leading_space=drop_leading_space,
+            context=context,
+            context_key=context_key,
             **terms.engine_arguments(),
         )
-        keep = None if self._prefix_cache is None else self._prefix_cache.keep
-        return Request(handle, prompt=tokens, seed=seed, logprobs=merged.top_logprobs is not None, on_end=keep)
+        # The folder is for what depends on tokens alone.
+        keep = None if self._prefix_cache is None or context is not None else self._prefix_cache.keep
+        return Request(
+            handle, prompt=tokens, rows=rows, seed=seed, logprobs=merged.top_logprobs is not None, on_end=keep
+        )
 
     def _batch_of(self, prompt: Any) -> Sequence[Any] | None:
         """The prompts of a batch, or None for a single prompt."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from sterna.adapters import Adapter, open_adapters
 from sterna.arguments import LOAD_ALIASES, keyword_arguments
 from sterna.errors import ArgumentError, DeviceError, FileError
 from sterna.fingerprint import fingerprint
@@ -42,6 +43,7 @@ def load(
     max_sequences: int = 16,
     kv_tokens: int | None = None,
     seed: int | None = None,
+    lora: Mapping[str, str | Path] | None = None,
     max_waiting: int = 1024,
     prefix_cache: str | Path | None = None,
     prefix_cache_bytes: int | str = "4GiB",
@@ -61,6 +63,7 @@ def load(
     max_sequences: how many run at the same time; more wait.
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
     seed: of requests that name none; None is a random one for each.
+    lora: adapters in GGUF files by the names under which requests ask for them.
     max_waiting: requests that may wait; one more raises QueueFullError.
     prefix_cache: a folder in which the KV of prompts and texts is kept for later requests that begin alike, in this
         process or another one, at most `prefix_cache_bytes` (the least recently used goes first). What it holds can be
@@ -85,6 +88,7 @@ def load(
         kv_tokens=kv_tokens,
         i2s_order=i2s_order,
         progress=progress,
+        lora=lora,
     )
     if not isinstance(max_waiting, int) or not 1 <= max_waiting <= MAX_WAITING:
         raise ArgumentError(f"max_waiting is {max_waiting!r:.60}, must be from 1 to {MAX_WAITING}")
@@ -106,6 +110,7 @@ def plan(
     kv_tokens: int | None = None,
     i2s_order: str = "x86",
     progress: Progress | None = None,
+    lora: Mapping[str, str | Path] | None = None,
 ) -> MemoryPlan:
     """The memory that `load` with the same arguments would take; reads metadata and tensor table, allocates nothing.
 
@@ -124,6 +129,7 @@ def plan(
         kv_tokens=kv_tokens,
         i2s_order=i2s_order,
         progress=progress,
+        lora=lora,
     ).memory
 
 
@@ -136,6 +142,7 @@ class Prepared:
     architecture: str
     trained_context: int
     program: Program
+    adapters: Sequence[Adapter]
     settings: PlanSettings
     memory: MemoryPlan
     context_capped: bool
@@ -153,6 +160,7 @@ def prepare(
     kv_tokens: int | None,
     i2s_order: str,
     progress: Progress | None,
+    lora: Mapping[str, str | Path] | None,
 ) -> Prepared:
     """Checks the arguments, finds and reads the file, traces and fuses its program, and plans its memory."""
     check_device(device)
@@ -176,7 +184,8 @@ def prepare(
 
     resolved = resolve(model, progress=progress)
     file = Gguf(resolved.path, i2s_order=i2s_order)
-    traced = trace(file)
+    adapters = open_adapters(lora, str(file.get("general.architecture")))
+    traced = trace(file, adapters)
     program = traced.program.fuse()
     settings = PlanSettings.choose(
         vocab_size=traced.config.vocab_size, threads=threads or 0, kv_dtype=kv_dtype, max_sequences=max_sequences
@@ -186,7 +195,7 @@ def prepare(
         program, settings, context=context, kv_tokens=kv_tokens, trained_context=trained, budget=budget
     )
     capped = context is None and kv_tokens is None and memory.context < trained
-    return Prepared(resolved, file, traced.architecture, trained, program, settings, memory, capped)
+    return Prepared(resolved, file, traced.architecture, trained, program, adapters, settings, memory, capped)
 
 
 def check_device(device: str) -> None:
@@ -234,6 +243,7 @@ def _start(
         kv_dtype=settings.kv_dtype,
         max_tokens=settings.max_tokens,
         max_outputs=settings.max_outputs,
+        adapters=[adapter.file for adapter in prepared.adapters],
     )
     engine = Engine(
         compiled,
@@ -271,7 +281,16 @@ def _start(
 
         cache = PrefixCache(engine, prefix_cache, fingerprint=info.fingerprint, quota=prefix_cache_bytes)
     defaults = file_defaults(FileMetadata(file))
-    return LLM(engine, tokenizer, template, info, defaults=defaults, seed=seed, prefix_cache=cache)
+    return LLM(
+        engine,
+        tokenizer,
+        template,
+        info,
+        defaults=defaults,
+        seed=seed,
+        prefix_cache=cache,
+        adapters={adapter.name: adapter.index for adapter in prepared.adapters},
+    )
 
 
 def _product(shape: Sequence[int]) -> int:

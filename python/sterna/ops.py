@@ -20,6 +20,7 @@ from sterna.errors import SternaError
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sterna.adapters import Adapter
     from sterna.arch import RopeSpec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
@@ -66,8 +67,9 @@ class Value:
 class Tracer:
     """A Program under construction: the builder, the open scopes, the names in use."""
 
-    def __init__(self, activation_rule: ActivationRule = "auto") -> None:
+    def __init__(self, activation_rule: ActivationRule = "auto", adapters: Sequence[Adapter] = ()) -> None:
         """`activation_rule` is the rule of linear layers for which a model file names none."""
+        self.adapters = adapters
         self.builder = ProgramBuilder()
         self.activation_rule: ActivationRule = activation_rule
         self.scopes: list[str] = []
@@ -169,8 +171,29 @@ def linear(x: Value, w: Value, bias: Value | None = None, activation: Activation
     not at all for F32, F16, BF16), "int8_per_token" with one scale per row, as BitNet defines it. None:
     "int8_per_token" in a model whose linear layers are all ternary, otherwise "auto".
     """
+    return adapt(linear_alone(x, w, bias, activation), x, w)
+
+
+def linear_alone(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
+    """`linear` without the adapters of w: for a result that is changed before `adapt`."""
     rule = activation or _tracer().activation_rule
     return _emit("linear", w.label, ("x", x), ("w", w), ("bias", bias), activation=rule)
+
+
+def adapt(y: Value, x: Value, w: Value) -> Value:
+    """y + scale * b a x for the rows of sequences that use a LoRA adapter with matrices a, b for w. Same shape as y.
+
+    x [num_tokens, k], w [n, k], y [num_tokens, n]; arXiv:2106.09685.
+    """
+    for adapter in _tracer().adapters:
+        pair = adapter.use(w.name)
+        if pair is None:
+            continue
+        # The prefix says in which file the tensors are.
+        a, b = (weight(f"lora.{adapter.index}/{t.name}", t.shape, t.format) for t in (pair.a, pair.b))
+        operands = [("x", x), ("y", y), ("a", a), ("b", b)]
+        y = _emit("lora", f"{w.label}.lora", *operands, adapter=adapter.index, factor=pair.factor)
+    return y
 
 
 def unembed(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule = "auto") -> Value:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sterna.errors import ArgumentError, QueueFullError
 from sterna.generation import Request
 from sterna.sampling import OPTION_NAMES, SamplingOptions
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Priority = Literal["interactive", "background"]
 ContextOverflow = Literal["stop", "shift"]
@@ -25,6 +28,8 @@ class RequestOptions(SamplingOptions, total=False):
     timeout: float | None
     context_overflow: ContextOverflow | None
     draft_tokens: int | None
+    lora: str | tuple[str, float] | None
+    embeddings: npt.ArrayLike | None
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,17 @@ class Terms:
     context_overflow: "stop" ends the text when the context is full; "shift" forgets the middle of it, computes the rest
         again, and goes on.
     draft_tokens: as many as pay; tokens guessed ahead, which changes the speed and never the text. 0 is off.
+    lora: none; the name of an adapter of `load(lora=...)`, or (name, scale).
+    embeddings: none; float32 [n, hidden_size], input rows in front of the prompt's tokens (a soft prompt): they stand
+        for rows of the embedding table.
     """
 
     priority: str | None = None
     timeout: float | None = None
     context_overflow: str | None = None
     draft_tokens: int | None = None
+    lora: str | tuple[str, float] | None = None
+    embeddings: npt.ArrayLike | None = None
 
     def __post_init__(self) -> None:
         _one_of("priority", self.priority, PRIORITIES)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sterna import ops
 from sterna._core import Program
@@ -21,6 +23,9 @@ from sterna.arch import (
 )
 from sterna.errors import ArgumentError, ModelFormatError, UnsupportedModelError
 
+if TYPE_CHECKING:
+    from sterna.adapters import Adapter
+
 
 @dataclass(frozen=True)
 class TracedModel:
@@ -31,8 +36,8 @@ class TracedModel:
     program: Program
 
 
-def trace(file: ModelFile) -> TracedModel:
-    """The unfused Program of a model file, with a function "logits".
+def trace(file: ModelFile, adapters: Sequence[Adapter] = ()) -> TracedModel:
+    """The unfused Program of a model file, with a function "logits", and with the adapters beside its linear layers.
 
     Raises UnsupportedModelError for an architecture that no model file knows, ModelFormatError (naming key or tensor)
     for metadata or tensors that contradict each other.
@@ -45,7 +50,7 @@ def trace(file: ModelFile) -> TracedModel:
     architecture = _choose(metadata)
     config = architecture.config.from_metadata(metadata)
     table = TensorTable(file, config)
-    tracer = ops.Tracer("int8_per_token" if table.all_ternary else "auto")
+    tracer = ops.Tracer("int8_per_token" if table.all_ternary else "auto", adapters)
     try:
         with ops.tracing(tracer):
             batch = Batch(tracer.input("tokens"), tracer.input("positions"))
@@ -54,6 +59,8 @@ def trace(file: ModelFile) -> TracedModel:
         program = tracer.builder.finish()
     except ArgumentError as error:
         raise ModelFormatError(f"{file.path}: {error}", file.path) from error
+    for adapter in adapters:
+        adapter.check_used()
     return TracedModel(name, config, program)
 
 

@@ -30,6 +30,8 @@ void fill_rows(KernelTable& table) {
   table.add = cpu::add;
   table.mul = cpu::mul;
   table.scale = cpu::scale;
+  table.lora_down = cpu::lora_down;
+  table.lora_up = cpu::lora_up;
   table.finish = finish<NoActivation>;
   table.rope = cpu::rope;
   table.to_half = cpu::to_half;

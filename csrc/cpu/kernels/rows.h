@@ -161,6 +161,26 @@ void scale(const float* x, float factor, float* y, std::int64_t n) {
   });
 }
 
+/// Products are summed by fma into 16 lanes, then by the reduction tree.
+void lora_down(const float* x, const float* a, std::int64_t n, std::int64_t r, float factor, float* t) {
+  using V = Level;
+  for (std::int64_t j = 0; j < r; ++j, a += n) {
+    V::F sum = V::zero();
+    for_lanes(
+        n, [&](std::int64_t i, int count) { sum = V::fma(load_lanes(x + i, count), load_lanes(a + i, count), sum); });
+    t[j] = V::sum(sum) * factor;
+  }
+}
+
+void lora_up(const float* t, std::int64_t r, const float* b, std::int64_t stride, float* y, std::int64_t n) {
+  using V = Level;
+  for_lanes(n, [&](std::int64_t i, int count) {
+    V::F sum = load_lanes(y + i, count);
+    for (std::int64_t j = 0; j < r; ++j) sum = V::fma(V::set(t[j]), load_lanes(b + j * stride + i, count), sum);
+    store_lanes(y + i, sum, count);
+  });
+}
+
 template <class Kind>
 void activation(const float* x, float* y, std::int64_t n) {
   for_lanes(n, [&](std::int64_t i, int count) { store_lanes(y + i, Kind::apply(load_lanes(x + i, count)), count); });
