@@ -15,6 +15,36 @@ from sterna._core import Gguf
 
 F32 = npt.NDArray[np.float32]
 
+# Models in float32, which must give the logits of transformers. One a line, so that branches merge.
+FLOAT_MODELS = [
+    "llama2",
+    "llama3",
+    "llama-yarn",
+    "llama-256",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "mixtral",
+    "qwen2moe",
+    "qwen3moe",
+    "bloom",
+    "command-r",
+    "falcon-40b",
+    "gemma",
+    "gemma2",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "grok1",
+    "nemotron",
+    "phi2",
+    "smollm3",
+    "stablelm",
+    "starcoder",
+    "starcoder2",
+]
+
 
 @dataclass(frozen=True)
 class Case:

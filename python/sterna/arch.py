@@ -163,7 +163,7 @@ class DecoderConfig:
     head_dim: int
     value_head_dim: int
     intermediate_size: int
-    rms_norm_eps: float
+    rms_norm_eps: float  # 0: the norms are others (sterna.layer_norm)
     input_norm_eps: float  # of norms inside linear layers (sterna.bitlinear)
     max_position_embeddings: int
     sliding_window: int  # 0: none
@@ -188,7 +188,17 @@ class DecoderConfig:
             "token_embd": (self.vocab_size, hidden),
             "output": (self.vocab_size, hidden),
             "output_norm": (hidden,),
+            "output.bias": (self.vocab_size,),
+            "output_norm.bias": (hidden,),
+            "position_embd": (self.max_position_embeddings, hidden),
+            "token_embd_norm": (hidden,),
+            "token_embd_norm.bias": (hidden,),
             "attn_norm": (hidden,),
+            "attn_norm.bias": (hidden,),
+            "attn_norm_2": (hidden,),
+            "attn_norm_2.bias": (hidden,),
+            "attn_qkv": (q + k + v, hidden),
+            "attn_qkv.bias": (q + k + v,),
             "attn_q": (q, hidden),
             "attn_k": (k, hidden),
             "attn_v": (v, hidden),
@@ -202,6 +212,7 @@ class DecoderConfig:
             "attn_sub_norm": (o,),
             "post_attention_norm": (hidden,),
             "ffn_norm": (hidden,),
+            "ffn_norm.bias": (hidden,),
             "ffn_gate": (intermediate, hidden),
             "ffn_up": (intermediate, hidden),
             "ffn_down": (hidden, intermediate),
@@ -218,6 +229,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
     """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them.
 
     `handles` names those of NEUTRAL_VALUES that the model file implements; others raise UnsupportedModelError when set.
+    With "attention.layer_norm_epsilon" in it there are no RMS norms.
     """
     _refuse_unknown_variants(m, handles)
     layers = m.integer("block_count", 1, MAX_LAYERS)
@@ -231,6 +243,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
     head_dim = m.integer("attention.key_length", 1, MAX_EXTENT, hidden // heads)
     context = m.integer("context_length", 1, MAX_CONTEXT)
     windowed = m.has("attention.sliding_window")
+    other_norms = "attention.layer_norm_epsilon" in handles
     return {
         "vocab_size": _vocab_size(m),
         "hidden_size": hidden,
@@ -240,7 +253,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
         "head_dim": head_dim,
         "value_head_dim": m.integer("attention.value_length", 1, MAX_EXTENT, head_dim),
         "intermediate_size": m.per_layer("feed_forward_length", layers, 1, MAX_EXTENT),
-        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon", high=1.0),
+        "rms_norm_eps": 0.0 if other_norms else m.number("attention.layer_norm_rms_epsilon", high=1.0),
         "input_norm_eps": m.number("input_norm_rms_epsilon", 1e-6, high=1.0),
         "max_position_embeddings": context,
         "sliding_window": m.integer("attention.sliding_window", 1, MAX_CONTEXT) if windowed else 0,
@@ -348,6 +361,8 @@ class TensorTable:
                 shape = expected  # some converters drop an extent of 1
             if shape != expected:
                 self.fail(name, f"has shape {list(shape)}, expected {list(expected)}")
+            if name.endswith("_norm") and len(shape) == 2:
+                shape = (math.prod(shape),)  # one vector for each head
             self._values[name] = ops.weight(name, shape, self._formats[name])
         return self._values[name]
 
@@ -363,13 +378,16 @@ class Weights:
         """The tensor of that name; ModelFormatError when the file has none or its shape is not what the Config says."""
         return self._table.value(self._prefix + name)
 
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._table
+
     def get(self, name: str) -> Value | None:
         """The tensor of that name, or None when the file has none."""
         return self[name] if self._prefix + name in self._table else None
 
     def first(self, *names: str) -> Value:
         """The first of `names` that the file has: ("output", "token_embd") where embeddings may be tied."""
-        return self[next((name for name in names if self._prefix + name in self._table), names[0])]
+        return self[next((name for name in names if name in self), names[0])]
 
     def layer(self, index: int) -> Weights:
         """The tensors "blk.{index}.*" under their names without that."""

@@ -134,7 +134,9 @@ def _tracer() -> Tracer:
 
 
 # Calls from here are made for a model file.
-_OPS_FILES = frozenset(__file__.removesuffix("ops.py") + name for name in ("ops.py", "bitlinear.py", "moe.py"))
+_OPS_FILES = frozenset(
+    __file__.removesuffix("ops.py") + f"{name}.py" for name in ("ops", "bitlinear", "layer_norm", "moe", "projections")
+)
 
 
 def _source(frame: FrameType) -> str:

@@ -58,6 +58,12 @@ class TypedReads(ABC):
             self.fail(name, f"is {shown(value)}, expected a finite number above 0{limit}")
         return float(value)
 
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.value_or(name, default)
+        if not isinstance(value, bool):
+            self.fail(name, f"is {shown(value)}, expected true or false")
+        return value
+
     def text(self, name: str, default: str | None = None) -> str:
         value = self.value_or(name, default)
         if not isinstance(value, str):

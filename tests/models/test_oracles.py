@@ -13,20 +13,6 @@ from sterna.trace import trace
 
 pytestmark = pytest.mark.reference
 
-FLOAT_MODELS = [
-    "llama2",
-    "llama3",
-    "llama-yarn",
-    "llama-256",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma3",
-    "mixtral",
-    "qwen2moe",
-    "qwen3moe",
-    "grok1",
-]
 BITNETS = ["bitnet", "bitnet-b158"]
 # The median error of the interpreter itself may be at most 1.1 times llama.cpp's, as the pass marks of the oracles say.
 QUANTISED = [
@@ -72,7 +58,7 @@ def require(name: str) -> Path:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", FLOAT_MODELS)
+@pytest.mark.parametrize("name", oracle.FLOAT_MODELS)
 def test_float_models_meet_transformers(name: str, fused: bool) -> None:
     path = require(name)
     program = trace(Gguf(path)).program

@@ -61,12 +61,6 @@ class JsonFile(TypedReads):
     def value(self, name: str) -> Any:
         return self.values.get(name)
 
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.value_or(name, default)
-        if not isinstance(value, bool):
-            self.fail(name, f"is {shown(value)}, expected true or false")
-        return value
-
     def items(self, name: str) -> list[Any]:
         """A list; empty where there is none."""
         value = self.value_or(name, [])

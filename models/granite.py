@@ -1,0 +1,63 @@
+"""Granite 3 and 4 (dense): as Llama, with multipliers on embedding, attention, residuals and logits.
+
+Reference: huggingface/transformers, models/granite/modeling_granite.py; GGUF files have the rows of q and k permuted,
+so that rope turns neighbours.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from sterna import ops
+from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
+from sterna.bitlinear import linear
+from sterna.projections import qkv
+
+
+@dataclass(frozen=True)
+class GraniteConfig(DecoderConfig):
+    """Logits are divided by logits_scaling, the others are factors."""
+
+    embedding_multiplier: float
+    attention_multiplier: float
+    residual_multiplier: float
+    logits_scaling: float
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        fields = decoder_fields(metadata, ("embedding_scale", "attention.scale", "residual_scale", "logit_scale"))
+        return cls(
+            **fields,
+            embedding_multiplier=metadata.number("embedding_scale", 1.0),
+            attention_multiplier=metadata.number("attention.scale", fields["head_dim"] ** -0.5),
+            residual_multiplier=metadata.number("residual_scale", 1.0),
+            logits_scaling=metadata.number("logit_scale", 1.0),
+        )
+
+
+@register("granite", config=GraniteConfig)
+def logits(config: GraniteConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps, multiplier = config.rms_norm_eps, config.residual_multiplier
+    x = ops.embed(batch.tokens, weights["token_embd"]) * config.embedding_multiplier
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i) * multiplier
+            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps)) * multiplier
+    x = ops.rms_norm(x, weights["output_norm"], eps)
+    return ops.unembed(x, weights.first("output", "token_embd")) * (1 / config.logits_scaling)
+
+
+def attention(config: GraniteConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
+    q, k, v = qkv(config, w, x)
+    q = ops.rope(q, batch.positions, config.rope, style="interleaved")
+    k = ops.rope(k, batch.positions, config.rope, style="interleaved")
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, scale=config.attention_multiplier))
+
+
+def mlp(config: GraniteConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU feed-forward network."""
+    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
+    return linear(config, w, "ffn_down", y)

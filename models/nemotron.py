@@ -1,0 +1,35 @@
+"""Nemotron-4, Minitron: layer norms (files hold their weights plus one), partial rotary, a squared ReLU.
+
+Reference: huggingface/transformers, models/nemotron/modeling_nemotron.py
+"""
+
+from sterna import ops
+from sterna.arch import Batch, Weights, register
+from sterna.bitlinear import linear
+from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.projections import qkv
+
+
+@register("nemotron", config=LayerNormConfig)
+def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, layer_norm(config, w, "attn_norm", x), i)
+            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x))
+    return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
+
+
+def attention(config: LayerNormConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]; the first elements of each head are turned."""
+    q, k, v = qkv(config, w, x)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
+
+
+def mlp(config: LayerNormConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """Feed-forward network with a squared ReLU (arXiv:2109.08668)."""
+    y = ops.activation(linear(config, w, "ffn_up", x), "relu2")
+    return linear(config, w, "ffn_down", y)
