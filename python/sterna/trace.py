@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
@@ -76,9 +77,11 @@ def _choose(metadata: Metadata) -> Architecture:
     _import_models()
     if any(entry.name == name for entry in architectures):
         raise UnsupportedModelError(f"{metadata.file.path}: no model file takes this variant of {name!r}")
-    known = ", ".join(sorted({entry.name for entry in architectures}))
+    known = sorted({entry.name for entry in architectures})
+    close = ", ".join(difflib.get_close_matches(name[:40], known))
+    hint = f"closest: {close}" if close else f"docs/models.md lists the {len(known)} that are"
     shown = name if len(name) <= 40 and name.isprintable() else f"{name[:40]!r}..."
-    raise UnsupportedModelError(f"{metadata.file.path}: architecture {shown!r} is not known (known: {known})")
+    raise UnsupportedModelError(f"{metadata.file.path}: architecture {shown!r} is not known ({hint})")
 
 
 def _import_models(naming: str | None = None) -> None:

@@ -72,9 +72,11 @@ def test_every_op_of_the_stubs_reaches_the_core(tracer: ops.Tracer) -> None:
     assert [(slot.layer, slot.num_kv_heads, slot.head_dim) for slot in program.kv_slots] == [(0, 2, 8)]
 
 
-def test_an_unknown_architecture_lists_what_is_known() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"architecture 'gpt-5' is not known \(known: .*bitnet.*qwen3"):
-        trace(FakeModel("gpt-5"))
+def test_an_unknown_architecture_is_told_what_is_close() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"architecture 'lama' is not known \(closest: .*llama"):
+        trace(FakeModel("lama"))
+    with pytest.raises(UnsupportedModelError, match=r"architecture 'xyzzy' is not known \(docs/models.md lists the \d+"):
+        trace(FakeModel("xyzzy"))
 
 
 @pytest.mark.parametrize("name", ["%n%s../../", 'x"\n@register("llama")', "\x1b[31m" * 100, "", "models"])
