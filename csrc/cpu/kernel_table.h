@@ -129,6 +129,7 @@ struct KernelTable {
   void (*add)(const float* a, const float* b, float* y, std::int64_t n);
   void (*mul)(const float* a, const float* b, float* y, std::int64_t n);
   void (*scale)(const float* x, float factor, float* y, std::int64_t n);
+  void (*clamp)(const float* x, float limit, float* y, std::int64_t n);
   /// t[j] = (row j of a, [r][n], times x) * factor.
   void (*lora_down)(const float* x, const float* a, std::int64_t n, std::int64_t r, float factor, float* t);
   /// y[i] += t[j] * b[j][i] for one j after the other; rows of b, [r], are `stride` floats apart.

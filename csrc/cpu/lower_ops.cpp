@@ -92,13 +92,14 @@ void lower_lora(Lowering& lowering, const Node& node) {
   lowering.add(run_lora, &step);
 }
 
-void lower_scale(Lowering& lowering, const Node& node) {
+void lower_scale_or_clamp(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<ScaleStep>();
+  const bool clamps = node.op == "clamp";
   step.n = lowering.row_size(node.input("x"));
-  step.factor = static_cast<float>(node.number("factor"));
+  step.operand = static_cast<float>(node.number(clamps ? "limit" : "factor"));
   lowering.bind(step.x, node.input("x"));
   lowering.bind(step.y, lowering.define(node.outputs[0]));
-  lowering.add(run_scale, &step);
+  lowering.add(clamps ? run_clamp : run_scale, &step);
 }
 
 void lower_activation(Lowering& lowering, const Node& node) {
@@ -177,12 +178,25 @@ struct Entry {
 };
 
 constexpr Entry kLowerings[] = {
-    {"embed", lower_embed},         {"linear", lower_linear},         {"lora", lower_lora},
-    {"unembed", lower_unembed},     {"rms_norm", lower_rms_norm},     {"layer_norm", lower_layer_norm},
-    {"rope", lower_rope},           {"attention", lower_attention},   {"glu", lower_glu},
-    {"route", lower_route},         {"expert_glu", lower_expert_glu}, {"add", lower_binary},
-    {"mul", lower_binary},          {"activation", lower_activation}, {"scale", lower_scale},
-    {"reshape", lower_reshape},     {"split", lower_split},           {"concat", lower_concat},
+    {"embed", lower_embed},
+    {"linear", lower_linear},
+    {"lora", lower_lora},
+    {"unembed", lower_unembed},
+    {"rms_norm", lower_rms_norm},
+    {"layer_norm", lower_layer_norm},
+    {"rope", lower_rope},
+    {"attention", lower_attention},
+    {"glu", lower_glu},
+    {"route", lower_route},
+    {"expert_glu", lower_expert_glu},
+    {"add", lower_binary},
+    {"mul", lower_binary},
+    {"activation", lower_activation},
+    {"scale", lower_scale_or_clamp},
+    {"clamp", lower_scale_or_clamp},
+    {"reshape", lower_reshape},
+    {"split", lower_split},
+    {"concat", lower_concat},
     {"take_rows", lower_take_rows},
 };
 

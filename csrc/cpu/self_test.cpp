@@ -305,6 +305,7 @@ KernelCheck check_rows(const KernelTable& level, const KernelTable& definition, 
       t.lora_up(a.data(), 2, a.data(), 0, y, n);
     });
     same("scale", [&](const KernelTable& t, float* y) { t.scale(a.data(), -0.3f, y, n); });
+    same("clamp", [&](const KernelTable& t, float* y) { t.clamp(a.data(), 0.5f, y, n); });
     for (int kind = 0; kind < kNumActivations; ++kind) {
       same("activation", [&](const KernelTable& t, float* y) { t.activation[kind](a.data(), y, n); });
     }

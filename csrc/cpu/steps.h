@@ -130,12 +130,14 @@ struct LoraStep {
 };
 void run_lora(const void* arguments, const StepContext& context);
 
+/// y = x * operand, or x within -operand .. operand.
 struct ScaleStep {
   Rows x, y;
   std::int64_t n;
-  float factor;
+  float operand;
 };
 void run_scale(const void* arguments, const StepContext& context);
+void run_clamp(const void* arguments, const StepContext& context);
 
 struct ActivationStep {
   Rows x, y;

@@ -105,7 +105,13 @@ void run_lora(const void* arguments, const StepContext& context) {
 void run_scale(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const ScaleStep*>(arguments);
   each_row(context, step.x.outputs,
-           [&](std::int64_t row) { context.kernels->scale(step.x.row(row), step.factor, step.y.row(row), step.n); });
+           [&](std::int64_t row) { context.kernels->scale(step.x.row(row), step.operand, step.y.row(row), step.n); });
+}
+
+void run_clamp(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ScaleStep*>(arguments);
+  each_row(context, step.x.outputs,
+           [&](std::int64_t row) { context.kernels->clamp(step.x.row(row), step.operand, step.y.row(row), step.n); });
 }
 
 void run_activation(const void* arguments, const StepContext& context) {

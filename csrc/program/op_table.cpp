@@ -145,6 +145,7 @@ std::vector<OpSpec> make_table() {
       {"add", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
       {"mul", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
       {"scale", {{"x", kResult, kOne}}, {{"factor", kRequired, 0.0, {}, {}}}, same_shapes},
+      {"clamp", {{"x", kResult, kOne}}, {{"limit", kRequired, 0.0, {}, {}}}, clamp_shapes},
       {"reshape", {{"x", kResult, kOne}}, {{"dims", kRequired, std::string(), {}, {}}}, reshape_shapes},
       {"split", {{"x", kResult, kOne}}, {{"sizes", kRequired, std::string(), {}, {}}}, split_shapes},
       {"concat", {{"x", kResult, kOneOrMore}}, {}, concat_shapes},

@@ -346,6 +346,11 @@ std::vector<Shape> same_shapes(const Program& program, const Node& node) {
   return {rows(program, node, "x", x.size() == 3 ? 3 : 2)};
 }
 
+std::vector<Shape> clamp_shapes(const Program& program, const Node& node) {
+  check_positive(node, "limit");
+  return same_shapes(program, node);
+}
+
 std::vector<Shape> binary_shapes(const Program& program, const Node& node) {
   const Value& a = operand(program, node, "a");
   const Value& b = operand(program, node, "b");

@@ -18,7 +18,8 @@ std::vector<Shape> lora_shapes(const Program& program, const Node& node);
 std::vector<Shape> glu_shapes(const Program& program, const Node& node);
 std::vector<Shape> route_shapes(const Program& program, const Node& node);
 std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node);
-std::vector<Shape> same_shapes(const Program& program, const Node& node);    // activation, scale
+std::vector<Shape> same_shapes(const Program& program, const Node& node);  // activation, scale
+std::vector<Shape> clamp_shapes(const Program& program, const Node& node);
 std::vector<Shape> binary_shapes(const Program& program, const Node& node);  // add, mul
 std::vector<Shape> reshape_shapes(const Program& program, const Node& node);
 std::vector<Shape> split_shapes(const Program& program, const Node& node);

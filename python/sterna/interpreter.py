@@ -488,6 +488,10 @@ class Interpreter:
     def _scale(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return operands["x"][0] * np.float32(attributes["factor"])
 
+    def _clamp(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        limit = np.float32(attributes["limit"])
+        return np.clip(operands["x"][0], -limit, limit)
+
     def _reshape(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         x = operands["x"][0]
         return x.reshape(x.shape[0], *(int(dim) for dim in attributes["dims"].split(",")))

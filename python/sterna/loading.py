@@ -194,8 +194,22 @@ def prepare(
     memory = plan_memory(
         program, settings, context=context, kv_tokens=kv_tokens, trained_context=trained, budget=budget
     )
+    learned = _learned_positions(program)
+    if memory.context > learned:
+        raise ArgumentError(f"context is {memory.context}, the model has learned {learned} positions")
     capped = context is None and kv_tokens is None and memory.context < trained
     return Prepared(resolved, file, traced.architecture, trained, program, adapters, settings, memory, capped)
+
+
+def _learned_positions(program: Program) -> int:
+    """Positions that every table of learned ones has a row for; MAX_CONTEXT where there is none."""
+    rows = [MAX_CONTEXT]
+    for node in program.nodes():
+        operands = dict(node.inputs)
+        if node.op == "embed" and program.values[operands["tokens"]].name == "positions":
+            extent = program.values[operands["w"]].shape[0]
+            rows.append(int(extent))
+    return min(rows)
 
 
 def check_device(device: str) -> None:

@@ -419,6 +419,11 @@ def scale(x: Value, factor: float) -> Value:
     return _emit("scale", f"{x.label}.scale", ("x", x), factor=factor)
 
 
+def clamp(x: Value, limit: float) -> Value:
+    """x, but -limit below that and limit above it; the limit is rounded to float32."""
+    return _emit("clamp", f"{x.label}.clamp", ("x", x), limit=limit)
+
+
 def reshape(x: Value, *dims: int, label: str | None = None) -> Value:
     """The features of each row as `dims` (one or two of them): [num_tokens, *dims]. A view."""
     text = ", ".join(str(dim) for dim in dims)

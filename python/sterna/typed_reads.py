@@ -58,6 +58,11 @@ class TypedReads(ABC):
             self.fail(name, f"is {shown(value)}, expected a finite number above 0{limit}")
         return float(value)
 
+    def number_or_zero(self, name: str) -> float:
+        """The same where 0, as a missing value, says that there is no such thing."""
+        value = self.value(name)
+        return 0.0 if value is None or (value == 0 and not isinstance(value, bool)) else self.number(name)
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.value_or(name, default)
         if not isinstance(value, bool):

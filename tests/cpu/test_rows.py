@@ -204,7 +204,10 @@ def test_add_mul_scale(size: int) -> None:
     net.node("mul", "mul.column", [("a", x), ("b", column)])
     names += ["mul.column", "scale"]
     net.node("scale", "scale", [("x", x)], factor=-1.7)
+    net.node("clamp", "clamp", [("x", x)], limit=0.7)
+    names.append("clamp")
     got = every_level(net, last, names, 7)
+    assert_same_bits(got["clamp"], np.clip(a, -np.float32(0.7), np.float32(0.7)))
     with np.errstate(all="ignore"):
         for role, operand in (("rows", b), ("weight", weight), ("single", single)):
             assert_same_bits(got[f"add.{role}"], a + operand, role)

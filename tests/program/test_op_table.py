@@ -95,6 +95,7 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], tuple[Any, ...]]] = [
     ("mul", {"a": "x", "b": "v16"}, {}, (("T", 16),)),
     ("add", {"a": "x", "b": "v1"}, {}, (("T", 16),)),
     ("take_rows", {"x": "q_heads"}, {}, (("L", 4, 8),)),
+    ("clamp", {"x": "q_heads"}, {"limit": 8}, (("T", 4, 8),)),
     ("mul", {"a": "x", "b": "share"}, {}, (("T", 16),)),
     ("route", {"x": "scores"}, {"used": 2, "normalize": False}, (("T", 2), ("T", 2))),
     (
@@ -219,6 +220,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("attention", {**QKV, "positions": "positions"}, ATTENTION, "needs rope.theta"),
     ("attention", {**QKV, "factors": "v4"}, ATTENTION, "factors without positions"),
     ("attention", QKV, FOLDED, "rope.rotary_dim without positions"),
+    ("clamp", {"x": "x"}, {"limit": 0.0}, "limit is 0.000000, must be above 0"),
     ("glu", {"gate": "x", "up": "q_rows"}, {}, "gate has shape [T, 16], up [T, 32]"),
     ("activation", {"x": "x"}, {"kind": "sine"}, 'kind is "sine"'),
     ("add", {"a": "x", "b": "x_rows"}, {}, "x has shape [T, 16], x_rows [L, 16]"),

@@ -30,6 +30,7 @@ void fill_rows(KernelTable& table) {
   table.add = cpu::add;
   table.mul = cpu::mul;
   table.scale = cpu::scale;
+  table.clamp = cpu::clamp;
   table.lora_down = cpu::lora_down;
   table.lora_up = cpu::lora_up;
   table.finish = finish<NoActivation>;

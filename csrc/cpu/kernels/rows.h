@@ -181,6 +181,14 @@ void lora_up(const float* t, std::int64_t r, const float* b, std::int64_t stride
   });
 }
 
+/// x within -limit .. limit; a NaN stays one.
+void clamp(const float* x, float limit, float* y, std::int64_t n) {
+  for_lanes(n, [&](std::int64_t i, int count) {
+    const Level::F below = Level::min(Level::set(limit), load_lanes(x + i, count));
+    store_lanes(y + i, Level::max(Level::set(-limit), below), count);
+  });
+}
+
 template <class Kind>
 void activation(const float* x, float* y, std::int64_t n) {
   for_lanes(n, [&](std::int64_t i, int count) { store_lanes(y + i, Kind::apply(load_lanes(x + i, count)), count); });
