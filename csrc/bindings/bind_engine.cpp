@@ -150,14 +150,7 @@ std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Piec
     options.kv_tokens = *kv_tokens;
   }
   // Closing joins a thread that may be waiting for the GIL.
-  const auto destroy = [](Engine* engine) {
-    if (PyGILState_Check() != 0) {
-      const GilRelease release;
-      delete engine;
-    } else {
-      delete engine;
-    }
-  };
+  const auto destroy = [](Engine* engine) { destroy_without_gil([engine] { delete engine; }); };
   return {new Engine(to_plan(plan), std::move(pieces), options), destroy};
 }
 

@@ -1,7 +1,9 @@
 /// One function per area of the core; module.cpp calls them in order of dependence. And what they share.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 namespace sterna::bindings {
 
@@ -17,6 +19,22 @@ class GilRelease {
  private:
   PyThreadState* state_;
 };
+
+/// Calls fn without the GIL, from a destructor. That must not be unwound: when the interpreter has ended meanwhile, the
+/// thread stays here until the process ends as well.
+template <class Fn>
+void destroy_without_gil(Fn fn) {
+  if (PyGILState_Check() == 0) {
+    fn();
+    return;
+  }
+  try {
+    const GilRelease release;
+    fn();
+  } catch (abi::__forced_unwind&) {
+    while (true) pause();
+  }
+}
 
 void bind_errors(pybind11::module_& m);
 void bind_gguf(pybind11::module_& m);
