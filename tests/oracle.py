@@ -15,36 +15,45 @@ from sterna._core import Gguf
 
 F32 = npt.NDArray[np.float32]
 
+SUBSET = Path(__file__).parent / "data" / "oracle"
+
 # Models in float32, which must give the logits of transformers. One a line, so that branches merge.
 FLOAT_MODELS = [
-    "llama2",
-    "llama3",
-    "llama-yarn",
-    "llama-256",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma3",
-    "mixtral",
-    "qwen2moe",
-    "qwen3moe",
     "bloom",
     "cohere2",
     "command-r",
+    "command-r-plus",
     "falcon-40b",
+    "falcon-7b",
     "gemma",
     "gemma2",
+    "gemma3",
     "gpt2",
+    "gptneo",
     "gptneox",
+    "gptneox-sequential",
     "granite",
     "grok1",
+    "llama-256",
+    "llama-yarn",
+    "llama2",
+    "llama3",
+    "mistral",
+    "mixtral",
     "mpt",
     "nemotron",
+    "olmo",
     "olmo2",
+    "olmo3",
     "persimmon",
     "phi2",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
     "smollm3",
     "stablelm",
+    "stablelm-12b",
     "starcoder",
     "starcoder2",
 ]
@@ -58,14 +67,20 @@ class Case:
     logits: F32
 
 
+def folder(name: str) -> Path:
+    """Where an oracle lies: $STERNA_REFERENCE, or the subset, which has some of its own."""
+    found = reference_dir("oracle") / name
+    return found if found.exists() else SUBSET / name
+
+
 def model_path(name: str) -> Path:
     """The GGUF file of an oracle, which may be missing where only a subset is at hand."""
-    return reference_dir("oracle") / name / "model.gguf"
+    return folder(name) / "model.gguf"
 
 
 def cases(name: str, kind: str = "logits") -> Iterator[Case]:
     """The sequences of an oracle; `kind` is "logits" or "logits_a8" (int8 activations, BitNet)."""
-    with np.load(reference_dir("oracle") / name / "reference.npz") as arrays:
+    with np.load(folder(name) / "reference.npz") as arrays:
         for i in range(sum(key.startswith("tokens_") for key in arrays)):
             yield Case(arrays[f"tokens_{i}"], arrays[f"{kind}_{i}"])
 

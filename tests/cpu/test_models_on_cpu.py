@@ -150,8 +150,10 @@ OTHERS = [name for name in oracle.FLOAT_MODELS if name not in INVARIANT]
 
 
 def tokens_of(name: str) -> np.ndarray:
-    folder = name if (reference_dir("oracle") / name / "reference.npz").exists() else name.split(".")[0]
-    with np.load(reference_dir("oracle") / folder / "reference.npz") as arrays:
+    folder = oracle.folder(name)
+    if not (folder / "reference.npz").exists():
+        folder = oracle.folder(name.split(".")[0])
+    with np.load(folder / "reference.npz") as arrays:
         return arrays["tokens_2"]
 
 

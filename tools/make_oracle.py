@@ -1,0 +1,154 @@
+"""Tiny random models with the logits that transformers gives them: the reference models of tests/data/oracle.
+
+    python tools/make_oracle.py --list
+    python tools/make_oracle.py FOLDER NAME...        # FOLDER/NAME/{model.gguf, reference.npz, meta.json}
+
+Needs torch and transformers (the versions are in meta.json). `oracle_recipes.py` has one recipe per name. Sequences of
+1, 17 and 70 tokens; windows are 16 positions, so that they bite. Everything is float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from oracle_recipes import NAMES, RECIPES, VOCAB_SIZE, Recipe
+
+SEED = 20261121
+LENGTHS = (1, 17, 70)
+F32 = npt.NDArray[np.float32]
+
+
+def random_weights(model: Any, rng: np.random.Generator) -> None:
+    """Matrices that keep the size of what goes through them, norms near their neutral value, biases of a tenth."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        values = rng.standard_normal(tuple(weight.shape))
+        if weight.dim() == 1 or "norm" in name:
+            neutral = 0.0 if name.endswith("bias") else float(weight.data.reshape(-1)[0])
+            values = neutral + 0.1 * values
+        elif "embed" not in name and "wte" not in name and "wpe" not in name:
+            transposed = type(model.get_submodule(name.rsplit(".", 1)[0])).__name__ == "Conv1D"
+            values /= np.sqrt(weight.shape[0 if transposed else 1])
+        weight.data = torch.tensor(values, dtype=torch.float32)
+    model.tie_weights()
+
+
+def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
+    """The tensors of the file by GGUF name: every parameter of the model once."""
+    modules = dict(model.named_modules())
+    found: dict[str, F32] = {}
+    parameters = dict(model.named_parameters())
+    if not recipe.tied and "lm_head.weight" not in parameters:
+        parameters["lm_head.weight"] = model.lm_head.weight
+    for name, weight in parameters.items():
+        values: F32 = weight.detach().numpy()
+        module, kind = name.rsplit(".", 1)
+        if type(modules[module]).__name__ == "Conv1D" and kind == "weight":
+            values = np.ascontiguousarray(values.T)
+        layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", module)
+        short = module[layer.end() :] if layer else module.rsplit(".", 1)[-1]
+        prefix = f"blk.{layer[1]}." if layer else ""
+        target = {**NAMES, **recipe.names}.get(short)
+        if target is None:
+            sys.exit(f"{recipe.architecture}: no name for {name}")
+        if ".norms." in module:  # one norm for each head: [num_heads, head_dim]
+            values = values[None]
+        for part, data in recipe.change(model.config, target, kind, values).items():
+            full = f"{prefix}{part}.{kind}"
+            found[full] = np.concatenate([found[full], data]) if full in found else data
+    return found
+
+
+def write_model(path: Path, recipe: Recipe, model: Any) -> None:
+    """The GGUF file, with a tokenizer that no test uses."""
+    writer = gguf.GGUFWriter(path, recipe.architecture)
+    writer.add_name(f"oracle-{path.parent.name}")
+    for key, value in recipe.metadata(model.config).items():
+        full = f"{recipe.architecture}.{key}"
+        if isinstance(value, bool):
+            writer.add_bool(full, value)
+        elif isinstance(value, int):
+            writer.add_uint32(full, value)
+        elif isinstance(value, float):
+            writer.add_float32(full, value)
+        elif isinstance(value, str):
+            writer.add_string(full, value)
+        else:
+            writer.add_array(full, value)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<{i}>" for i in range(3, VOCAB_SIZE))])
+    writer.add_token_scores([0.0] * VOCAB_SIZE)
+    writer.add_token_types([2, 3, 3, *([1] * (VOCAB_SIZE - 3))])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, data in tensors(recipe, model).items():
+        writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def make(folder: Path, name: str) -> None:
+    """Writes one reference model."""
+    import torch
+    import transformers
+
+    recipe = RECIPES[name]
+    torch.manual_seed(SEED)
+    rng = np.random.default_rng([SEED, *name.encode()])
+    config = recipe.config()
+    config._attn_implementation = "eager"
+    model = getattr(transformers, recipe.hf_class)(config).eval().float()
+    random_weights(model, rng)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for i, length in enumerate(LENGTHS):
+        tokens = rng.integers(3, VOCAB_SIZE, length)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(tokens)[None], use_cache=False).logits[0]
+        arrays |= {f"tokens_{i}": tokens.astype(np.int32), f"logits_{i}": logits.numpy().astype(np.float32)}
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    write_model(target / "model.gguf", recipe, model)
+    np.savez_compressed(target / "reference.npz", **arrays)
+    meta = {
+        "name": name,
+        "hf_class": recipe.hf_class,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "seed": SEED,
+        "notes": recipe.notes,
+        "config": config.to_diff_dict(),
+    }
+    (target / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("names", nargs="*", help="default: all")
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(RECIPES)
+    if unknown:
+        parser.error(f"no recipe for {', '.join(sorted(unknown))}")
+    if arguments.list or arguments.folder is None:
+        print("\n".join(f"{name}: {recipe.hf_class}, {recipe.notes}" for name, recipe in RECIPES.items()))
+        return
+    for name in arguments.names or RECIPES:
+        make(arguments.folder, name)
+        size = sum(file.stat().st_size for file in (arguments.folder / name).iterdir())
+        print(f"{name}: {size // 1000} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

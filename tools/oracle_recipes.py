@@ -1,0 +1,292 @@
+"""What tools/make_oracle.py knows of each reference model: class and config of transformers, and how its GGUF looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+VOCAB_SIZE = 96
+HIDDEN_SIZE = 32
+NUM_HEADS = 4
+HEAD_DIM = 8
+INTERMEDIATE_SIZE = 48
+WINDOW = 16
+CONTEXT = 128
+
+# Module of transformers, without the path in front, to tensor of GGUF.
+NAMES = {
+    **dict.fromkeys(("wte", "embed_tokens", "embed_in", "word_embeddings"), "token_embd"),
+    **dict.fromkeys(("ln_f", "norm", "norm_f", "final_layer_norm", "final_layernorm"), "output_norm"),
+    "wpe": "position_embd",
+    "word_embeddings_layernorm": "token_embd_norm",
+    "lm_head": "output",
+    **dict.fromkeys(("ln_1", "norm_1", "input_layernorm"), "attn_norm"),
+    **dict.fromkeys(("ln_2", "norm_2", "post_attention_layernorm"), "ffn_norm"),
+    **{f"{module}.query_key_value": "attn_qkv" for module in ("attention", "self_attention", "self_attn")},
+    **{f"{module}.dense": "attn_output" for module in ("attention", "self_attention", "self_attn")},
+    **{f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"},
+    **{f"attn.attention.{x}_proj": f"attn_{x}" for x in "qkv"},
+    **{f"self_attn.{x}_norm": f"attn_{x}_norm" for x in "qk"},
+    **{f"self_attn.{x}_layernorm": f"attn_{x}_norm" for x in "qk"},
+    **{f"self_attn.{x}_layernorm.norms.{i}": f"attn_{x}_norm" for x in "qk" for i in range(NUM_HEADS)},
+    **dict.fromkeys(("attn.c_attn", "attn.Wqkv"), "attn_qkv"),
+    **dict.fromkeys(
+        ("self_attn.o_proj", "attn.c_proj", "attn.out_proj", "attn.attention.out_proj"), "attn_output"
+    ),
+    "mlp.gate_proj": "ffn_gate",
+    **dict.fromkeys(("mlp.up_proj", "mlp.c_fc", "mlp.fc1", "mlp.dense_h_to_4h", "ffn.up_proj"), "ffn_up"),
+    **dict.fromkeys(("mlp.down_proj", "mlp.c_proj", "mlp.fc2", "mlp.dense_4h_to_h", "ffn.down_proj"), "ffn_down"),
+}
+SANDWICH = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+Change = Callable[[Any, str, str, F32], dict[str, F32]]
+
+
+def unchanged(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    return {name: x}
+
+
+def permuted(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    """Rows of q and k so that rope turns neighbours: i and i + head_dim / 2 of a head become 2i and 2i + 1."""
+    if name in ("attn_q", "attn_k"):
+        x = x.reshape(-1, 2, HEAD_DIM // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    return {name: x}
+
+
+def by_kind_not_head(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    """attn_qkv with the rows of q, k and v of each head side by side -> those of q, then k, then v."""
+    if name == "attn_qkv":
+        kv_heads = getattr(config, "num_kv_heads", NUM_HEADS)
+        groups = x.reshape(kv_heads, -1, HEAD_DIM, *x.shape[1:])
+        parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
+        x = np.concatenate([part.reshape(-1, *x.shape[1:]) for part in parts])
+    return {name: x}
+
+
+def plus_one(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    """Norms that transformers holds minus one."""
+    return {name: x + 1 if name.endswith("norm") and kind == "weight" else x}
+
+
+def split_gate_up(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    """gate_up_proj as two tensors."""
+    return {"ffn_gate": x[: len(x) // 2], "ffn_up": x[len(x) // 2 :]} if name == "ffn_gate_up" else {name: x}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One reference model; `options` are arguments of the transformers config beside the usual sizes."""
+
+    architecture: str
+    hf_class: str
+    notes: str
+    options: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, Any] = field(default_factory=dict)  # metadata beside the usual ones; None removes one
+    names: dict[str, str] = field(default_factory=dict)  # beside NAMES
+    change: Change = unchanged
+    tied: bool = False
+    layers: int = 2
+    kv_heads: int = 2
+    layer_norm: bool = False
+    sizes: dict[str, str] = field(default_factory=dict)  # names of sizes in configs that do not use the usual ones
+    intermediate: int = INTERMEDIATE_SIZE
+
+    def config(self) -> Any:
+        import transformers
+
+        usual: dict[str, Any] = {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": HIDDEN_SIZE,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": NUM_HEADS,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate,
+            "max_position_embeddings": CONTEXT,
+        }
+        sizes = {self.sizes.get(name, name): value for name, value in usual.items()}
+        sizes.pop("", None)
+        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": self.tied}
+        return getattr(transformers, self.hf_class).config_class(**sizes, **ids, **self.options)
+
+    def metadata(self, config: Any) -> dict[str, Any]:
+        eps = "attention.layer_norm_epsilon" if self.layer_norm else "attention.layer_norm_rms_epsilon"
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", "rms_norm_eps")
+        epsilon = [getattr(config, name, None) for name in names]
+        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+        keys = {
+            "rope.freq_base": theta,
+            "block_count": self.layers,
+            "context_length": CONTEXT,
+            "embedding_length": HIDDEN_SIZE,
+            "feed_forward_length": self.intermediate,
+            "attention.head_count": NUM_HEADS,
+            "attention.head_count_kv": self.kv_heads,
+            eps: next((float(value) for value in epsilon if value is not None), 1e-5),
+            **self.keys,
+        }
+        return {key: value for key, value in keys.items() if value is not None}
+
+
+ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
+GPT2_SIZES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+}
+BLOOM_SIZES = {**GPT2_SIZES, "hidden_size": "hidden_size", "intermediate_size": "", "max_position_embeddings": ""}
+MPT_SIZES = {
+    **BLOOM_SIZES,
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "max_position_embeddings": "max_seq_len",
+}
+HEADS = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
+PARTIAL = {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}
+
+
+def dense(architecture: str, hf_class: str, notes: str, **fields: Any) -> Recipe:
+    return Recipe(architecture, hf_class, notes, **fields)
+
+
+RECIPES: dict[str, Recipe] = {
+    "gpt2": dense(
+        "gpt2", "GPT2LMHeadModel", "learned positions, biases, tanh GELU, tied",
+        tied=True, layer_norm=True, kv_heads=4, sizes=GPT2_SIZES,
+    ),
+    "gptneo": dense(
+        "gptneo", "GPTNeoForCausalLM", "unscaled scores, layer 1 with a window of 16",
+        options={"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+        keys={"attention.sliding_window": WINDOW}, tied=True, layer_norm=True, kv_heads=4,
+        sizes={"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads", "num_key_value_heads": ""},
+    ),
+    "gptneox": dense(
+        "gptneox", "GPTNeoXForCausalLM", "parallel residual, rotary on a quarter of each head, exact GELU",
+        options={"rope_parameters": {**ROPE, "partial_rotary_factor": 0.25}},
+        keys={"rope.dimension_count": 2, "use_parallel_residual": True},
+        change=by_kind_not_head, layer_norm=True, kv_heads=4,
+    ),
+    "gptneox-sequential": dense(
+        "gptneox", "GPTNeoXForCausalLM", "blocks one behind the other",
+        options={"rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}, "use_parallel_residual": False},
+        keys={"use_parallel_residual": False}, change=by_kind_not_head, layer_norm=True, kv_heads=4,
+    ),
+    "falcon-7b": dense(
+        "falcon", "FalconForCausalLM", "multi-query, one norm, exact GELU",
+        options={"alibi": False, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True,
+                 "bias": False, "ffn_hidden_size": INTERMEDIATE_SIZE},
+        tied=True, layer_norm=True, kv_heads=1, sizes={"num_key_value_heads": "", "intermediate_size": ""},
+    ),
+    "falcon-40b": dense(
+        "falcon", "FalconForCausalLM", "new decoder architecture: two norms, grouped queries",
+        options={"alibi": False, "new_decoder_architecture": True, "bias": False, "num_kv_heads": 2,
+                 "ffn_hidden_size": INTERMEDIATE_SIZE},
+        names={"ln_attn": "attn_norm_2", "ln_mlp": "attn_norm"}, change=by_kind_not_head,
+        layer_norm=True, sizes={"num_key_value_heads": "", "intermediate_size": ""},
+    ),
+    "starcoder": dense(
+        "starcoder", "GPTBigCodeForCausalLM", "multi-query, learned positions",
+        tied=True, layer_norm=True, kv_heads=1, sizes=GPT2_SIZES,
+    ),
+    "starcoder2": dense(
+        "starcoder2", "Starcoder2ForCausalLM", "biases everywhere, grouped queries, window of 16",
+        options={"sliding_window": WINDOW}, keys={"attention.sliding_window": WINDOW}, tied=True, layer_norm=True,
+    ),
+    "phi2": dense(
+        "phi2", "PhiForCausalLM", "parallel block, rotary on half of each head, bias on the logits",
+        options=PARTIAL, keys={"rope.dimension_count": HEAD_DIM // 2}, layer_norm=True, kv_heads=4,
+    ),
+    "stablelm": dense(
+        "stablelm", "StableLmForCausalLM", "as the 1.6B: biases on q, k, v",
+        options={**PARTIAL, "use_qkv_bias": True}, keys={"rope.dimension_count": HEAD_DIM // 2}, layer_norm=True,
+    ),
+    "stablelm-12b": dense(
+        "stablelm", "StableLmForCausalLM", "parallel block, a norm for each head of q and k",
+        options={**PARTIAL, "use_parallel_residual": True, "qk_layernorm": True},
+        keys={"rope.dimension_count": HEAD_DIM // 2}, layer_norm=True,
+    ),
+    "nemotron": dense(
+        "nemotron", "NemotronForCausalLM", "norms plus one, squared ReLU",
+        options={**PARTIAL, "head_dim": HEAD_DIM}, keys={"rope.dimension_count": HEAD_DIM // 2},
+        change=plus_one, layer_norm=True,
+    ),
+    "persimmon": dense(
+        "persimmon", "PersimmonForCausalLM", "norms of q and k, rows of qkv by heads", options=PARTIAL,
+        keys={"rope.dimension_count": HEAD_DIM // 2}, layer_norm=True, kv_heads=4, sizes={"num_key_value_heads": ""},
+    ),
+    "bloom": dense(
+        "bloom", "BloomForCausalLM", "ALiBi, norm behind the embedding", change=by_kind_not_head, tied=True,
+        layer_norm=True, kv_heads=4, sizes=BLOOM_SIZES, intermediate=4 * HIDDEN_SIZE,
+    ),
+    "mpt": dense(
+        "mpt", "MptForCausalLM", "ALiBi, q, k and v clamped to 0.5", options={"attn_config": {"clip_qkv": 0.5}},
+        keys={"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 0.5}, tied=True, layer_norm=True, kv_heads=4,
+        sizes=MPT_SIZES, intermediate=4 * HIDDEN_SIZE,
+    ),
+    "gemma": dense(
+        "gemma", "GemmaForCausalLM", "one head of keys and values, heads wider than hidden / heads",
+        options={"head_dim": HEAD_DIM, "hidden_activation": "gelu_pytorch_tanh"}, keys=HEADS,
+        change=plus_one, tied=True, kv_heads=1,
+    ),
+    "gemma2": dense(
+        "gemma2", "Gemma2ForCausalLM", "caps 5 and 4, every other layer with a window of 16",
+        options={"head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM, "sliding_window": WINDOW,
+                 "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0},
+        keys={**HEADS, "attention.sliding_window": WINDOW, "attn_logit_softcapping": 5.0,
+              "final_logit_softcapping": 4.0},
+        names=SANDWICH, change=plus_one, tied=True,
+    ),
+    "granite": dense(
+        "granite", "GraniteForCausalLM", "four multipliers",
+        options={"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.4,
+                 "logits_scaling": 0.5},
+        keys={"embedding_scale": 3.0, "attention.scale": 0.1, "residual_scale": 0.4, "logit_scale": 0.5},
+        change=permuted, tied=True,
+    ),
+    "smollm3": dense(
+        "smollm3", "SmolLM3ForCausalLM", "every fourth layer knows no positions", change=permuted, tied=True, layers=5,
+    ),
+    "command-r": dense(
+        "command-r", "CohereForCausalLM", "parallel block, norm without bias, scaled logits",
+        options={"logit_scale": 0.25}, keys={"logit_scale": 0.25}, tied=True, layer_norm=True,
+    ),
+    "command-r-plus": dense(
+        "command-r", "CohereForCausalLM", "a norm for each head of q and k",
+        options={"logit_scale": 0.25, "use_qk_norm": True}, keys={"logit_scale": 0.25}, tied=True, layer_norm=True,
+    ),
+    "cohere2": dense(
+        "cohere2", "Cohere2ForCausalLM", "three layers with a window of 16 to one without positions",
+        options={"logit_scale": 0.25, "sliding_window": WINDOW}, tied=True, layer_norm=True, layers=4,
+        keys={"logit_scale": 0.25, "attention.sliding_window": WINDOW},
+    ),
+    "olmo": dense(
+        "olmo", "OlmoForCausalLM", "norms without weights, q, k and v clamped to 0.5", options={"clip_qkv": 0.5},
+        keys={"attention.clamp_kqv": 0.5}, change=permuted, layer_norm=True,
+    ),
+    "olmo2": dense(
+        "olmo2", "Olmo2ForCausalLM", "norms behind the blocks, of q and k over all heads", names=SANDWICH,
+    ),
+    "olmo3": dense(
+        "olmo2", "Olmo3ForCausalLM", "three layers with a window of 16 to one whose rope is scaled by yarn",
+        options={"sliding_window": WINDOW, "rope_parameters": {"sliding_attention": ROPE, "full_attention": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+            "attention_factor": 1.2, "beta_fast": 32.0, "beta_slow": 1.0}}},
+        keys={"attention.sliding_window": WINDOW, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+              "rope.scaling.original_context_length": 32,
+              "rope.scaling.attn_factor": 1.2 / (0.1 * float(np.log(4.0)) + 1.0)},
+        names=SANDWICH, layers=4,
+    ),
+}
