@@ -44,6 +44,7 @@ FLOAT_MODELS = [
     "nemotron",
     "olmo",
     "olmo2",
+    "openelm",
     "olmo3",
     "persimmon",
     "phi2",

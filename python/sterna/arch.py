@@ -117,20 +117,25 @@ class Metadata(TypedReads):
     def value(self, name: str) -> Any:
         return self.file.get(self.key(name))
 
-    def per_layer(self, name: str, layers: int, low: int, high: int, default: int | None = None) -> int:
-        """An integer within [low, high], or an array of one per layer that all agree."""
+    def by_layer(self, name: str, layers: int, low: int, high: int, default: int | None = None) -> tuple[int, ...]:
+        """An integer within [low, high] for each layer: from an array of one per layer, or one number for all."""
         value = self.value_or(name, default)
         if isinstance(value, int | float | str):
-            return self.integer(name, low, high, default)
+            return (self.integer(name, low, high, default),) * layers
         if len(value) != layers:
             self.fail(name, f"has {len(value)} elements for {layers} layers")
         items: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
         for item in items:
             if type(item) is not int or not low <= item <= high:
                 self.fail(name, f"has an element {shown(item)}, expected integers from {low} to {high}")
+        return tuple(items)
+
+    def per_layer(self, name: str, layers: int, low: int, high: int, default: int | None = None) -> int:
+        """The same where all layers must agree."""
+        items = self.by_layer(name, layers, low, high, default)
         if len(set(items)) != 1:
             raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
-        return int(items[0])
+        return items[0]
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class DecoderConfig:
         return cls(**decoder_fields(metadata))
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What the usual tensors must look like, by name without layer."""
+        """What the usual tensors must look like, by name without layer, or with it where the layers differ."""
         hidden, intermediate = self.hidden_size, self.intermediate_size
         q = self.num_attention_heads * self.head_dim
         k = self.num_key_value_heads * self.head_dim
@@ -229,13 +234,20 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
     """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them.
 
     `handles` names those of NEUTRAL_VALUES that the model file implements; others raise UnsupportedModelError when set.
-    With "attention.layer_norm_epsilon" in it there are no RMS norms.
+    With "attention.layer_norm_epsilon" in it there are no RMS norms; sizes in it may differ from layer to layer, and the
+    field is the largest.
     """
     _refuse_unknown_variants(m, handles)
     layers = m.integer("block_count", 1, MAX_LAYERS)
     hidden = m.integer("embedding_length", 1, MAX_EXTENT)
-    heads = m.per_layer("attention.head_count", layers, 1, MAX_HEADS)
-    kv_heads = m.per_layer("attention.head_count_kv", layers, 1, MAX_HEADS, heads)
+
+    def size(name: str, high: int, default: int | None = None) -> int:
+        if name in handles:
+            return max(m.by_layer(name, layers, 1, high, default))
+        return m.per_layer(name, layers, 1, high, default)
+
+    heads = size("attention.head_count", MAX_HEADS)
+    kv_heads = size("attention.head_count_kv", MAX_HEADS, heads)
     if heads % kv_heads:
         m.fail("attention.head_count", f"is {heads}, no multiple of attention.head_count_kv {kv_heads}")
     if not m.has("attention.key_length") and hidden % heads:
@@ -252,7 +264,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "value_head_dim": m.integer("attention.value_length", 1, MAX_EXTENT, head_dim),
-        "intermediate_size": m.per_layer("feed_forward_length", layers, 1, MAX_EXTENT),
+        "intermediate_size": size("feed_forward_length", MAX_EXTENT),
         "rms_norm_eps": 0.0 if other_norms else m.number("attention.layer_norm_rms_epsilon", high=1.0),
         "input_norm_eps": m.number("input_norm_rms_epsilon", 1e-6, high=1.0),
         "max_position_embeddings": context,
@@ -356,7 +368,7 @@ class TensorTable:
                 self.fail(name, "is missing")
             layer = _LAYER.fullmatch(name)
             shape = tuple(tensor.shape)
-            expected = self._expected.get(layer[2] if layer else name, shape)
+            expected = self._expected.get(name, self._expected.get(layer[2] if layer else name, shape))
             if expected == (1, *shape):
                 shape = expected  # some converters drop an extent of 1
             if shape != expected:
