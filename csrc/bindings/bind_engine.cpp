@@ -140,7 +140,7 @@ std::shared_ptr<Plan> to_plan(const py::object& plan) {
 
 std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
                                     std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens,
-                                    std::int32_t max_waiting) {
+                                    std::int32_t max_waiting, const py::object& draft) {
   EngineOptions options;
   options.context = context;
   options.max_sequences = max_sequences;
@@ -151,7 +151,8 @@ std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Piec
   }
   // Closing joins a thread that may be waiting for the GIL.
   const auto destroy = [](Engine* engine) { destroy_without_gil([engine] { delete engine; }); };
-  return {new Engine(to_plan(plan), std::move(pieces), options), destroy};
+  auto draft_plan = draft.is_none() ? nullptr : to_plan(draft);
+  return {new Engine(to_plan(plan), std::move(pieces), options, std::move(draft_plan)), destroy};
 }
 
 RequestTerms terms(bool background, std::optional<double> timeout, const py::bytes& context_key,
@@ -321,13 +322,13 @@ void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([open_engines](const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
                                    std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens,
-                                   std::int32_t max_waiting) {
-             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens, max_waiting);
+                                   std::int32_t max_waiting, const py::object& draft) {
+             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens, max_waiting, draft);
              open_engines->add(engine);
              return engine;
            }),
            "plan"_a, "pieces"_a, py::kw_only(), "context"_a, "max_sequences"_a = 16, "kv_tokens"_a = py::none(),
-           "max_waiting"_a = 1024)
+           "max_waiting"_a = 1024, "draft"_a = py::none())
       .def_property_readonly("context", &Engine::context)
       .def_property_readonly("vocab_size", &Engine::vocab_size)
       .def_property_readonly("hidden_size", &Engine::hidden_size)

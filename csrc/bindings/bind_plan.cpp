@@ -218,9 +218,10 @@ void bind_plan(py::module_& m) {
       "compile_cpu",
       [](const Program& program, const py::object& source, int threads, const std::string& isa,
          const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs, bool keep_values,
-         const std::vector<std::shared_ptr<GgufModel>>& adapters) {
+         const std::vector<std::shared_ptr<GgufModel>>& adapters, const std::shared_ptr<cpu::CpuPlan>& share_threads) {
         cpu::CpuPlanOptions options = plan_options(threads, isa, kv_dtype, max_tokens, max_outputs);
         options.keep_values = keep_values;
+        if (share_threads) options.pool = share_threads->pool();
         std::unique_ptr<TensorSource> tensors;
         if (py::isinstance<GgufModel>(source)) {
           tensors = std::make_unique<GgufSource>(
@@ -235,9 +236,9 @@ void bind_plan(py::module_& m) {
       py::arg("program"), py::arg("source"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "",
       py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
       py::arg("keep_values") = false, py::arg("adapters") = std::vector<std::shared_ptr<GgufModel>>(),
+      py::arg("share_threads") = py::none(),
       "Compiles a program for the CPU; `source` is a Gguf, or a dict of tensor bytes, and `adapters` are the files "
-      "that "
-      "weights lora.0, lora.1, ... are in.");
+      "that weights lora.0, lora.1, ... are in.");
 }
 
 }  // namespace sterna::bindings

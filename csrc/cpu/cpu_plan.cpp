@@ -53,12 +53,12 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
     : options_(checked(options)),
       kernels_(kernel_table(options.isa.empty() ? chosen_level() : std::string_view(options.isa))),
       program_(program),
-      pool_(thread_count(options.threads)),
-      weights_(program_, source, pool_),
+      pool_(options.pool ? options.pool : std::make_shared<ThreadPool>(thread_count(options.threads))),
+      weights_(program_, source, *pool_),
       kv_(program_, options.kv_type) {
   const FloatMode mode;
   steps_ = CompiledSteps::compile(
-      program_, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values}, pool_.size());
+      program_, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values}, pool_->size());
   num_token_ids_ = steps_.vocab_size;
   num_positions_ = std::numeric_limits<std::int32_t>::max();
   for (const Node& node : program_.function("logits").nodes) {
@@ -96,23 +96,23 @@ bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* 
   // The step after which the run stops. A number and not a flag: worker 0 may already be in the next step, and set it
   // there, while another has yet to look at it behind the barrier of this one.
   std::atomic<std::size_t> last_step{steps.size()};
-  pool_.run([&](int worker) {
+  pool_->run([&](int worker) {
     StepContext context;
     context.batch = &batch;
     context.kernels = &kernels_;
     context.kv = &kv_;
     context.scratch = &compiled.scratch[static_cast<std::size_t>(worker)];
     context.worker = worker;
-    context.num_workers = pool_.size();
+    context.num_workers = pool_->size();
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      context.ranges = &compiled.ranges[i * static_cast<std::size_t>(pool_.size())];
+      context.ranges = &compiled.ranges[i * static_cast<std::size_t>(pool_->size())];
       steps[i].run(steps[i].arguments, context);
       if (i + 1 < steps.size() && steps[i + 1].warm != nullptr) steps[i + 1].warm(steps[i + 1].arguments, context);
       // One worker decides before the barrier, so that all agree behind it.
       if (worker == 0 && interrupt != nullptr && interrupt->due()) {
         last_step.store(i, std::memory_order_relaxed);
       }
-      pool_.barrier().wait();
+      pool_->barrier().wait();
       if (last_step.load(std::memory_order_relaxed) <= i) return;
     }
   });
@@ -122,7 +122,7 @@ bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* 
 std::string CpuPlan::first_non_finite(const Batch& batch, std::int32_t row) {
   check(batch);
   CompiledSteps checked = CompiledSteps::compile(
-      program_, weights_, {batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true}, pool_.size());
+      program_, weights_, {batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true}, pool_->size());
   run(checked, batch, nullptr);
   const auto output = std::find(batch.output_rows.begin(), batch.output_rows.end(), row);
   for (const CompiledSteps::KeptValue& value : checked.kept) {

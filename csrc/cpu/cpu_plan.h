@@ -23,7 +23,8 @@ struct CpuPlanOptions {
   KvType kv_type = KvType::kF16;
   std::int32_t max_tokens = 512;
   std::int32_t max_outputs = 64;
-  bool keep_values = false;  // every result of a node can be looked at after a run
+  std::shared_ptr<ThreadPool> pool;  // of another plan, which never runs at the same time; null: `threads` of its own
+  bool keep_values = false;          // every result of a node can be looked at after a run
 };
 
 /// What a CpuPlan of this program will hold, found out without allocating any of it.
@@ -53,7 +54,9 @@ class CpuPlan final : public Plan {
   PlanMemory memory() const override;
 
   const char* isa() const { return kernels_.isa; }
-  int threads() const { return pool_.size(); }
+  int threads() const { return pool_->size(); }
+  /// For a plan that takes turns with this one: two pools would spin in each other's way.
+  std::shared_ptr<ThreadPool> pool() const { return pool_; }
   KvType kv_type() const { return kv_.type(); }
   std::map<std::string, int> layouts() const { return weights_.layouts(); }
 
@@ -70,7 +73,7 @@ class CpuPlan final : public Plan {
   const CpuPlanOptions options_;
   const KernelTable& kernels_;
   const Program program_;
-  ThreadPool pool_;
+  const std::shared_ptr<ThreadPool> pool_;
   Weights weights_;
   KvStorage kv_;
   CompiledSteps steps_;

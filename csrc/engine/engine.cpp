@@ -129,10 +129,11 @@ RequestHandle::Scores RequestHandle::scores() const {
   return {request_->scores, request_->score_rows, request_->score_columns};
 }
 
-Engine::Engine(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options) {
+Engine::Engine(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options,
+               std::shared_ptr<Plan> draft_plan) {
   if (!plan || !pieces) throw ArgumentError("an engine needs a plan and pieces");
   check_options(options);
-  core_ = std::make_shared<EngineCore>(std::move(plan), std::move(pieces), options);
+  core_ = std::make_shared<EngineCore>(std::move(plan), std::move(pieces), options, std::move(draft_plan));
   try {
     thread_ = std::make_unique<std::thread>([core = core_] {
       const FloatMode mode;  // a new thread inherits that of the caller
@@ -159,7 +160,7 @@ void Engine::close() {
     thread_->detach();
   } else {
     thread_->join();
-    core_->free_plan();
+    core_->free_plans();
   }
   thread_.reset();
 }

@@ -1,4 +1,5 @@
-/// The Engine owns a Plan and its KV cache: one thread runs batches, any number of threads submit requests and wait.
+/// The Engine owns a Plan and its KV cache (and those of a draft model): one thread runs batches, any number of threads
+/// submit requests and wait.
 #pragma once
 
 #include <chrono>
@@ -80,8 +81,10 @@ class RequestHandle {
 
 class Engine {
  public:
-  /// Throws ArgumentError. Nothing of the cache is allocated before it is needed.
-  Engine(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options);
+  /// `draft_plan` is of a smaller model with the same vocabulary that guesses ahead, or null. Throws ArgumentError.
+  /// Nothing of the caches is allocated before it is needed.
+  Engine(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options,
+         std::shared_ptr<Plan> draft_plan = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

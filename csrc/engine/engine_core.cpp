@@ -18,19 +18,8 @@ double seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-std::vector<std::int32_t> windows_of(const Plan& plan) {
-  std::vector<std::int32_t> windows;
-  for (const KvPoolInfo& pool : plan.kv_pools()) windows.push_back(pool.window);
-  return windows;
-}
-
-std::vector<std::int32_t> limits_of(const Plan& plan, const EngineOptions& options) {
-  const std::int64_t kv_tokens = options.kv_tokens > 0 ? options.kv_tokens : options.context;
-  std::vector<std::int32_t> limits;
-  for (const KvPoolInfo& pool : plan.kv_pools()) {
-    limits.push_back(pool_page_limit(pool.window, kv_tokens, options.max_sequences, plan.max_tokens()));
-  }
-  return limits;
+std::int64_t kv_tokens_of(const EngineOptions& options) {
+  return options.kv_tokens > 0 ? options.kv_tokens : options.context;
 }
 
 std::uint64_t page_bytes_of(const Plan& plan) {
@@ -57,7 +46,8 @@ ActiveRequest::ActiveRequest(GenerateRequest r)
 
 ActiveRequest::ActiveRequest(ScoreRequest r) : request(std::move(r)) { tokens = score()->tokens; }
 
-EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options)
+EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options,
+                       std::shared_ptr<Plan> draft_plan)
     : options_(options),
       vocab_size_(plan->vocab_size()),
       hidden_size_(plan->hidden_size()),
@@ -68,12 +58,15 @@ EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces>
       page_bytes_(page_bytes_of(*plan_)),
       kv_layout_(plan_->kv_layout()),
       sampler_(vocab_size_),
-      cache_(windows_of(*plan_), limits_of(*plan_, options)),
-      scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, cache_) {}
+      cache_(pool_windows(*plan_), pool_page_limits(*plan_, kv_tokens_of(options), options.max_sequences)),
+      scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, cache_),
+      drafter_(*plan_, std::move(draft_plan), kv_tokens_of(options), options.max_sequences) {}
 
 EngineCore::~EngineCore() {
-  // In a forked child the plan's worker threads do not exist: waiting for them would hang, so the plan is left alone.
-  if (!in_own_process()) new std::shared_ptr<Plan>(std::move(plan_));
+  // In a forked child the plans' worker threads do not exist: waiting for them would hang, so the plans are left alone.
+  if (in_own_process()) return;
+  new std::shared_ptr<Plan>(std::move(plan_));
+  new std::shared_ptr<Plan>(drafter_.take_plan());
 }
 
 bool EngineCore::in_own_process() const { return getpid() == process_; }
@@ -141,7 +134,7 @@ void EngineCore::submit(std::shared_ptr<ActiveRequest> request) {
 void EngineCore::cancel(ActiveRequest& request) {
   const std::lock_guard lock(mutex_);
   request.cancelled = true;
-  if (request.in_prefill) interrupt_.asked = true;
+  if (request.in_prefill || drafting_) interrupt_.asked = true;
   work_ = true;
   wake_.notify_one();
 }
@@ -153,10 +146,11 @@ void EngineCore::ask_to_close() {
   wake_.notify_one();
 }
 
-void EngineCore::free_plan() {
-  std::shared_ptr<Plan> plan;
+void EngineCore::free_plans() {
+  std::shared_ptr<Plan> plan, draft_plan;
   const std::lock_guard lock(mutex_);
   plan.swap(plan_);
+  draft_plan = drafter_.take_plan();
 }
 
 void EngineCore::loop() {
@@ -214,7 +208,7 @@ bool EngineCore::turn() {
     if (result == RunResult::kDone) {
       read_outputs();
       if (only_decodes_) {
-        costs_.measured(static_cast<std::int32_t>(batch_tokens_.size()), seconds(begin, Clock::now()));
+        drafter_.measured(static_cast<std::int32_t>(batch_tokens_.size()), seconds(begin, Clock::now()));
       }
     }
   } catch (...) {
@@ -299,36 +293,36 @@ void EngineCore::start(ActiveRequest& request) {
   scheduler_.add(request);
 }
 
-/// Guesses for the sequences that decode, as long as they pay. No lock: tokens are the engine thread's alone.
+/// Guesses for the sequences that decode, as long as they pay. No lock meanwhile: tokens are the engine thread's alone.
 void EngineCore::make_drafts() {
-  std::vector<ActiveRequest*> decoding;
+  std::vector<DraftJob> jobs;
+  std::int32_t rows = 0;
+  auto deadline = Clock::time_point::max();
   for (const auto& request : active_) {
     request->draft.clear();
-    if (request->state == Sequence::State::kRunning && request->num_pending() == 1) decoding.push_back(request.get());
-  }
-  auto rows = static_cast<std::int32_t>(decoding.size());
-  auto tokens = static_cast<double>(rows);
-  for (ActiveRequest* request : decoding) {
+    if (request->state == Sequence::State::kWaiting) drafter_.release(request->drafting, request->tokens);
+    if (request->state != Sequence::State::kRunning || request->num_pending() != 1) continue;
+    ++rows;
     const GenerateRequest* generate = request->generate();
-    if (!generate || generate->draft_tokens == 0) continue;
+    if (!generate) continue;
     const std::int64_t room = std::min(request->max_total - std::int64_t(request->history().size()),
-                                       request->max_positions - request->num_tokens()) -
-                              1;
-    const std::int64_t most = std::min<std::int64_t>(room, generate->draft_tokens.value_or(StepCosts::kMaxRows - rows));
-    if (most <= 0) continue;
-    const PromptLookup::Found found = request->lookup.find(request->history(), static_cast<std::size_t>(most));
-    auto count = static_cast<std::int32_t>(found.draft.size());
-    if (count == 0) continue;
-    if (!generate->draft_tokens) {
-      const double probability = request->acceptance.probability(found.match);
-      count = best_draft(costs_, rows, tokens, probability, count);
-      if (count == 0 && request->acceptance.should_probe()) count = 1;
-      tokens += expected_accepted(probability, count);
-    }
-    rows += count;
-    request->draft_match = found.match;
-    request->draft.assign(found.draft.begin(), found.draft.begin() + count);
+                                       request->max_positions - request->num_tokens());
+    jobs.push_back({request.get(), &request->drafting, generate, request->history(),
+                    static_cast<std::size_t>(request->num_prompt), room - 1});
+    deadline = std::min(deadline, request->deadline);
   }
+  if (jobs.empty()) return;
+  const auto set_drafting = [&](bool drafting) {
+    const std::lock_guard lock(mutex_);
+    drafting_ = drafting;
+    const bool cancelled =
+        std::any_of(active_.begin(), active_.end(), [](const auto& r) { return r->cancelled.load(); });
+    interrupt_.asked = closing_ || cancelled;
+    interrupt_.deadline = deadline;
+  };
+  if (drafter_.has_model()) set_drafting(true);
+  drafter_.draft(jobs, rows, interrupt_);
+  if (drafter_.has_model()) set_drafting(false);
 }
 
 void EngineCore::build_batch() {
@@ -393,6 +387,7 @@ EngineCore::RunResult EngineCore::run_batch(std::span<const std::int32_t> num_pa
 /// The final event; the sequence leaves the scheduler, what it computed stays in the cache.
 void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception_ptr error, StopCause stop) {
   request.timings.cached_tokens = std::min(request.num_reused, request.num_prompt);
+  drafter_.release(request.drafting, request.tokens);
   if (error) {
     scheduler_.remove(request);
   } else {

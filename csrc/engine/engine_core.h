@@ -20,9 +20,9 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/drafting.h"
 #include "engine/engine.h"
 #include "engine/scheduler.h"
-#include "engine/speculation.h"
 
 namespace sterna {
 
@@ -53,9 +53,7 @@ struct ActiveRequest : Sequence {
   std::size_t score_columns = 0;  // 0: one number per row
   std::shared_ptr<float[]> scores;
 
-  PromptLookup lookup;
-  Acceptance acceptance;
-  std::int32_t draft_match = 0;  // of the draft that the sequence has
+  DraftState drafting;
   bool forgot = false;
   std::vector<std::int32_t> all_tokens;  // where it forgot
 
@@ -70,14 +68,15 @@ struct ActiveRequest : Sequence {
 /// a step.
 class EngineCore {
  public:
-  EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options);
+  EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options,
+             std::shared_ptr<Plan> draft_plan);
   ~EngineCore();
 
   /// The engine thread: runs until `ask_to_close`, then ends all requests.
   void loop();
   void ask_to_close();
   /// After the thread has ended.
-  void free_plan();
+  void free_plans();
 
   /// Throws Error in a process other than the one that made the engine: its threads did not come along.
   void check_process() const;
@@ -155,7 +154,8 @@ class EngineCore {
   std::condition_variable wake_;
   std::atomic<bool> closing_ = false;  // read without the mutex, which in a forked child may be locked for ever
   bool work_ = false;                  // something changed since the thread last looked
-  Interrupt interrupt_;
+  Interrupt interrupt_;                // of the run in progress, be it the plan's or the draft model's
+  bool drafting_ = false;              // the draft model runs
   KvCache cache_;
   Scheduler scheduler_;
   std::list<std::shared_ptr<ActiveRequest>> submitted_;  // not yet seen by the thread
@@ -180,7 +180,7 @@ class EngineCore {
   bool copied_ = false;                         // its pages were copied
   bool only_decodes_ = false;
   std::vector<Outcome> outcomes_;
-  StepCosts costs_;
+  Drafter drafter_;
 };
 
 }  // namespace sterna

@@ -69,7 +69,7 @@ void EngineCore::read_tokens(Outcome& outcome, const ScheduledRows& rows, std::s
   if (drafted == 0) return;
   request.timings.draft_tokens += drafted;
   request.timings.accepted_tokens += accepted;
-  request.acceptance.learn(request.draft_match, drafted, accepted);
+  drafter_.learn(request.drafting, drafted, accepted);
 }
 
 void EngineCore::read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows,

@@ -32,6 +32,20 @@ std::int32_t pool_page_limit(std::int32_t window, std::int64_t kv_tokens, std::i
   return static_cast<std::int32_t>(std::min<std::int64_t>(all, seen));
 }
 
+std::vector<std::int32_t> pool_page_limits(const Plan& plan, std::int64_t kv_tokens, std::int32_t max_sequences) {
+  std::vector<std::int32_t> limits;
+  for (const KvPoolInfo& pool : plan.kv_pools()) {
+    limits.push_back(pool_page_limit(pool.window, kv_tokens, max_sequences, plan.max_tokens()));
+  }
+  return limits;
+}
+
+std::vector<std::int32_t> pool_windows(const Plan& plan) {
+  std::vector<std::int32_t> windows;
+  for (const KvPoolInfo& pool : plan.kv_pools()) windows.push_back(pool.window);
+  return windows;
+}
+
 KvCache::KvCache(std::span<const std::int32_t> windows, std::span<const std::int32_t> limits) : index_(pools_) {
   for (std::size_t pool = 0; pool < windows.size(); ++pool) pools_.push_back({windows[pool], KvPages(limits[pool])});
 }

@@ -9,6 +9,7 @@
 #include "engine/pages.h"
 #include "engine/prefix_index.h"
 #include "engine/sequence.h"
+#include "plan/plan.h"
 
 namespace sterna {
 
@@ -16,6 +17,10 @@ namespace sterna {
 /// `max_sequences` see at once, and what a run of `max_tokens` rows adds.
 std::int32_t pool_page_limit(std::int32_t window, std::int64_t kv_tokens, std::int32_t max_sequences,
                              std::int32_t max_tokens);
+
+/// The same for each pool of a plan, and their windows.
+std::vector<std::int32_t> pool_page_limits(const Plan& plan, std::int64_t kv_tokens, std::int32_t max_sequences);
+std::vector<std::int32_t> pool_windows(const Plan& plan);
 
 /// Page `from` of a pool is to be copied to `to` before the batch runs.
 struct PageCopy {

@@ -10,6 +10,7 @@ constexpr std::size_t kGram = 3;
 // Places that are compared, the last ones first, and how far back.
 constexpr int kMaxPlaces = 16;
 constexpr std::int32_t kMaxMatch = 32;
+constexpr std::int32_t kLongMatch = 8;
 // Of a new measurement in the running mean.
 constexpr double kNewShare = 0.2;
 // A row more takes about so much of the first one's time where nothing was measured.
@@ -53,12 +54,16 @@ PromptLookup::Found PromptLookup::find(std::span<const std::int32_t> history, st
   return best;
 }
 
-void Acceptance::learn(std::int32_t match, std::int32_t drafted, std::int32_t accepted) {
-  double& probability = probability_[index(match)];
+DraftSource source_of(const PromptLookup::Found& found) {
+  return found.match >= kLongMatch ? DraftSource::kLongMatch : DraftSource::kShortMatch;
+}
+
+void Acceptance::learn(DraftSource source, std::int32_t drafted, std::int32_t accepted) {
+  double& probability = probability_[static_cast<std::size_t>(source)];
   for (std::int32_t i = 0; i < std::min(drafted, accepted + 1); ++i) {
     probability += 0.1 * ((i < accepted ? 1.0 : 0.0) - probability);
   }
-  steps_since_draft_ = 0;
+  if (source != DraftSource::kModel) steps_since_match_ = 0;
 }
 
 void StepCosts::measured(std::int32_t rows, double seconds) {
@@ -66,10 +71,17 @@ void StepCosts::measured(std::int32_t rows, double seconds) {
   double& mean = seconds_[static_cast<std::size_t>(rows)];
   // A pause of the machine is no cost of the rows.
   mean = mean == 0.0 ? seconds : mean + kNewShare * (std::min(seconds, 2 * mean) - mean);
+  for (std::int32_t r = 1; r <= kMaxRows; ++r) expected_[static_cast<std::size_t>(r)] = guess(r);
+  // Fewer rows take no longer. Where they seem to, they were measured in a bad moment, and maybe never again.
+  for (std::size_t r = kMaxRows - 1; r > 0; --r) expected_[r] = std::min(expected_[r], expected_[r + 1]);
 }
 
 double StepCosts::seconds(std::int32_t rows) const {
   rows = std::clamp(rows, 1, kMaxRows);
+  return known() ? expected_[static_cast<std::size_t>(rows)] : 1 + kRowShare * (rows - 1);
+}
+
+double StepCosts::guess(std::int32_t rows) const {
   const auto at = [&](std::int32_t r) { return seconds_[static_cast<std::size_t>(r)]; };
   if (at(rows) > 0.0) return at(rows);
   std::int32_t below = rows - 1;
@@ -83,7 +95,7 @@ double StepCosts::seconds(std::int32_t rows) const {
     return at(below) + (at(above) - at(below)) * (rows - below) / (above - below);
   }
   if (below > 0) return guessed(at(below), below);
-  return above <= kMaxRows ? guessed(at(above), above) : 1 + kRowShare * (rows - 1);
+  return guessed(at(above), above);
 }
 
 double expected_accepted(double probability, std::int32_t draft) {

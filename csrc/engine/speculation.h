@@ -1,4 +1,4 @@
-/// Guesses of what a text will say next, and whether computing them along with its last token pays.
+/// Guesses of what a text will say next by what it said before, and the figures that tell whether guesses pay.
 ///
 /// A guess never changes a result: a token of a draft counts only where the model's own choice is the same one.
 #pragma once
@@ -28,22 +28,28 @@ class PromptLookup {
   std::vector<std::int32_t> before_;                      // by position: the same hash's place before; -1: none
 };
 
-/// How often drafts of one request came true; apart for short and for long matches.
+/// Where a draft is from: what followed a few equal tokens, what followed many, or a draft model.
+enum class DraftSource : std::uint8_t { kShortMatch, kLongMatch, kModel };
+
+DraftSource source_of(const PromptLookup::Found& found);
+
+/// How often drafts of one request came true, by their source.
 class Acceptance {
  public:
   /// Expected share of right tokens after a right one.
-  double probability(std::int32_t match) const { return probability_[index(match)]; }
+  double probability(DraftSource source) const { return probability_[static_cast<std::size_t>(source)]; }
+  /// Where nothing was learnt yet: what to think of a source.
+  void expect(DraftSource source, double probability) { probability_[static_cast<std::size_t>(source)] = probability; }
   /// `drafted` tokens were checked, the first `accepted` of them were right.
-  void learn(std::int32_t match, std::int32_t drafted, std::int32_t accepted);
-  /// Whether a draft should be tried although none is expected to pay: now and then, so that a change is seen.
-  bool should_probe() { return ++steps_since_draft_ >= kProbeSteps; }
+  void learn(DraftSource source, std::int32_t drafted, std::int32_t accepted);
+  /// Whether a match should be tried although none is expected to pay: now and then, so that a change is seen.
+  bool should_probe() { return ++steps_since_match_ >= kProbeSteps; }
 
  private:
   static constexpr std::int32_t kProbeSteps = 48;
-  static std::size_t index(std::int32_t match) { return match >= 8 ? 1 : 0; }
 
-  std::array<double, 2> probability_{0.4, 0.8};
-  std::int32_t steps_since_draft_ = 0;
+  std::array<double, 3> probability_{0.4, 0.8, 0.7};
+  std::int32_t steps_since_match_ = 0;
 };
 
 /// What a batch of decode rows takes, by their number, as measured.
@@ -54,9 +60,15 @@ class StepCosts {
   void measured(std::int32_t rows, double seconds);
   /// Relative to each other; guessed from its neighbours where a number of rows was not seen yet.
   double seconds(std::int32_t rows) const;
+  /// Whether anything was measured: then these are seconds.
+  bool known() const { return expected_[1] > 0.0; }
 
  private:
-  std::array<double, kMaxRows + 1> seconds_{};  // 0: not measured
+  /// From the measured neighbours, of which there must be one.
+  double guess(std::int32_t rows) const;
+
+  std::array<double, kMaxRows + 1> seconds_{};   // 0: not measured
+  std::array<double, kMaxRows + 1> expected_{};  // for all numbers of rows
 };
 
 /// How many tokens to draft for one more sequence of a batch that has `rows` rows and brings `tokens` tokens so far

@@ -355,10 +355,12 @@ def compile_cpu(
     max_outputs: int = 64,
     keep_values: bool = False,
     adapters: Sequence[Gguf] = (),
+    share_threads: CpuPlan | None = None,
 ) -> CpuPlan:
     """Compiles a program, fused or not, for the CPU; `source` has the tensors' bytes, `adapters` those of weights lora.n.
 
-    threads 0: one per CPU; isa "": the best, or $STERNA_ISA. ArgumentError, DeviceError, UnsupportedModelError, FileError,
+    threads 0: one per CPU; isa "": the best, or $STERNA_ISA. `share_threads` is a plan whose threads compute this one as
+    well, which then must not run at the same time. ArgumentError, DeviceError, UnsupportedModelError, FileError,
     MemoryBudgetError.
     """
 
@@ -707,10 +709,12 @@ class Engine:
         max_sequences: int = 16,
         kv_tokens: int | None = None,
         max_waiting: int = 1024,
+        draft: Plan | None = None,
     ) -> None:
         """`context` limits one sequence, `kv_tokens` all of them together (default: one context); both in tokens.
 
-        More than `max_waiting` requests that wait are refused.
+        More than `max_waiting` requests that wait are refused. `draft` is a smaller model that guesses ahead;
+        ArgumentError when its vocabulary has another size.
         """
     @property
     def context(self) -> int: ...

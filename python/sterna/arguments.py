@@ -28,6 +28,7 @@ LOAD_ALIASES: Mapping[str, str] = {
     "cache_type": "kv_dtype",
     "kv_type": "kv_dtype",
     "kv_cache_dtype": "kv_dtype",
+    "draft_model": "draft",
 }
 GENERATE_ALIASES: Mapping[str, str] = {
     "max_new_tokens": "max_tokens",

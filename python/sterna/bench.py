@@ -75,14 +75,15 @@ class BenchResult:
 class Measurement:
     """A test made ready to run again and again: the tokens before it stay in the cache."""
 
-    def __init__(self, engine: _core.Engine, test: BenchTest) -> None:
-        """ArgumentError when the engine's context is too short."""
+    def __init__(self, engine: _core.Engine, test: BenchTest, draft_tokens: int | None = 0) -> None:
+        """`draft_tokens` are guessed ahead; None: as many as pay. ArgumentError when the context is too short."""
         if test.context > engine.context:
             raise ArgumentError(
                 f"{test.name} needs a context of {test.context} tokens, the engine has {engine.context}"
             )
         self.test = test
         self._engine = engine
+        self._draft_tokens = draft_tokens
         self._before = [self._random(test.depth, seed) for seed in range(test.batch)]
         self._runs = 0
 
@@ -101,7 +102,8 @@ class Measurement:
         max_tokens = test.generate + 1
         begin = time.perf_counter()
         requests = [
-            engine.submit(prompt, max_tokens=max_tokens, sampling=greedy, draft_tokens=0) for prompt in prompts
+            engine.submit(prompt, max_tokens=max_tokens, sampling=greedy, draft_tokens=self._draft_tokens)
+            for prompt in prompts
         ]
         for request in requests:
             request.events()
@@ -119,11 +121,13 @@ class Measurement:
         return np.random.default_rng(seed).integers(0, self._engine.vocab_size, count, dtype=np.int32)
 
 
-def measure(engine: _core.Engine, test: BenchTest, repetitions: int = 5) -> BenchResult:
-    """Runs the test once to warm up, then `repetitions` times. ArgumentError."""
+def measure(
+    engine: _core.Engine, test: BenchTest, repetitions: int = 5, *, draft_tokens: int | None = 0
+) -> BenchResult:
+    """Runs the test once to warm up, then `repetitions` times; `draft_tokens` as in Measurement. ArgumentError."""
     if repetitions < 1:
         raise ArgumentError(f"repetitions is {repetitions}, must be at least 1")
-    measurement = Measurement(engine, test)
+    measurement = Measurement(engine, test, draft_tokens)
     measurement.run()
     return BenchResult(test, [measurement.run() for _ in range(repetitions)])
 

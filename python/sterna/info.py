@@ -32,6 +32,7 @@ class ModelInfo:
     kv_dtype: str
     memory: MemoryPlan
     fingerprint: str  # of the program, the tensor table, and samples of the weights
+    draft: str | None = None  # path of the draft model
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "memory": self.memory.to_dict()}
@@ -49,7 +50,9 @@ class ModelInfo:
             "template": self.template_source or "none",
             "device": f"{self.device}, {self.isa}, {self.threads} threads",
             "memory": f"{readable(memory.total)}: weights {readable(memory.weights)}, KV cache {readable(memory.kv)} "
-            f"({self.kv_dtype}, {memory.kv_tokens} tokens), scratch {readable(memory.scratch)}",
+            f"({self.kv_dtype}, {memory.kv_tokens} tokens), scratch {readable(memory.scratch)}"
+            + (f", draft model {readable(memory.draft)}" if self.draft else ""),
+            **({"draft": self.draft} if self.draft else {}),
             "sequences": f"up to {self.max_sequences} at a time",
         }
         return "\n".join(f"{name:<11}{value}" for name, value in rows.items())

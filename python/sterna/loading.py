@@ -19,6 +19,7 @@ from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program
+    from sterna.draft import PreparedDraft
     from sterna.hub import Progress, ResolvedModel
     from sterna.llm import LLM
 
@@ -42,6 +43,7 @@ def load(
     kv_dtype: str = "f16",
     max_sequences: int = 16,
     kv_tokens: int | None = None,
+    draft: str | Path | None = None,
     seed: int | None = None,
     lora: Mapping[str, str | Path] | None = None,
     max_waiting: int = 1024,
@@ -62,6 +64,8 @@ def load(
     kv_dtype: "f16", "f32" or "q8_0", of the KV cache: q8_0 takes about half the memory of f16.
     max_sequences: how many run at the same time; more wait.
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
+    draft: a smaller model with the same tokens that guesses ahead, as `model`: it makes texts come faster where it is
+        mostly right, and changes none. ArgumentError when its tokens are others.
     seed: of requests that name none; None is a random one for each.
     lora: adapters in GGUF files by the names under which requests ask for them.
     max_waiting: requests that may wait; one more raises QueueFullError.
@@ -86,6 +90,7 @@ def load(
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         kv_tokens=kv_tokens,
+        draft=draft,
         i2s_order=i2s_order,
         progress=progress,
         lora=lora,
@@ -108,6 +113,7 @@ def plan(
     kv_dtype: str = "f16",
     max_sequences: int = 16,
     kv_tokens: int | None = None,
+    draft: str | Path | None = None,
     i2s_order: str = "x86",
     progress: Progress | None = None,
     lora: Mapping[str, str | Path] | None = None,
@@ -127,6 +133,7 @@ def plan(
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         kv_tokens=kv_tokens,
+        draft=draft,
         i2s_order=i2s_order,
         progress=progress,
         lora=lora,
@@ -146,6 +153,7 @@ class Prepared:
     settings: PlanSettings
     memory: MemoryPlan
     context_capped: bool
+    draft: PreparedDraft | None
 
 
 def prepare(
@@ -158,6 +166,7 @@ def prepare(
     kv_dtype: str,
     max_sequences: int,
     kv_tokens: int | None,
+    draft: str | Path | None,
     i2s_order: str,
     progress: Progress | None,
     lora: Mapping[str, str | Path] | None,
@@ -190,15 +199,33 @@ def prepare(
     settings = PlanSettings.choose(
         vocab_size=traced.config.vocab_size, threads=threads or 0, kv_dtype=kv_dtype, max_sequences=max_sequences
     )
+    drafts = None
+    if draft is not None:
+        from sterna.draft import prepare_draft
+
+        drafts = prepare_draft(
+            draft,
+            file,
+            settings,
+            vocab_size=traced.config.vocab_size,
+            i2s_order=i2s_order,
+            progress=progress,
+        )
     trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
     memory = plan_memory(
-        program, settings, context=context, kv_tokens=kv_tokens, trained_context=trained, budget=budget
+        program,
+        settings,
+        context=context,
+        kv_tokens=kv_tokens,
+        trained_context=trained,
+        budget=budget,
+        draft=None if drafts is None else (drafts.program, drafts.settings),
     )
     learned = _learned_positions(program)
     if memory.context > learned:
         raise ArgumentError(f"context is {memory.context}, the model has learned {learned} positions")
     capped = context is None and kv_tokens is None and memory.context < trained
-    return Prepared(resolved, file, traced.architecture, trained, program, adapters, settings, memory, capped)
+    return Prepared(resolved, file, traced.architecture, trained, program, adapters, settings, memory, capped, drafts)
 
 
 def _learned_positions(program: Program) -> int:
@@ -259,6 +286,11 @@ def _start(
         max_outputs=settings.max_outputs,
         adapters=[adapter.file for adapter in prepared.adapters],
     )
+    draft = None
+    if prepared.draft is not None:
+        from sterna.draft import compile_draft
+
+        draft = compile_draft(prepared.draft, compiled)
     engine = Engine(
         compiled,
         Pieces.from_gguf(file),
@@ -266,6 +298,7 @@ def _start(
         max_sequences=settings.max_sequences,
         kv_tokens=memory.kv_tokens,
         max_waiting=max_waiting,
+        draft=draft,
     )
     info = ModelInfo(
         name=str(file.get("general.name", prepared.resolved.name)),
@@ -288,6 +321,7 @@ def _start(
         kv_dtype=settings.kv_dtype,
         memory=memory,
         fingerprint=fingerprint(file, prepared.program),
+        draft=None if prepared.draft is None else prepared.draft.file.path,
     )
     cache = None
     if prefix_cache is not None:

@@ -42,9 +42,9 @@ class MemoryPlan:
     """Bytes that a loaded model takes beyond Python, its libraries and the tokenizer, once its context has been full.
 
     `weights` are packed for the kernels. `kv` is for `kv_tokens`; it is allocated in slabs as sequences grow, so a
-    short run takes a part of it. `scratch` is what one run computes in, logits included. The file is read and never
-    mapped: cached pages of it are not counted. `budget` is what it was planned for (None: unknown), `max_context` the
-    longest context within it.
+    short run takes a part of it. `scratch` is what one run computes in, logits included. `draft` is all that a draft
+    model takes, its own KV cache for as many tokens included. The file is read and never mapped: cached pages of it are
+    not counted. `budget` is what it was planned for (None: unknown), `max_context` the longest context within it.
     """
 
     weights: int
@@ -55,10 +55,11 @@ class MemoryPlan:
     pools: tuple[KvPool, ...]
     budget: int | None = None
     max_context: int | None = None
+    draft: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.scratch
+        return self.weights + self.kv + self.scratch + self.draft
 
     @property
     def fits(self) -> bool:
@@ -71,11 +72,12 @@ class MemoryPlan:
         """MemoryBudgetError with all parts, and what would fit, if this plan does not."""
         if self.fits or self.budget is None:
             return
+        draft = f", draft model {readable(self.draft)}" if self.draft else ""
         fitting = f"a context of {self.max_context} tokens" if self.max_context else "no context"
         raise MemoryBudgetError(
             f"the model needs {readable(self.total)}, the memory budget is {readable(self.budget)}: weights "
             f"{readable(self.weights)}, KV cache {readable(self.kv)} for {self.kv_tokens} tokens, scratch "
-            f"{readable(self.scratch)}; {fitting} would fit"
+            f"{readable(self.scratch)}{draft}; {fitting} would fit"
         )
 
 
@@ -97,6 +99,34 @@ class PlanSettings:
         return PlanSettings(threads, kv_dtype, max(PREFILL_TOKENS, outputs), outputs, max_sequences)
 
 
+class _Needs:
+    """What one program takes, for any number of tokens."""
+
+    def __init__(self, program: Program, settings: PlanSettings) -> None:
+        from sterna._core import plan_memory as bytes_of
+
+        self._settings = settings
+        self.weights, self.scratch, self._kinds = bytes_of(
+            program,
+            threads=settings.threads,
+            kv_dtype=settings.kv_dtype,
+            max_tokens=settings.max_tokens,
+            max_outputs=settings.max_outputs,
+        )
+
+    def pools(self, tokens: int) -> tuple[KvPool, ...]:
+        from sterna._core import pool_page_limit
+
+        most, rows = self._settings.max_sequences, self._settings.max_tokens
+        return tuple(KvPool(window, size, pool_page_limit(window, tokens, most, rows)) for window, size in self._kinds)
+
+    def kv(self, tokens: int) -> int:
+        return sum(pool.pages * pool.page_bytes for pool in self.pools(tokens))
+
+    def total(self, tokens: int) -> int:
+        return self.weights + self.scratch + self.kv(tokens)
+
+
 def plan_memory(
     program: Program,
     settings: PlanSettings,
@@ -105,39 +135,35 @@ def plan_memory(
     kv_tokens: int | None,
     trained_context: int,
     budget: int | None,
+    draft: tuple[Program, PlanSettings] | None = None,
 ) -> MemoryPlan:
-    """The plan for a context (None: the trained length, or what of it fits) and a cache of `kv_tokens` (None: that)."""
-    from sterna._core import plan_memory as bytes_of
-    from sterna._core import pool_page_limit
+    """The plan for a context (None: the trained length, or what of it fits) and a cache of `kv_tokens` (None: that).
 
-    weights, scratch, kinds = bytes_of(
-        program,
-        threads=settings.threads,
-        kv_dtype=settings.kv_dtype,
-        max_tokens=settings.max_tokens,
-        max_outputs=settings.max_outputs,
-    )
-
-    def pools(tokens: int) -> tuple[KvPool, ...]:
-        return tuple(
-            KvPool(window, size, pool_page_limit(window, tokens, settings.max_sequences, settings.max_tokens))
-            for window, size in kinds
-        )
-
-    def bytes_for(tokens: int) -> int:
-        return sum(pool.pages * pool.page_bytes for pool in pools(tokens))
-
+    A draft model's cache holds as many tokens.
+    """
+    own = _Needs(program, settings)
+    parts = [own] if draft is None else [own, _Needs(*draft)]
     fitting = None
     if budget is not None:
         most = -(-max(trained_context, context or 0) // PAGE_TOKENS)
         pages = bisect.bisect_right(
-            range(most), budget - weights - scratch, key=lambda page: bytes_for((page + 1) * PAGE_TOKENS)
+            range(most), budget, key=lambda page: sum(part.total((page + 1) * PAGE_TOKENS) for part in parts)
         )
         fitting = min(pages * PAGE_TOKENS, max(trained_context, context or 0))
     if context is None:
         context = min(trained_context, kv_tokens or fitting or trained_context)
     kv_tokens = kv_tokens or context
-    return MemoryPlan(weights, bytes_for(kv_tokens), scratch, context, kv_tokens, pools(kv_tokens), budget, fitting)
+    return MemoryPlan(
+        weights=own.weights,
+        kv=own.kv(kv_tokens),
+        scratch=own.scratch,
+        context=context,
+        kv_tokens=kv_tokens,
+        pools=own.pools(kv_tokens),
+        budget=budget,
+        max_context=fitting,
+        draft=sum(part.total(kv_tokens) for part in parts[1:]),
+    )
 
 
 def parse_budget(budget: int | str | None) -> int | None:

@@ -85,10 +85,11 @@ class FakeModel:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
-    """What `sterna.load` gives, for any file; the working directory has m.gguf."""
+    """What `sterna.load` gives, for any file; the working directory has m.gguf and small.gguf."""
     fake = FakeModel()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "m.gguf").touch()
+    for name in ("m.gguf", "small.gguf"):
+        (tmp_path / name).touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
     def load(path: str, **arguments: Any) -> FakeModel:
@@ -107,7 +108,7 @@ def test_run_prints_the_text_and_nothing_else(model: FakeModel, capfd: pytest.Ca
     assert main(["run", "m.gguf", "Hello"]) == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("You said: Hello", "")
-    loading = {"threads": None, "context": None, "device": "auto", "kv_dtype": "f16", "i2s_order": "x86"}
+    loading = {"threads": None, "context": None, "device": "auto", "kv_dtype": "f16", "draft": None, "i2s_order": "x86"}
     assert model.calls[0] == ("load", "m.gguf", loading)
     assert model.calls[1] == ("chat", [{"role": "user", "content": "Hello"}], {"stream": True})
     assert model.closed
@@ -131,11 +132,14 @@ def test_run_passes_options_on(model: FakeModel) -> None:
         "x",
         "--kv-dtype",
         "q8_0",
+        "--draft",
+        "small.gguf",
         "--i2s-order",
         "arm",
     ]
     assert main(["run", "m.gguf", "Hi", *options, "-t", "2", "-c", "99", "--device", "cpu", "-s", "Be brief."]) == 0
-    assert model.calls[0][2] == {"threads": 2, "context": 99, "device": "cpu", "kv_dtype": "q8_0", "i2s_order": "arm"}
+    loading = {"device": "cpu", "kv_dtype": "q8_0", "draft": "small.gguf", "i2s_order": "arm"}
+    assert model.calls[0][2] == {"threads": 2, "context": 99, **loading}
     _, messages, arguments = model.calls[1]
     assert messages[0] == {"role": "system", "content": "Be brief."}
     sampling = {"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 9, "stop": ["x"], "max_tokens": 5}
@@ -288,7 +292,8 @@ def test_chat_on_a_terminal(tmp_path: Path, term: str) -> None:
     import struct
     import termios
 
-    (tmp_path / "m.gguf").touch()
+    for name in ("m.gguf", "small.gguf"):
+        (tmp_path / name).touch()
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
     code = TERMINAL.format(folder=str(Path(__file__).parent))

@@ -1,6 +1,6 @@
-/// Sixteen threads submit, wait, cancel, share beginnings, draft, miss deadlines, move pages and fail on one engine
-/// over a fake model, then on many short-lived ones: the tokens must be those of a sequence alone, and pages must come
-/// back. Meant to run under the thread sanitizer.
+/// Sixteen threads submit, wait, cancel, share beginnings, draft (with a second model), miss deadlines, move pages and
+/// fail on one engine over a fake model, then on many short-lived ones: the tokens must be those of a sequence alone,
+/// and pages must come back. Meant to run under the thread sanitizer.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -81,6 +81,9 @@ std::shared_ptr<const Pieces> pieces() {
   return std::make_shared<Pieces>(Pieces::from_tokens(PieceKind::kSentencePiece, views, {}));
 }
 
+/// The same model with other limits: it is right, and fails where the poison is.
+std::shared_ptr<Plan> draft_plan() { return std::make_shared<FakePlan>(kVocab, 24, 3); }
+
 GenerateRequest request(std::uint64_t seed, std::size_t length, int count) {
   GenerateRequest r;
   r.tokens = prompt(seed, length);
@@ -157,7 +160,7 @@ void many_threads_one_engine(int num_threads, int per_thread) {
   options.context = 512;
   options.max_sequences = 6;
   options.kv_tokens = 1024;
-  Engine engine(std::make_shared<FakePlan>(kVocab, 48, 4), pieces(), options);
+  Engine engine(std::make_shared<FakePlan>(kVocab, 48, 4), pieces(), options, draft_plan());
   GenerateRequest start = request(999, 200, 1);
   const std::vector<std::int32_t> trunk = start.tokens;
   start.max_tokens = 0;
@@ -189,7 +192,7 @@ void close_while_running(int rounds) {
   for (int round = 0; round < rounds; ++round) {
     EngineOptions options;
     options.context = 4096;
-    auto engine = std::make_unique<Engine>(std::make_shared<FakePlan>(kVocab, 32, 4), pieces(), options);
+    auto engine = std::make_unique<Engine>(std::make_shared<FakePlan>(kVocab, 32, 4), pieces(), options, draft_plan());
     std::vector<std::thread> threads;
     for (int n = 0; n < 4; ++n) {
       threads.emplace_back([&engine, n] {

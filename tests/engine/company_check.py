@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from schedules import PAGE, Action, Ask, EngineShape, Schedule
+from engine_fakes import FakePlan
+from schedules import PAGE, Action, Ask, DraftShape, EngineShape, Schedule
 from sterna import _core
 from sterna.errors import ContextOverflowError, DeadlineError, MemoryBudgetError, SternaError
 from sterna.trace import trace
@@ -46,7 +47,15 @@ class Model:
         self._program = trace(self._file).program.fuse()
         self.pieces = _core.Pieces.from_gguf(self._file)
 
-    def compile(self, *, threads: int, max_tokens: int, max_outputs: int, kv_dtype: str) -> _core.CpuPlan:
+    def compile(
+        self,
+        *,
+        threads: int,
+        max_tokens: int,
+        max_outputs: int,
+        kv_dtype: str,
+        share_threads: _core.CpuPlan | None = None,
+    ) -> _core.CpuPlan:
         return _core.compile_cpu(
             self._program,
             self._file,
@@ -54,6 +63,19 @@ class Model:
             max_tokens=max_tokens,
             max_outputs=max_outputs,
             kv_dtype=kv_dtype,
+            share_threads=share_threads,
+        )
+
+    def draft(self, shape: DraftShape, target: _core.CpuPlan) -> _core.Plan:
+        """A draft model for that plan."""
+        if shape.kind == "wrong":
+            return FakePlan(target.vocab_size, shape.max_tokens, shape.max_outputs)
+        return self.compile(
+            threads=target.threads,
+            max_tokens=shape.max_tokens,
+            max_outputs=shape.max_outputs,
+            kv_dtype=shape.kv_dtype,
+            share_threads=target,
         )
 
     def engine(self, shape: EngineShape) -> _core.Engine:
@@ -63,13 +85,16 @@ class Model:
             max_outputs=shape.max_outputs,
             kv_dtype=shape.kv_dtype,
         )
+        options = dict(shape.options)
+        if "draft" in options:
+            options["draft"] = self.draft(DraftShape(**options["draft"]), plan)
         return _core.Engine(
             plan,
             self.pieces,
             context=shape.context,
             max_sequences=shape.max_sequences,
             kv_tokens=shape.kv_pages * PAGE,
-            **shape.options,
+            **options,
         )
 
     @cache  # noqa: B019 (models live as long as the process)
@@ -336,6 +361,9 @@ class Check:
         self.counts["cached tokens"] += stats.cached_tokens
         self.counts["draft tokens"] += stats.draft_tokens
         self.counts["accepted tokens"] += stats.accepted_tokens
+        if "draft" in self._shape.options:
+            self.counts["draft models"] += 1
+            self.counts["accepted with a draft model"] += stats.accepted_tokens
 
 
 def keyword_arguments(ask: Ask) -> dict[str, Any]:

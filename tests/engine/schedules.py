@@ -34,6 +34,16 @@ class EngineShape:
 
 
 @dataclass(frozen=True)
+class DraftShape:
+    """A draft model: the model itself, which errs where its cache rounds otherwise, or a fake that is always wrong."""
+
+    kind: str  # "same" or "wrong"
+    kv_dtype: str
+    max_tokens: int
+    max_outputs: int
+
+
+@dataclass(frozen=True)
 class Prompt:
     """Tokens of an earlier request, its prompt and what it generates when alone, up to `keep`; then fresh ones."""
 
@@ -90,8 +100,18 @@ class Schedule:
 
 
 def random_engine_options(rng: random.Random) -> dict[str, Any]:
-    """Keyword arguments of Engine, beside those that EngineShape has fields for."""
-    return {}
+    """Keyword arguments of Engine, beside those that EngineShape has fields for; `draft` is a DraftShape's."""
+    options: dict[str, Any] = {}
+    if rng.random() < 0.4:
+        options["draft"] = asdict(
+            DraftShape(
+                kind=rng.choice(("same", "same", "same", "wrong")),
+                kv_dtype=rng.choice(KV_DTYPES),
+                max_tokens=rng.choice((1, 9, 40, 200)),
+                max_outputs=rng.choice((1, 2, 5)),
+            )
+        )
+    return options
 
 
 def random_request_options(rng: random.Random, kind: str) -> dict[str, Any]:

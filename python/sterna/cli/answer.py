@@ -43,9 +43,11 @@ def report(llm: LLM, completion: Completion, *, limited: bool, stats: bool) -> N
         return
     timings = completion.timings
     cached = f" ({timings.cached_tokens} from the cache)" if timings.cached_tokens else ""
+    drafts = f" ({timings.accepted_tokens} of {timings.draft_tokens} guesses right)" if timings.draft_tokens else ""
     console.say(
         f"prompt: {timings.prompt_tokens} tokens{cached}, {timings.prefill_tokens_per_second:.1f}/s; "
-        f"answer: {timings.generated_tokens} tokens, {timings.decode_tokens_per_second:.1f}/s; seed {completion.seed}"
+        f"answer: {timings.generated_tokens} tokens{drafts}, {timings.decode_tokens_per_second:.1f}/s; "
+        f"seed {completion.seed}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model, i2s_order_option
+from sterna.cli.options import draft_option, find_draft, find_model, i2s_order_option
 
 
 class Numbers(click.ParamType[list[int]]):
@@ -41,6 +41,7 @@ class Numbers(click.ParamType[list[int]]):
 @click.option(
     "-r", "repetitions", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each test."
 )
+@draft_option
 @i2s_order_option
 @click.option(
     "-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True, help="Form of the result."
@@ -61,6 +62,7 @@ def command(
     batches: list[int],
     threads: list[int],
     repetitions: int,
+    draft: str | None,
     i2s_order: str,
     output: str,
     machine: bool,
@@ -71,7 +73,7 @@ def command(
 
     Numbers may be lists: -p 128,512 -t 1,2. A warm-up run of each test is not counted. The limit column says which part
     of the machine's memory bandwidth or integer peak, whichever is nearer, a test uses. A MODEL that is a .json file is
-    taken as saved results; nothing is measured then.
+    taken as saved results; nothing is measured then. Without --draft nothing is guessed ahead, from the text neither.
     """
     from sterna.bench import BenchTest
 
@@ -93,10 +95,10 @@ def command(
     if model is not None and model.endswith(".json") and Path(model).is_file():
         rows = load_rows(Path(model))
     else:
-        path = find_model(model).path
+        path, draft = find_model(model).path, find_draft(draft)
         rows = []
         for count in threads:
-            rows += _measure(path, tests, count, repetitions, i2s_order)
+            rows += _measure(path, tests, count, repetitions, i2s_order, draft)
     pairs = beside(rows, saved) if saved is not None else None
     for pair in pairs or ():
         pair.now.update(pair.as_json())
@@ -110,11 +112,15 @@ def command(
         _plot(rows, plot)
 
 
-def _measure(path: Path, tests: list[Any], threads: int, repetitions: int, i2s_order: str) -> list[dict[str, Any]]:
+def _measure(
+    path: Path, tests: list[Any], threads: int, repetitions: int, i2s_order: str, draft: str | None
+) -> list[dict[str, Any]]:
     from sterna._core import Engine, Gguf, Pieces, compile_cpu
     from sterna.bench import measure, weight_bytes_per_token, work_of
     from sterna.bench_rows import limit_fields
+    from sterna.draft import compile_draft, prepare_draft
     from sterna.machine import measure_limits_shortly
+    from sterna.memory import PREFILL_TOKENS, PlanSettings
     from sterna.trace import trace
 
     file = Gguf(path, i2s_order=i2s_order)
@@ -124,7 +130,14 @@ def _measure(path: Path, tests: list[Any], threads: int, repetitions: int, i2s_o
     plan = compile_cpu(program, file, threads=threads, max_outputs=max(64, most))
     context = max(test.context for test in tests)
     kv_tokens = max(test.kv_tokens for test in tests)
-    engine = Engine(plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens)
+    draft_plan = None
+    if draft is not None:
+        settings = PlanSettings(plan.threads, "f16", PREFILL_TOKENS, most, most)
+        prepared = prepare_draft(draft, file, settings, vocab_size=plan.vocab_size, i2s_order=i2s_order, progress=None)
+        draft_plan = compile_draft(prepared, plan)
+    engine = Engine(
+        plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens, draft=draft_plan
+    )
     common = {
         "model": file.find_string("general.name") or path.stem,
         "path": str(path),
@@ -139,14 +152,24 @@ def _measure(path: Path, tests: list[Any], threads: int, repetitions: int, i2s_o
     rows = []
     try:
         for test in tests:
-            result = measure(engine, test, repetitions)
-            console.say(f"{test.name}: {result.tokens_per_second:.2f} tokens/s")
+            before = engine.stats()
+            result = measure(engine, test, repetitions, draft_tokens=0 if draft is None else None)
             found = {"test": test.name, "tokens_per_second": result.tokens_per_second, "runs": result.runs}
+            guesses = ""
+            if draft is not None:
+                after = engine.stats()
+                drafted = after.draft_tokens - before.draft_tokens
+                accepted = after.accepted_tokens - before.accepted_tokens
+                guesses = f", {accepted} of {drafted} guesses right"
+                found |= {"draft": draft, "draft_tokens": drafted, "accepted_tokens": accepted}
+            console.say(f"{test.name}: {result.tokens_per_second:.2f} tokens/s{guesses}")
             rows.append({**found, **common, "peak_rss_bytes": _peak_rss_bytes()})
     finally:
         engine.close()
     # With the model's memory given back, and after peak_rss_bytes has been read.
-    del engine, plan
+    del engine, plan, draft_plan
+    if draft is not None:  # work_of knows nothing of guesses
+        return rows
     limits = measure_limits_shortly(used_threads, str(common["isa"]))
     for row, test in zip(rows, tests, strict=True):
         row.update(limit_fields(work_of(program, test, run_tokens=run_tokens), row["tokens_per_second"], limits))

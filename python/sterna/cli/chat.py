@@ -43,12 +43,20 @@ def command(
     context: int | None,
     device: str,
     kv_dtype: str,
+    draft: str | None,
     i2s_order: str,
     stats: bool,
     **sampling: Any,
 ) -> None:
     """Talk with MODEL over several turns. Each line that is piped in is one turn."""
-    loading = {"threads": threads, "context": context, "device": device, "kv_dtype": kv_dtype, "i2s_order": i2s_order}
+    loading = {
+        "threads": threads,
+        "context": context,
+        "device": device,
+        "kv_dtype": kv_dtype,
+        "draft": draft,
+        "i2s_order": i2s_order,
+    }
     converse(model, loading, system, sampling_arguments(sampling), stats=stats)
 
 

@@ -30,11 +30,16 @@ i2s_order_option = click.option(
     help="Arrangement of I2_S tensors, which their files do not tell.",
 )
 
+draft_option = click.option(
+    "--draft", metavar="MODEL", help="A smaller model with the same tokens, which guesses ahead: it changes no text."
+)
+
 _LOADING = (
     click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core)."),
     context_option,
     click.option("--device", default="auto", show_default=True, help="auto or cpu."),
     kv_dtype_option,
+    draft_option,
     i2s_order_option,
 )
 
@@ -50,7 +55,7 @@ _SAMPLING = (
 
 
 def loading_options(function: _F) -> _F:
-    """Adds --threads, --context, --device, --kv-dtype and --i2s-order."""
+    """Adds --threads, --context, --device, --kv-dtype, --draft and --i2s-order."""
     return _add(_LOADING, function)
 
 
@@ -83,13 +88,31 @@ def find_model(name: str | None, *, refresh: bool = False) -> ResolvedModel:
         return resolve(name, progress=progress, refresh=refresh)
 
 
+def find_draft(name: str | None) -> str | None:
+    """The path of the draft model called `name`, if there is one."""
+    return None if name is None else str(find_model(name).path)
+
+
 def load_model(
-    name: str | None, *, threads: int | None, context: int | None, device: str, kv_dtype: str, i2s_order: str = "x86"
+    name: str | None,
+    *,
+    threads: int | None,
+    context: int | None,
+    device: str,
+    kv_dtype: str,
+    draft: str | None = None,
+    i2s_order: str = "x86",
 ) -> LLM:
     """The model called `name`, loaded; closes itself at the end of a `with` block."""
-    found = find_model(name)
+    found, draft = find_model(name), find_draft(draft)
     import sterna
 
     return sterna.load(
-        str(found.path), threads=threads, context=context, device=device, kv_dtype=kv_dtype, i2s_order=i2s_order
+        str(found.path),
+        threads=threads,
+        context=context,
+        device=device,
+        kv_dtype=kv_dtype,
+        draft=draft,
+        i2s_order=i2s_order,
     )

@@ -5,30 +5,40 @@ from __future__ import annotations
 import click
 
 from sterna.cli import console
-from sterna.cli.options import context_option, find_model, i2s_order_option, json_option, kv_dtype_option
+from sterna.cli.options import (
+    context_option,
+    draft_option,
+    find_draft,
+    find_model,
+    i2s_order_option,
+    json_option,
+    kv_dtype_option,
+)
 
 
 @click.command()
 @click.argument("model")
 @context_option
 @kv_dtype_option
+@draft_option
 @i2s_order_option
 @json_option
-def command(model: str, context: int | None, kv_dtype: str, i2s_order: str, as_json: bool) -> None:
+def command(model: str, context: int | None, kv_dtype: str, draft: str | None, i2s_order: str, as_json: bool) -> None:
     """Show how much memory MODEL needs for a context; exit code 1 where it would not fit.
 
     The total is what a process takes beyond Python, its libraries and the tokenizer once the context is full: the
     packed weights, the KV cache of the whole context, and what one run computes in. The KV cache grows with what is in
     it, so a short run takes only the part that it fills. The file is read, never mapped: cached pages do not count.
     """
-    path = find_model(model).path
+    path, draft = find_model(model).path, find_draft(draft)
     import sterna
 
-    plan = sterna.plan(str(path), context=context, kv_dtype=kv_dtype, i2s_order=i2s_order)
+    plan = sterna.plan(str(path), context=context, kv_dtype=kv_dtype, draft=draft, i2s_order=i2s_order)
     if as_json:
         console.print_json(plan.to_dict())
     else:
-        fields = [(name, console.size(getattr(plan, name))) for name in ("weights", "kv", "scratch", "total")]
+        parts = ("weights", "kv", "scratch", *(() if draft is None else ("draft",)), "total")
+        fields = [(name, console.size(getattr(plan, name))) for name in parts]
         budget = None if plan.budget is None else console.size(plan.budget)
         fits = "yes" if plan.fits else f"no; the longest context that fits has {plan.max_context or 0} tokens"
         console.print_fields([("context", f"{plan.context} tokens"), *fields, ("budget", budget), ("fits", fits)])

@@ -36,6 +36,7 @@ def command(
     context: int | None,
     device: str,
     kv_dtype: str,
+    draft: str | None,
     i2s_order: str,
     stats: bool,
     as_json: bool,
@@ -56,6 +57,7 @@ def command(
         "context": context,
         "device": device,
         "kv_dtype": kv_dtype,
+        "draft": draft,
         "i2s_order": i2s_order,
     }
     if prompt is None:

@@ -1,0 +1,85 @@
+"""A draft model: a small one with the same vocabulary that guesses what a large one will say (`load(draft=...)`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sterna.errors import ArgumentError
+from sterna.memory import PlanSettings
+
+if TYPE_CHECKING:
+    from sterna._core import CpuPlan, Gguf, Program
+    from sterna.hub import Progress
+
+_MODEL, _TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.tokens"
+
+
+@dataclass(frozen=True)
+class PreparedDraft:
+    """A draft model that has been read and traced, and not yet loaded."""
+
+    file: Gguf
+    program: Program
+    settings: PlanSettings
+
+
+def prepare_draft(
+    model: str | Path,
+    target: Gguf,
+    settings: PlanSettings,
+    *,
+    vocab_size: int,
+    i2s_order: str,
+    progress: Progress | None,
+) -> PreparedDraft:
+    """Finds and reads the file; ArgumentError when its tokens are not the target's, whose settings it runs with."""
+    from sterna._core import Gguf
+    from sterna.hub import resolve
+    from sterna.trace import trace
+
+    file = Gguf(resolve(model, progress=progress).path, i2s_order=i2s_order)
+    _check_same_tokens(target, file)
+    traced = trace(file)
+    if traced.config.vocab_size != vocab_size:
+        raise ArgumentError(
+            f"draft: {file.path} has a vocabulary of {traced.config.vocab_size}, "
+            f"the model {target.path} one of {vocab_size}"
+        )
+    # Every running sequence has one guess in the making.
+    settings = replace(settings, max_outputs=settings.max_sequences)
+    return PreparedDraft(file, traced.program.fuse(), settings)
+
+
+def compile_draft(prepared: PreparedDraft, target: CpuPlan) -> CpuPlan:
+    """Packs its weights. The two plans take turns on the same threads."""
+    from sterna._core import compile_cpu
+
+    return compile_cpu(
+        prepared.program,
+        prepared.file,
+        kv_dtype=prepared.settings.kv_dtype,
+        max_tokens=prepared.settings.max_tokens,
+        max_outputs=prepared.settings.max_outputs,
+        share_threads=target,
+    )
+
+
+def _check_same_tokens(target: Gguf, draft: Gguf) -> None:
+    """A guess is a number: it must mean the same text to both."""
+    kinds = target.get_string(_MODEL), draft.get_string(_MODEL)
+    if kinds[0] != kinds[1]:
+        raise ArgumentError(
+            f"draft: {draft.path} has a tokenizer of kind {kinds[1]!r:.60}, the model {target.path} of {kinds[0]!r:.60}"
+        )
+    own, other = target.get_bytes_list(_TOKENS), draft.get_bytes_list(_TOKENS)
+    if own == other:
+        return
+    if len(own) != len(other):
+        raise ArgumentError(f"draft: {draft.path} has {len(other)} tokens, the model {target.path} {len(own)}")
+    at = next(i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+    texts = [text.decode("utf-8", "replace") for text in (other[at], own[at])]
+    raise ArgumentError(
+        f"draft: token {at} of {draft.path} is {texts[0]!r:.60}, of the model {target.path} {texts[1]!r:.60}"
+    )
