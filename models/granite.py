@@ -1,4 +1,4 @@
-"""Granite 3 and 4 (dense): as Llama, with multipliers on embedding, attention, residuals and logits.
+"""Granite 3 and 4 (dense), MiniCPM 1 and 2: as Llama, with multipliers on embedding, attention, residuals and logits.
 
 Reference: huggingface/transformers, models/granite/modeling_granite.py; GGUF files have the rows of q and k permuted,
 so that rope turns neighbours.
@@ -35,6 +35,26 @@ class GraniteConfig(DecoderConfig):
         )
 
 
+@dataclass(frozen=True)
+class MiniCpmConfig(GraniteConfig):
+    """Older files leave the multipliers out, which are those of MiniCPM 2B then."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        fields = vars(GraniteConfig.from_metadata(metadata))
+        residual = 1.4 / fields["num_hidden_layers"] ** 0.5
+        return cls(
+            **fields
+            | {
+                "embedding_multiplier": metadata.number("embedding_scale", 12.0),
+                "residual_multiplier": metadata.number("residual_scale", residual),
+                "logits_scaling": metadata.number("logit_scale", fields["hidden_size"] / 256.0),
+            }
+        )
+
+
+@register("minicpm", config=MiniCpmConfig)
 @register("granite", config=GraniteConfig)
 def logits(config: GraniteConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""

@@ -1,4 +1,4 @@
-"""StableLM 3B, StableLM 2 1.6B and 12B: layer norms, partial rotary, SwiGLU.
+"""StableLM 3B, StableLM 2 1.6B and 12B; Orion: layer norms, partial rotary (Orion: the whole head), SwiGLU.
 
 The 12B has attention and feed-forward network side by side behind one norm, and a layer norm for each head of q and k.
 Reference: huggingface/transformers, models/stablelm/modeling_stablelm.py
@@ -20,7 +20,7 @@ class StableLmConfig(LayerNormConfig):
         return super().tensor_shapes() | {"attn_q_norm": q, "attn_k_norm": k}
 
 
-@register("stablelm", config=StableLmConfig)
+@register("stablelm", "orion", config=StableLmConfig)
 def logits(config: StableLmConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     x = ops.embed(batch.tokens, weights["token_embd"])

@@ -1,4 +1,4 @@
-"""StarCoder2: layer norms with biases, grouped-query attention with rotary positions, GELU.
+"""StarCoder2, CodeShell: layer norms with biases, grouped-query attention with rotary positions, GELU.
 
 Reference: huggingface/transformers, models/starcoder2/modeling_starcoder2.py
 """
@@ -10,7 +10,7 @@ from sterna.layer_norm import LayerNormConfig, layer_norm
 from sterna.projections import qkv
 
 
-@register("starcoder2", config=LayerNormConfig)
+@register("starcoder2", "codeshell", config=LayerNormConfig)
 def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     x = ops.embed(batch.tokens, weights["token_embd"])

@@ -78,11 +78,6 @@ def plus_one(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
     return {name: x + 1 if name.endswith("norm") and kind == "weight" else x}
 
 
-def split_gate_up(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
-    """gate_up_proj as two tensors."""
-    return {"ffn_gate": x[: len(x) // 2], "ffn_up": x[len(x) // 2 :]} if name == "ffn_gate_up" else {name: x}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """One reference model; `options` are arguments of the transformers config beside the usual sizes."""
@@ -154,6 +149,7 @@ MPT_SIZES = {
     "num_attention_heads": "n_heads",
     "max_position_embeddings": "max_seq_len",
 }
+FUSED_QKV = {f"self_attn.{x}_proj": "attn_qkv" for x in "qkv"}
 HEADS = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
 PARTIAL = {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}
 
@@ -288,5 +284,64 @@ RECIPES: dict[str, Recipe] = {
               "rope.scaling.original_context_length": 32,
               "rope.scaling.attn_factor": 1.2 / (0.1 * float(np.log(4.0)) + 1.0)},
         names=SANDWICH, layers=4,
+    ),
+    "glm4": dense(
+        "glm4", "Glm4ForCausalLM", "norms before and after each block, rotary on half of each head, neighbours",
+        options={**PARTIAL, "head_dim": HEAD_DIM}, keys={"rope.dimension_count": HEAD_DIM // 2},
+        names={"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
+               "mlp.gate_up_proj": "ffn_up"},
+    ),
+    "chatglm": dense(
+        "chatglm", "GlmForCausalLM", "one matrix for q, k and v, one for gate and up",
+        options={**PARTIAL, "head_dim": HEAD_DIM}, keys={"rope.dimension_count": HEAD_DIM // 2},
+        names={**FUSED_QKV, "mlp.gate_up_proj": "ffn_up"},
+    ),
+    "exaone": dense("exaone", "LlamaForCausalLM", "computes what EXAONE 3.5 does"),
+    "exaone4": dense(
+        "exaone4", "Exaone4ForCausalLM", "as the 32B: three layers with a window of 16 to one without positions",
+        options={"head_dim": HEAD_DIM, "sliding_window": WINDOW, "sliding_window_pattern": 4, "rope_parameters": ROPE},
+        keys={"attention.sliding_window": WINDOW, "attention.sliding_window_pattern": [True, True, True, False]},
+        names=SANDWICH, layers=4,
+    ),
+    "exaone4-1.2b": dense(
+        "exaone4", "Exaone4ForCausalLM", "no window, positions everywhere",
+        options={"head_dim": HEAD_DIM, "sliding_window": None, "rope_parameters": ROPE,
+                 "layer_types": ["full_attention"] * 2},
+        names=SANDWICH, tied=True,
+    ),
+    "hunyuan": dense(
+        "hunyuan-dense", "HunYuanDenseV1ForCausalLM", "norms of q and k behind the rotary positions",
+        options={"head_dim": HEAD_DIM}, keys=HEADS, tied=True,
+        names={"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
+    ),
+    "seed-oss": dense(
+        "seed_oss", "SeedOssForCausalLM", "biases of q, k and v", options={"head_dim": HEAD_DIM}, keys=HEADS,
+        names={"post_attention_layernorm": "post_attention_norm"},
+    ),
+    "ernie": dense(
+        "ernie4_5", "Ernie4_5ForCausalLM", "rotary on neighbours", options={"head_dim": HEAD_DIM}, keys=HEADS, tied=True,
+    ),
+    "arcee": dense("arcee", "ArceeForCausalLM", "squared ReLU", change=permuted),
+    "internlm2": dense("internlm2", "LlamaForCausalLM", "computes what InternLM 2 and XVERSE do", change=permuted),
+    "baichuan": dense(
+        "baichuan", "LlamaForCausalLM", "computes what the 7B does", change=permuted, kv_heads=4,
+    ),
+    "qwen": dense(
+        "qwen", "Qwen2ForCausalLM", "computes what Qwen 1 does", kv_heads=4, names=FUSED_QKV,
+        keys={"feed_forward_length": 2 * INTERMEDIATE_SIZE},
+    ),
+    "orion": dense(
+        "orion", "StableLmForCausalLM", "computes what Orion does", layer_norm=True,
+        options={"rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}},
+    ),
+    "codeshell": dense(
+        "codeshell", "Starcoder2ForCausalLM", "computes what CodeShell does", options={"sliding_window": None},
+        names=FUSED_QKV, layer_norm=True,
+    ),
+    "minicpm": dense(
+        "minicpm", "GraniteForCausalLM", "computes what MiniCPM 2B does, whose multipliers are not in the file",
+        options={"embedding_multiplier": 12.0, "attention_multiplier": HEAD_DIM**-0.5,
+                 "residual_multiplier": 1.4 / 2**0.5, "logits_scaling": HIDDEN_SIZE / 256},
+        change=permuted, tied=True,
     ),
 }

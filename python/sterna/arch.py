@@ -234,8 +234,8 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
     """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them.
 
     `handles` names those of NEUTRAL_VALUES that the model file implements; others raise UnsupportedModelError when set.
-    With "attention.layer_norm_epsilon" in it there are no RMS norms; sizes in it may differ from layer to layer, and the
-    field is the largest.
+    With "attention.layer_norm_epsilon" in it there are no RMS norms; sizes in it may differ from layer to layer, and
+    the field is the largest.
     """
     _refuse_unknown_variants(m, handles)
     layers = m.integer("block_count", 1, MAX_LAYERS)

@@ -1,0 +1,35 @@
+"""Seed-OSS: as Qwen 2; files call the norm of the feed-forward network post_attention_norm.
+
+Reference: huggingface/transformers, models/seed_oss/modeling_seed_oss.py
+"""
+
+from sterna import ops
+from sterna.arch import Batch, DecoderConfig, Weights, register
+from sterna.bitlinear import linear
+from sterna.projections import qkv
+
+
+@register("seed_oss")
+def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            x = x + mlp(config, w, ops.rms_norm(x, w["post_attention_norm"], eps))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+
+
+def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
+    q, k, v = qkv(config, w, x)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
+
+
+def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU feed-forward network."""
+    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
+    return linear(config, w, "ffn_down", y)
