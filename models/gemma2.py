@@ -12,6 +12,8 @@ from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields,
 from sterna.bitlinear import linear
 from sterna.projections import qkv
 
+SLIDING_WINDOW = 4096  # of files without the key
+
 
 @dataclass(frozen=True)
 class Gemma2Config(DecoderConfig):
@@ -25,6 +27,7 @@ class Gemma2Config(DecoderConfig):
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads the keys of gemma2; the scale of attention is not among them and follows llama.cpp."""
         fields = decoder_fields(metadata, ("attn_logit_softcapping", "final_logit_softcapping"))
+        fields["sliding_window"] = fields["sliding_window"] or SLIDING_WINDOW
         # 1 / sqrt(query_pre_attn_scalar): the head's width in every model but the 27B, which has hidden_size / heads.
         is_27b = fields["num_hidden_layers"] == 46
         width = fields["hidden_size"] / fields["num_attention_heads"] if is_27b else fields["head_dim"]

@@ -319,7 +319,8 @@ RECIPES: dict[str, Recipe] = {
         names={"post_attention_layernorm": "post_attention_norm"},
     ),
     "ernie": dense(
-        "ernie4_5", "Ernie4_5ForCausalLM", "rotary on neighbours", options={"head_dim": HEAD_DIM}, keys=HEADS, tied=True,
+        "ernie4_5", "Ernie4_5ForCausalLM", "rotary on neighbours",
+        options={"head_dim": HEAD_DIM}, keys=HEADS, tied=True,
     ),
     "arcee": dense("arcee", "ArceeForCausalLM", "squared ReLU", change=permuted),
     "internlm2": dense("internlm2", "LlamaForCausalLM", "computes what InternLM 2 and XVERSE do", change=permuted),

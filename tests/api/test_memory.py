@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sterna
+from oracle import model_path
 from sterna import _core
 from sterna.memory import _cgroup_memory, available_memory, parse_budget, readable
 
@@ -154,3 +155,10 @@ def test_info_can_be_printed_and_stored(llm: sterna.LLM) -> None:
     assert sum(fields["formats"].values()) == len(_core.Gguf(llm.info.path).tensors)
     assert llm.info.architecture in str(llm.info)
     assert f"{llm.info.context} tokens" in str(llm.info)
+
+
+def test_a_context_beyond_learned_positions_is_refused() -> None:
+    path = model_path("gpt2")
+    assert sterna.plan(path).context == 128
+    with pytest.raises(sterna.ArgumentError, match="context is 192, the model has learned 128 positions"):
+        sterna.plan(path, context=192)

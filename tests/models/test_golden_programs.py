@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import oracle
 import pytest
 from fake_model import FakeModel
-from sterna._core import Program
+from sterna._core import Gguf, Program
 from sterna.trace import trace
 
 FOLDER = Path(__file__).parent.parent / "data" / "program"
@@ -46,10 +47,15 @@ def models() -> dict[str, FakeModel]:
     }
 
 
+# Reference models that have what those above have not: layer norms, learned positions, clamped and split heads, ALiBi, capped logits.
+ORACLES = ["gpt2", "stablelm-12b", "mpt", "persimmon", "gemma2"]
+
+
 @pytest.mark.parametrize("fused", [False, True], ids=["traced", "fused"])
-@pytest.mark.parametrize("name", list(models()))
+@pytest.mark.parametrize("name", [*models(), *ORACLES])
 def test_golden_text(name: str, fused: bool) -> None:
-    program = trace(models()[name]).program
+    file = Gguf(oracle.SUBSET / name / "model.gguf") if name in ORACLES else models()[name]
+    program = trace(file).program
     text = (program.fuse() if fused else program).text()
     path = FOLDER / f"{name}.{'fused' if fused else 'traced'}.txt"
     if os.environ.get("STERNA_WRITE_GOLDEN"):

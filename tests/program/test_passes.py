@@ -159,6 +159,17 @@ BEFORE_AFTER = {
            %y [T, 8] = glu(gate=%gate, up=%up) {activation="gelu_tanh"}""",
         """%y [T, 8] = linear(x=%x, w=@w8, w=@v8, norm=@n8) {eps=1e-06, glu="gelu_tanh"}""",
     ),
+    "sink_rows of layer norms and clamps": (
+        """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
+           %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
+           %n [T, 8] = layer_norm(x=%a, w=@n8, bias=@n8) {eps=1e-06}
+           %y [T, 8] = clamp(x=%n) {limit=8.0}""",
+        """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
+           %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
+           %a.rows [L, 8] = take_rows(x=%a)
+           %n [L, 8] = layer_norm(x=%a.rows, w=@n8, bias=@n8) {eps=1e-06}
+           %y [L, 8] = clamp(x=%n) {limit=8.0}""",
+    ),
     "sink_rows": (
         """%h [T, 2, 4] = reshape(x=%x) {dims="2, 4"}
            %a [T, 8] = attention(q=%h, k=%h, v=%h) {layer=0, scale=0.5}
