@@ -207,6 +207,13 @@ std::unique_ptr<RequestHandle> submit_score(Engine& engine, const py::object& to
   return engine.submit(std::move(request));
 }
 
+std::unique_ptr<RequestHandle> submit_embed(Engine& engine, const py::object& tokens, bool background,
+                                            std::optional<double> timeout, const py::bytes& context_key) {
+  EmbedRequest request{to_tokens(tokens, "tokens"), terms(background, timeout, context_key, nullptr)};
+  const GilRelease release;
+  return engine.submit(std::move(request));
+}
+
 using PageBytes = py::array_t<std::uint8_t, py::array::c_style>;
 
 std::vector<PageBytes> export_pages(Engine& engine, const py::object& tokens, std::int32_t first, std::int32_t count,
@@ -278,7 +285,8 @@ void bind_results(py::module_& m) {
       // These wait for nobody: the GIL stays, as giving it away could cost a turn of every other thread.
       .def("ready", &RequestHandle::ready)
       .def("notify", &RequestHandle::notify, "notifier"_a, "number"_a, "only_end"_a = false)
-      .def("scores", &scores, "timeout"_a = py::none(), "Waits for the result of submit_score. TimeoutError.")
+      .def("scores", &scores, "timeout"_a = py::none(),
+           "Waits for the result of submit_score or submit_embed ([1, encoding_size]). TimeoutError.")
       .def("cancel", &RequestHandle::cancel, unlocked)
       .def_property_readonly("finished", &RequestHandle::finished)
       .def_property_readonly("timings", &RequestHandle::timings);
@@ -353,6 +361,10 @@ void bind_engine(py::module_& m) {
            "context_key"_a = py::bytes(), "context"_a = py::none())
       .def("submit_score", &submit_score, "tokens"_a, py::kw_only(), "positions_from"_a = 0, "logits"_a = false,
            "background"_a = false, "timeout"_a = py::none(), "context_key"_a = py::bytes(), "context"_a = py::none())
+      .def("submit_embed", &submit_embed, "tokens"_a, py::kw_only(), "background"_a = false, "timeout"_a = py::none(),
+           "context_key"_a = py::bytes())
+      .def_property_readonly("encoding_size", [](const Engine& engine) { return engine.encoding().size; })
+      .def_property_readonly("max_encoded", &Engine::max_encoded)
       .def("close", &Engine::close, py::call_guard<GilRelease>());
 }
 

@@ -71,7 +71,9 @@ std::span<const std::int32_t> span_of(const Ints& array) {
 }
 
 py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
-                       const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows) {
+                       const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows,
+                       const std::string& function) {
+  if (function != "logits" && function != "encode") throw ArgumentError("a plan runs no function " + function);
   std::vector<std::span<const std::int32_t>> tables;
   for (const auto& table : page_tables) tables.insert(tables.end(), plan.kv_pools().size(), table);
   Batch batch;
@@ -81,14 +83,16 @@ py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& posit
   batch.page_tables = tables;
   batch.num_pools = plan.kv_pools().size();
   batch.output_rows = span_of(output_rows);
+  batch.encode = function == "encode";
   {
     const GilRelease release;
     plan.run(batch, nullptr);
   }
-  py::array_t<float> logits(
-      {static_cast<py::ssize_t>(batch.num_outputs()), static_cast<py::ssize_t>(plan.vocab_size())});
-  std::copy(plan.logits().begin(), plan.logits().end(), logits.mutable_data());
-  return logits;
+  const std::int32_t width = batch.encode ? plan.encoding().size : plan.vocab_size();
+  const std::span<const float> results = batch.encode ? plan.encodings() : plan.logits();
+  py::array_t<float> rows({static_cast<py::ssize_t>(batch.num_outputs()), static_cast<py::ssize_t>(width)});
+  std::copy(results.begin(), results.end(), rows.mutable_data());
+  return rows;
 }
 
 py::array_t<float> value(const cpu::CpuPlan& plan, const std::string& name) {
@@ -175,8 +179,9 @@ void bind_plan(py::module_& m) {
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
   py::class_<cpu::CpuPlan, Plan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
       .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
-           py::arg("output_rows"),
-           "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size].")
+           py::arg("output_rows"), py::arg("function") = "logits",
+           "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
+           "vectors [num_outputs, encoding_size].")
       .def(
           "reserve_pages",
           [](cpu::CpuPlan& plan, std::int32_t num_pages) {
@@ -186,6 +191,9 @@ void bind_plan(py::module_& m) {
       .def("value", &value, py::arg("name"), "A node's result after a run, flat; with keep_values only.")
       .def_property_readonly("value_names", &cpu::CpuPlan::value_names)
       .def_property_readonly("vocab_size", &cpu::CpuPlan::vocab_size)
+      .def_property_readonly("has_logits", &cpu::CpuPlan::has_logits)
+      .def_property_readonly("encoding_size", [](const cpu::CpuPlan& plan) { return plan.encoding().size; })
+      .def_property_readonly("encodes_whole", [](const cpu::CpuPlan& plan) { return plan.encoding().whole; })
       .def_property_readonly("max_tokens", &cpu::CpuPlan::max_tokens)
       .def_property_readonly("max_outputs", &cpu::CpuPlan::max_outputs)
       .def_property_readonly("num_pages", [](const cpu::CpuPlan& plan) { return plan.num_pages(0); })

@@ -1,62 +1,131 @@
 #include "cpu/compiled_steps.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace sterna::cpu {
+namespace {
 
-CompiledSteps CompiledSteps::compile(const Program& program, const Weights& weights, const Lowering::Limits& limits,
-                                     int num_workers) {
-  const Function& function = program.function("logits");
-  const auto workers = static_cast<std::size_t>(num_workers);
-  Lowering lowering(program, weights, limits);
-  lowering.lower(function);
-  const Placement placement = lowering.plan_memory();
+/// A function's nodes as steps, before there is any memory for them.
+struct Lowered {
+  const Function& function;
+  Lowering lowering;
+  Placement placement;
+};
 
+std::deque<Lowered> lower_all(const Program& program, std::span<const std::string> names, const Weights& weights,
+                              const Lowering::Limits& limits) {
+  std::deque<Lowered> all;
+  for (const std::string& name : names) {
+    Lowered& lowered = all.emplace_back(program.function(name), Lowering(program, weights, limits), Placement());
+    lowered.lowering.lower(lowered.function);
+    lowered.placement = lowered.lowering.plan_memory();
+  }
+  return all;
+}
+
+/// What one worker and all together need for whichever function runs.
+struct Needs {
+  std::int64_t arena = 0;
+  std::int64_t scratch_floats = 0;
+  std::int64_t unpacked = 0;
+  std::int64_t tiles = 0;
+};
+
+Needs needs_of(const std::deque<Lowered>& all) {
+  Needs needs;
+  for (const Lowered& lowered : all) {
+    needs.arena = std::max(needs.arena, lowered.placement.arena_bytes);
+    needs.scratch_floats = std::max(needs.scratch_floats, lowered.lowering.scratch_floats());
+    needs.unpacked = std::max(needs.unpacked, lowered.lowering.unpacked_bytes());
+    needs.tiles = std::max(needs.tiles, lowered.lowering.tiles_bytes());
+  }
+  return needs;
+}
+
+CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* arena, bool keep_values,
+                     std::size_t num_workers) {
+  const auto& [function, lowering, placement] = lowered;
+  lowering.patch(placement, arena);
   CompiledSteps steps;
-  steps.arena = Buffer(static_cast<std::size_t>(placement.arena_bytes));
-  lowering.patch(placement, steps.arena.data());
+  steps.function = function.name;
   steps.few_rows = lowering.few_rows();
   steps.many_rows = lowering.many_rows();
-  steps.arguments_ = lowering.take_arguments();
-  steps.ranges = std::vector<WorkRange>(steps.many_rows.size() * workers);
-
+  steps.arguments = lowered.lowering.take_arguments();
+  steps.ranges = std::vector<WorkRange>(steps.many_rows.size() * num_workers);
   const auto rows_of = [&](ValueId value) {
-    const Place& place = lowering.place_of(value);
+    const Place& place = lowered.lowering.place_of(value);
     Rows rows;
-    const std::int64_t begin = placement.offsets[static_cast<std::size_t>(place.buffer)];
-    rows.data = reinterpret_cast<float*>(steps.arena.data() + begin) + place.offset;
+    const std::int64_t begin = lowered.placement.offsets[static_cast<std::size_t>(place.buffer)];
+    rows.data = reinterpret_cast<float*>(arena + begin) + place.offset;
     rows.stride = place.stride;
     rows.outputs = place.outputs;
     return rows;
   };
   const ValueId output = function.outputs.at(0);
-  steps.vocab_size = static_cast<std::int32_t>(lowering.row_size(output));
-  steps.logits = rows_of(output);
-  if (!steps.logits.outputs || steps.logits.stride != steps.vocab_size) {
-    throw UnsupportedModelError("the logits " + program.value(output).name + " are not the result of an unembed");
+  steps.output_size = static_cast<std::int32_t>(lowering.row_size(output));
+  steps.output = rows_of(output);
+  if (!steps.output.outputs || steps.output.stride != steps.output_size) {
+    throw UnsupportedModelError("the result " + program.value(output).name + " of " + function.name +
+                                " has no row of its own for each output of a batch");
   }
-  if (limits.keep_values) {
+  if (keep_values) {
     for (const Node& node : function.nodes) {
       for (const ValueId value : node.outputs) {
         steps.kept.push_back({program.value(value).name, node.source, rows_of(value), lowering.row_size(value)});
       }
     }
   }
-  steps.scratch.resize(workers);
-  for (WorkerScratch& scratch : steps.scratch) {
-    scratch.floats = Buffer(static_cast<std::size_t>(lowering.scratch_floats()) * sizeof(float));
-    scratch.unpacked = Buffer(static_cast<std::size_t>(lowering.unpacked_bytes()));
-    scratch.tiles = Buffer(static_cast<std::size_t>(lowering.tiles_bytes()));
-  }
   return steps;
 }
 
-std::uint64_t CompiledSteps::bytes() const {
+}  // namespace
+
+CompiledFunctions CompiledFunctions::compile(const Program& program, std::span<const std::string> names,
+                                             const Weights& weights, const Lowering::Limits& limits, int num_workers) {
+  std::deque<Lowered> all = lower_all(program, names, weights, limits);
+  const Needs needs = needs_of(all);
+  CompiledFunctions compiled;
+  compiled.arena = Buffer(static_cast<std::size_t>(needs.arena));
+  for (Lowered& lowered : all) {
+    compiled.functions.push_back(
+        finish(program, lowered, compiled.arena.data(), limits.keep_values, static_cast<std::size_t>(num_workers)));
+  }
+  compiled.scratch.resize(static_cast<std::size_t>(num_workers));
+  for (WorkerScratch& scratch : compiled.scratch) {
+    scratch.floats = Buffer(static_cast<std::size_t>(needs.scratch_floats) * sizeof(float));
+    scratch.unpacked = Buffer(static_cast<std::size_t>(needs.unpacked));
+    scratch.tiles = Buffer(static_cast<std::size_t>(needs.tiles));
+  }
+  return compiled;
+}
+
+std::uint64_t CompiledFunctions::bytes_of(const Program& program, std::span<const std::string> names,
+                                          const Weights& weights, const Lowering::Limits& limits, int num_workers) {
+  const Needs needs = needs_of(lower_all(program, names, weights, limits));
+  const std::int64_t per_worker = needs.scratch_floats * 4 + needs.unpacked + needs.tiles;
+  return static_cast<std::uint64_t>(needs.arena + per_worker * num_workers);
+}
+
+std::uint64_t CompiledFunctions::bytes() const {
   std::uint64_t total = arena.size();
   for (const WorkerScratch& worker : scratch) {
     total += worker.floats.size() + worker.unpacked.size() + worker.tiles.size();
   }
   return total;
+}
+
+const CompiledSteps* CompiledFunctions::find(std::string_view name) const {
+  const auto found = std::find_if(functions.begin(), functions.end(),
+                                  [&](const CompiledSteps& steps) { return steps.function == name; });
+  return found == functions.end() ? nullptr : &*found;
+}
+
+std::vector<std::string> function_names(const Program& program) {
+  std::vector<std::string> names;
+  for (const Function& function : program.functions) names.push_back(function.name);
+  return names;
 }
 
 }  // namespace sterna::cpu

@@ -31,19 +31,38 @@ CpuPlanOptions checked(CpuPlanOptions options) {
   return options;
 }
 
+std::string_view function_of(const Batch& batch) { return batch.encode ? "encode" : "logits"; }
+
+/// Whether rows see later ones, or the result is made of rows other than the last.
+bool needs_whole_sequences(const Function& function) {
+  return std::any_of(function.nodes.begin(), function.nodes.end(), [](const Node& node) {
+    return (node.op == "attention" && !node.flag("causal")) || (node.op == "pool" && node.text("kind") != "last");
+  });
+}
+
+/// Rows that every table of such ids has.
+std::int32_t table_rows(const Program& program, EmbeddedIds ids) {
+  std::int64_t count = std::numeric_limits<std::int32_t>::max();
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op != "embed" || embedded_ids(program, node) != ids) continue;
+      count = std::min(count, program.value(node.input("w")).shape[0].size);
+    }
+  }
+  return static_cast<std::int32_t>(count);
+}
+
 }  // namespace
 
 PlanMemory plan_memory(const Program& program, const CpuPlanOptions& wanted) {
   const CpuPlanOptions options = checked(wanted);
   const KernelTable& kernels = kernel_table(options.isa.empty() ? chosen_level() : std::string_view(options.isa));
   const Weights weights(program);
-  Lowering lowering(program, weights, {options.max_tokens, options.max_outputs, &kernels, options.keep_values});
-  lowering.lower(program.function("logits"));
-  const std::int64_t per_worker = lowering.scratch_floats() * 4 + lowering.unpacked_bytes() + lowering.tiles_bytes();
   PlanMemory memory;
   memory.weights = weights.bytes();
-  memory.scratch =
-      static_cast<std::uint64_t>(lowering.plan_memory().arena_bytes + per_worker * thread_count(options.threads));
+  memory.scratch = CompiledFunctions::bytes_of(program, function_names(program), weights,
+                                               {options.max_tokens, options.max_outputs, &kernels, options.keep_values},
+                                               thread_count(options.threads));
   const KvStorage kv(program, options.kv_type);
   memory.kv_pools.assign(kv.pools().begin(), kv.pools().end());
   return memory;
@@ -57,31 +76,43 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
       weights_(program_, source, *pool_),
       kv_(program_, options.kv_type) {
   const FloatMode mode;
-  steps_ = CompiledSteps::compile(
-      program_, weights_, {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values}, pool_->size());
-  num_token_ids_ = steps_.vocab_size;
-  num_positions_ = std::numeric_limits<std::int32_t>::max();
-  for (const Node& node : program_.function("logits").nodes) {
-    if (node.op == "embed") {
-      const Shape& table = program_.value(node.input("w")).shape;
-      const bool of_positions = reads_positions(program_, node);
-      std::int32_t& count = of_positions ? num_positions_ : num_token_ids_;
-      count = static_cast<std::int32_t>(std::min<std::int64_t>(count, table[0].size));
-      if (!of_positions) hidden_size_ = static_cast<std::int32_t>(table[1].size);
-    } else if (node.op == "lora") {
-      num_adapters_ = std::max(num_adapters_, static_cast<std::int32_t>(node.integer("adapter")) + 1);
+  compiled_ = CompiledFunctions::compile(program_, function_names(program_), weights_,
+                                         {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values},
+                                         pool_->size());
+  num_token_ids_ = table_rows(program_, EmbeddedIds::kTokens);
+  num_positions_ = table_rows(program_, EmbeddedIds::kPositions);
+  for (const Function& function : program_.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op == "embed" && embedded_ids(program_, node) == EmbeddedIds::kTokens) {
+        hidden_size_ = static_cast<std::int32_t>(program_.value(node.input("w")).shape[1].size);
+      } else if (node.op == "lora") {
+        num_adapters_ = std::max(num_adapters_, static_cast<std::int32_t>(node.integer("adapter")) + 1);
+      }
     }
   }
+  if (const CompiledSteps* logits = compiled_.find("logits")) {
+    num_token_ids_ = std::min(num_token_ids_, logits->output_size);
+  }
+  if (const CompiledSteps* encode = compiled_.find("encode")) {
+    encoding_ = {encode->output_size, needs_whole_sequences(program_.function("encode"))};
+  }
+}
+
+std::int32_t CpuPlan::vocab_size() const {
+  const CompiledSteps* logits = compiled_.find("logits");
+  return logits == nullptr ? num_token_ids_ : logits->output_size;
 }
 
 bool CpuPlan::run(const Batch& batch, const Interrupt* interrupt) {
   check(batch);
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
-  return run(steps_, batch, interrupt);
+  return run(compiled_, batch, interrupt);
 }
 
-bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* interrupt) {
+bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt) {
+  CompiledSteps& function = *compiled.find(function_of(batch));
+  if (&compiled == &compiled_) last_ = &function;
   std::size_t pages = 0;
   for (const auto& table : batch.page_tables) pages = std::max(pages, table.size());
   for (WorkerScratch& scratch : compiled.scratch) {
@@ -90,9 +121,9 @@ bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* 
       scratch.key_tiles.resize(pages);
     }
   }
-  for (WorkRange& range : compiled.ranges) range.taken.store(0, std::memory_order_relaxed);
+  for (WorkRange& range : function.ranges) range.taken.store(0, std::memory_order_relaxed);
 
-  const std::vector<Step>& steps = batch.num_tokens() <= kMaxFusedRows ? compiled.few_rows : compiled.many_rows;
+  const std::vector<Step>& steps = batch.num_tokens() <= kMaxFusedRows ? function.few_rows : function.many_rows;
   // The step after which the run stops. A number and not a flag: worker 0 may already be in the next step, and set it
   // there, while another has yet to look at it behind the barrier of this one.
   std::atomic<std::size_t> last_step{steps.size()};
@@ -105,7 +136,7 @@ bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* 
     context.worker = worker;
     context.num_workers = pool_->size();
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      context.ranges = &compiled.ranges[i * static_cast<std::size_t>(pool_->size())];
+      context.ranges = &function.ranges[i * static_cast<std::size_t>(pool_->size())];
       steps[i].run(steps[i].arguments, context);
       if (i + 1 < steps.size() && steps[i + 1].warm != nullptr) steps[i + 1].warm(steps[i + 1].arguments, context);
       // One worker decides before the barrier, so that all agree behind it.
@@ -121,11 +152,13 @@ bool CpuPlan::run(CompiledSteps& compiled, const Batch& batch, const Interrupt* 
 
 std::string CpuPlan::first_non_finite(const Batch& batch, std::int32_t row) {
   check(batch);
-  CompiledSteps checked = CompiledSteps::compile(
-      program_, weights_, {batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true}, pool_->size());
+  const std::string name(function_of(batch));
+  CompiledFunctions checked = CompiledFunctions::compile(
+      program_, {&name, 1}, weights_, {batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true},
+      pool_->size());
   run(checked, batch, nullptr);
   const auto output = std::find(batch.output_rows.begin(), batch.output_rows.end(), row);
-  for (const CompiledSteps::KeptValue& value : checked.kept) {
+  for (const CompiledSteps::KeptValue& value : checked.functions[0].kept) {
     if (value.rows.outputs && output == batch.output_rows.end()) continue;
     const float* data = value.rows.row(value.rows.outputs ? output - batch.output_rows.begin() : row);
     if (std::all_of(data, data + value.size, [](float x) { return std::isfinite(x); })) continue;
@@ -151,28 +184,32 @@ void CpuPlan::write_page(std::size_t pool, std::int32_t page, std::span<const st
   std::copy(bytes.begin(), bytes.end(), target.begin());
 }
 
-std::span<const float> CpuPlan::logits() const {
-  return {steps_.logits.data, static_cast<std::size_t>(num_outputs_) * static_cast<std::size_t>(steps_.vocab_size)};
+std::span<const float> CpuPlan::outputs_of(std::string_view function) const {
+  if (last_ == nullptr || last_->function != function) return {};
+  return {last_->output.data, static_cast<std::size_t>(num_outputs_) * static_cast<std::size_t>(last_->output_size)};
 }
 
 PlanMemory CpuPlan::memory() const {
   PlanMemory memory;
   memory.weights = weights_.bytes();
-  memory.scratch = steps_.bytes();
+  memory.scratch = compiled_.bytes();
   memory.kv_pools.assign(kv_.pools().begin(), kv_.pools().end());
   return memory;
 }
 
 std::vector<std::string> CpuPlan::value_names() const {
   std::vector<std::string> names;
-  for (const auto& value : steps_.kept) names.push_back(value.name);
+  for (const CompiledSteps& function : compiled_.functions) {
+    for (const auto& value : function.kept) names.push_back(value.name);
+  }
   return names;
 }
 
 std::vector<float> CpuPlan::value(const std::string& name) const {
-  const auto found =
-      std::find_if(steps_.kept.begin(), steps_.kept.end(), [&](const auto& value) { return value.name == name; });
-  if (found == steps_.kept.end()) throw ArgumentError("the plan keeps no value \"" + name + "\"");
+  static const CompiledSteps kNone;
+  const auto& kept = (last_ == nullptr ? kNone : *last_).kept;
+  const auto found = std::find_if(kept.begin(), kept.end(), [&](const auto& value) { return value.name == name; });
+  if (found == kept.end()) throw ArgumentError("the plan keeps no value \"" + name + "\" of what ran last");
   const std::int64_t rows = found->rows.outputs ? num_outputs_ : num_tokens_;
   std::vector<float> copy;
   copy.reserve(static_cast<std::size_t>(rows * found->size));
@@ -185,6 +222,10 @@ std::vector<float> CpuPlan::value(const std::string& name) const {
 /// The rows [first_row, last_row) of one sequence find the pages that they write and see.
 void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const {
   const std::int64_t last = batch.positions[last_row - 1];
+  if (batch.encode && encoding_.whole &&
+      (batch.positions[first_row] != 0 || last + 1 != static_cast<std::int64_t>(last_row - first_row))) {
+    throw ArgumentError("batch: a sequence to encode is not whole");
+  }
   for (std::size_t pool = 0; pool < kv_.pools().size(); ++pool) {
     const auto table = batch.table(batch.sequences[first_row], pool);
     const std::int64_t window = kv_.pools()[pool].window;
@@ -202,6 +243,8 @@ void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t
 void CpuPlan::check(const Batch& batch) const {
   const auto fail = [](const std::string& problem) { throw ArgumentError("batch: " + problem); };
   const std::size_t rows = batch.tokens.size();
+  if (compiled_.find(function_of(batch)) == nullptr)
+    fail("the model has no function " + std::string(function_of(batch)));
   if (rows == 0 || rows > static_cast<std::size_t>(max_tokens())) {
     fail(std::to_string(rows) + " tokens, the plan takes 1 to " + std::to_string(max_tokens()));
   }

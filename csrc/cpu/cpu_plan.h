@@ -32,12 +32,13 @@ PlanMemory plan_memory(const Program& program, const CpuPlanOptions& options);
 
 class CpuPlan final : public Plan {
  public:
-  /// Compiles the function "logits". The program is used as it is: fuse it first for speed. Throws
+  /// Compiles the functions. The program is used as it is: fuse it first for speed. Throws
   /// UnsupportedModelError, DeviceError, MemoryBudgetError, and what the source throws.
   CpuPlan(const Program& program, const TensorSource& source, const CpuPlanOptions& options);
 
   bool run(const Batch& batch, const Interrupt* interrupt) override;
-  std::span<const float> logits() const override;
+  std::span<const float> logits() const override { return outputs_of("logits"); }
+  std::span<const float> encodings() const override { return outputs_of("encode"); }
   std::string first_non_finite(const Batch& batch, std::int32_t row) override;
   std::span<const KvPoolInfo> kv_pools() const override { return kv_.pools(); }
   void reserve_pages(std::size_t pool, std::int32_t num_pages) override { kv_.reserve(pool, num_pages); }
@@ -46,7 +47,10 @@ class CpuPlan final : public Plan {
   void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const override;
   void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override;
   std::string kv_layout() const override { return kv_.layout(); }
-  std::int32_t vocab_size() const override { return steps_.vocab_size; }
+  /// Width of the logits; where there are none, the number of tokens.
+  std::int32_t vocab_size() const override;
+  bool has_logits() const override { return compiled_.find("logits") != nullptr; }
+  EncodingInfo encoding() const override { return encoding_; }
   std::int32_t hidden_size() const override { return hidden_size_; }
   std::int32_t num_adapters() const override { return num_adapters_; }
   std::int32_t max_tokens() const override { return options_.max_tokens; }
@@ -60,15 +64,16 @@ class CpuPlan final : public Plan {
   KvType kv_type() const { return kv_.type(); }
   std::map<std::string, int> layouts() const { return weights_.layouts(); }
 
-  /// Names of the values that value() knows, in execution order. With keep_values only.
+  /// Names of the values that value() knows, in execution order by function. With keep_values only.
   std::vector<std::string> value_names() const;
-  /// Rows of a node's result after a run, [rows, features], copied.
+  /// Rows of a node's result after a run of its function, [rows, features], copied.
   std::vector<float> value(const std::string& name) const;
 
  private:
   void check(const Batch& batch) const;
   void check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const;
-  bool run(CompiledSteps& steps, const Batch& batch, const Interrupt* interrupt);
+  bool run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt);
+  std::span<const float> outputs_of(std::string_view function) const;
 
   const CpuPlanOptions options_;
   const KernelTable& kernels_;
@@ -76,11 +81,13 @@ class CpuPlan final : public Plan {
   const std::shared_ptr<ThreadPool> pool_;
   Weights weights_;
   KvStorage kv_;
-  CompiledSteps steps_;
+  CompiledFunctions compiled_;
+  EncodingInfo encoding_;
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
-  std::int32_t num_positions_;      // those that every table of learned positions has a row for
+  std::int32_t num_positions_ = 0;  // those that every table of learned positions has a row for
   std::int32_t hidden_size_ = 0;
   std::int32_t num_adapters_ = 0;
+  const CompiledSteps* last_ = nullptr;  // function that ran last
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;
 };

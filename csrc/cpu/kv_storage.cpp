@@ -26,6 +26,23 @@ std::int64_t tile_bytes(KvType type, std::int64_t dim, std::int64_t stride) {
   return kPageSlots * (stride + (dim + kKvGroup - 1) / kKvGroup * 2);
 }
 
+/// Whether rows of the layer's attention see later ones, which is so in all functions or in none.
+bool is_temporary(const Program& program, std::int64_t layer) {
+  bool causal = false;
+  bool both_ways = false;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op != "attention" || node.integer("layer") != layer) continue;
+      (node.flag("causal") ? causal : both_ways) = true;
+    }
+  }
+  if (causal && both_ways) {
+    throw UnsupportedModelError("attention in layer " + std::to_string(layer) +
+                                " is causal in one function and not in another");
+  }
+  return both_ways;
+}
+
 /// How far back the layer's attention looks; 0 where one of its nodes sees all.
 std::int64_t window_of(const Program& program, std::int64_t layer) {
   std::int64_t window = -1;
@@ -59,21 +76,24 @@ KvStorage::KvStorage(const Program& program, KvType type)
     : type_(type), layout_(std::string("cpu 1 ") + name_of(type)) {
   for (const KvSlot& slot : program.kv_slots) {
     if (slot.layer >= kMaxLayers) throw UnsupportedModelError("attention in layer " + std::to_string(slot.layer));
-    const auto window = static_cast<std::int32_t>(window_of(program, slot.layer));
-    const auto found =
-        std::find_if(pools_.begin(), pools_.end(), [&](const KvPoolInfo& pool) { return pool.window == window; });
+    const bool temporary = is_temporary(program, slot.layer);
+    const auto window = temporary ? 0 : static_cast<std::int32_t>(window_of(program, slot.layer));
+    const auto found = std::find_if(pools_.begin(), pools_.end(), [&](const KvPoolInfo& pool) {
+      return pool.window == window && pool.temporary == temporary;
+    });
     Layer layer;
     layer.pool = static_cast<std::size_t>(found - pools_.begin());
-    if (found == pools_.end()) pools_.push_back({window, 0});
+    if (found == pools_.end()) pools_.push_back({window, 0, temporary});
     KvPoolInfo& pool = pools_[layer.pool];
-    layer.offset = static_cast<std::int64_t>(pool.page_bytes);
+    layer.offset = temporary ? 0 : static_cast<std::int64_t>(pool.page_bytes);
     layer.num_heads = static_cast<int>(slot.num_kv_heads);
     layer.head_dim = static_cast<int>(slot.head_dim);
     layer.value_dim = static_cast<int>(slot.value_head_dim);
     layer.value_stride = (layer.value_dim + 15) / 16 * 16;
     layer.value_offset = tile_bytes(type, layer.head_dim, layer.head_dim);
     layer.head_bytes = layer.value_offset + tile_bytes(type, layer.value_dim, layer.value_stride);
-    pool.page_bytes += static_cast<std::uint64_t>(layer.num_heads * layer.head_bytes);
+    const auto bytes = static_cast<std::uint64_t>(layer.num_heads * layer.head_bytes);
+    pool.page_bytes = temporary ? std::max(pool.page_bytes, bytes) : pool.page_bytes + bytes;
     if (static_cast<std::size_t>(slot.layer) >= layers_.size())
       layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
     layers_[static_cast<std::size_t>(slot.layer)] = layer;

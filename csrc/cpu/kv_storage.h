@@ -31,7 +31,8 @@ class KvStorage {
     int value_stride = 0;
   };
 
-  /// Layers with the same window share a pool.
+  /// Layers with the same window share a pool. Those that see later positions share a temporary one, and each page of
+  /// it: a layer's keys and values are read before the next layer writes its own.
   KvStorage(const Program& program, KvType type);
 
   KvType type() const { return type_; }

@@ -52,14 +52,15 @@ void lower_rope(Lowering& lowering, const Node& node) {
 }
 
 void lower_attention(Lowering& lowering, const Node& node) {
-  if (!node.flag("causal")) {
-    throw UnsupportedModelError("attention " + node.name + ": the CPU backend has causal attention only (" +
-                                node.source + ")");
-  }
   const Shape& q = lowering.program().value(node.input("q")).shape;
   const int query_heads = static_cast<int>(q[1].size);
   Place queries = lowering.place_of(node.input("q"));
-  if (node.input("k") != kNoValue) queries = lower_store_kv(lowering, node, queries);
+  if (node.input("k") != kNoValue) {
+    queries = lower_store_kv(lowering, node, queries);
+  } else if (!node.flag("causal")) {  // all layers write the same temporary pages
+    throw UnsupportedModelError("attention " + node.name + ": only causal attention shares keys and values (" +
+                                node.source + ")");
+  }
 
   auto& attend = lowering.make<AttendStep>();
   attend.query_heads = query_heads;
@@ -67,6 +68,7 @@ void lower_attention(Lowering& lowering, const Node& node) {
   attend.scale = static_cast<float>(node.number("scale"));
   attend.softcap = static_cast<float>(node.number("softcap"));
   attend.window = node.integer("window");
+  attend.causal = node.flag("causal");
   attend.chunk = node.integer("chunk");
   const std::vector<float>* sinks = lowering.optional_vector(node, "sinks");
   attend.sinks = sinks == nullptr ? nullptr : sinks->data();

@@ -14,7 +14,7 @@ namespace {
 void lower_embed(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<EmbedStep>();
   step.w = &lowering.matrix(node.input("w"));
-  step.of_positions = reads_positions(lowering.program(), node);
+  step.ids = embedded_ids(lowering.program(), node);
   lowering.bind(step.y, lowering.define(node.outputs[0]));
   lowering.add(run_embed, &step);
 }
@@ -172,6 +172,16 @@ void lower_take_rows(Lowering& lowering, const Node& node) {
   lowering.add(run_take_rows, &step);
 }
 
+void lower_pool(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<PoolStep>();
+  step.n = lowering.row_size(node.input("x"));
+  const std::string& kind = node.text("kind");
+  step.kind = kind == "mean" ? PoolKind::kMean : kind == "cls" ? PoolKind::kFirst : PoolKind::kLast;
+  lowering.bind(step.x, node.input("x"));
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_pool, &step);
+}
+
 struct Entry {
   std::string_view op;
   LowerFunction lower;
@@ -198,6 +208,7 @@ constexpr Entry kLowerings[] = {
     {"split", lower_split},
     {"concat", lower_concat},
     {"take_rows", lower_take_rows},
+    {"pool", lower_pool},
 };
 
 }  // namespace
@@ -209,8 +220,10 @@ LowerFunction find_lowering(std::string_view op) {
   return nullptr;
 }
 
-bool reads_positions(const Program& program, const Node& embed) {
-  return program.value(embed.input("tokens")).name == "positions";
+EmbeddedIds embedded_ids(const Program& program, const Node& embed) {
+  const std::string& name = program.value(embed.input("tokens")).name;
+  if (name == "positions") return EmbeddedIds::kPositions;
+  return name == "token_types" ? EmbeddedIds::kTokenTypes : EmbeddedIds::kTokens;
 }
 
 ActivationKind activation_kind(const Node& node, std::string_view attribute) {

@@ -12,8 +12,8 @@ using LowerFunction = void (*)(Lowering& lowering, const Node& node);
 /// The op's lowering, or null when the CPU backend has none.
 LowerFunction find_lowering(std::string_view op);
 
-/// Whether an embed node gathers by position (learned positions) and not by token.
-bool reads_positions(const Program& program, const Node& embed);
+/// What an embed node gathers by.
+EmbeddedIds embedded_ids(const Program& program, const Node& embed);
 
 /// The activation function that an attribute names.
 ActivationKind activation_kind(const Node& node, std::string_view attribute);

@@ -83,9 +83,11 @@ struct TileSpace {
 };
 
 /// Row tokens[t] of w, or row positions[t].
+/// What a table has a row for.
+enum class EmbeddedIds : std::uint8_t { kTokens, kPositions, kTokenTypes };
 struct EmbedStep {
   const PackedMatrix* w;
-  bool of_positions;
+  EmbeddedIds ids;
   Rows y;
 };
 void run_embed(const void* arguments, const StepContext& context);
@@ -163,6 +165,15 @@ void run_copy(const void* arguments, const StepContext& context);
 /// Row i of y is row output_rows[i] of x.
 void run_take_rows(const void* arguments, const StepContext& context);
 
+enum class PoolKind : std::uint8_t { kMean, kFirst, kLast };
+/// Row i of y stands for the sequence whose last row is output_rows[i] of x.
+struct PoolStep {
+  Rows x, y;
+  std::int64_t n;
+  PoolKind kind;
+};
+void run_pool(const void* arguments, const StepContext& context);
+
 /// Cosines and sines of every row's position, [T][pairs] each.
 struct RopeTableStep {
   std::vector<float> frequencies;
@@ -204,6 +215,7 @@ struct AttendStep {
   std::int64_t layer;
   float scale, softcap;
   std::int64_t window;        // keys seen, the own one included; 0: all
+  bool causal;                // otherwise keys at most window / 2 positions away, before and after
   std::int64_t chunk;         // keys are seen from the last multiple of it on; 0: all
   const float* sinks;         // [query head]; null: none
   std::vector<float> slopes;  // [query head]; empty: none

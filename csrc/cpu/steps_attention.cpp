@@ -74,6 +74,25 @@ void call_attend(const KernelTable& kernels, KvType type, const AttendArgs& args
   }
 }
 
+/// Positions of the keys that a row sees, both included.
+struct KeyRange {
+  std::int64_t first;
+  std::int64_t last;
+};
+
+/// Those on both sides; the sequence ends at position `end`.
+KeyRange surrounding_keys(std::int64_t position, std::int64_t window, std::int64_t end) {
+  if (window == 0) return {0, end};
+  return {std::max<std::int64_t>(0, position - window / 2), std::min(end, position + window / 2)};
+}
+
+/// Of the sequence of that row.
+std::int64_t last_position(const Batch& batch, std::int64_t row) {
+  auto r = static_cast<std::size_t>(row);
+  while (r + 1 < batch.sequences.size() && batch.sequences[r + 1] == batch.sequences[r]) ++r;
+  return batch.positions[r];
+}
+
 /// Queries that go together: two full sets of registers, so that a tile is read from memory once for all of them.
 constexpr int kQueriesTogether = 24;
 
@@ -111,10 +130,14 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   args.scratch = context.scratch->floats.as<float>();
   std::int64_t first_key = batch.positions[static_cast<std::size_t>(first_row)];
   std::int64_t last_key = 0;
+  const std::int64_t sequence_end = step.causal ? 0 : last_position(batch, last_row - 1);
   for (int i = 0; i < args.rows; ++i) {
-    last_keys[i] = batch.positions[static_cast<std::size_t>(first_row + i)];
-    first_keys[i] = first_key_of(step, last_keys[i]);
-    scales[i] = step.scale * step.temperature.at(last_keys[i]);
+    const std::int64_t position = batch.positions[static_cast<std::size_t>(first_row + i)];
+    const KeyRange keys = step.causal ? KeyRange{first_key_of(step, position), position}
+                                      : surrounding_keys(position, step.window, sequence_end);
+    first_keys[i] = keys.first;
+    last_keys[i] = keys.last;
+    scales[i] = step.scale * step.temperature.at(position);
     first_key = std::min(first_key, first_keys[i]);
     last_key = std::max(last_key, last_keys[i]);
     for (int h = 0; h < heads; ++h) {

@@ -24,7 +24,9 @@ void run_embed(const void* arguments, const StepContext& context) {
   const Batch& batch = *context.batch;
   each_row(context, false, [&](std::int64_t row) {
     const auto at = static_cast<std::size_t>(row);
-    const std::int32_t id = step.of_positions ? batch.positions[at] : batch.tokens[at];
+    std::int32_t id = batch.tokens[at];
+    if (step.ids == EmbeddedIds::kPositions) id = batch.positions[at];
+    if (step.ids == EmbeddedIds::kTokenTypes) id = 0;  // every text is one segment
     if (id >= 0) {
       dequantize_row(*step.w, id, step.y.row(row));
     } else {
@@ -142,6 +144,22 @@ void run_take_rows(const void* arguments, const StepContext& context) {
   each_row(context, true, [&](std::int64_t row) {
     const float* x = step.x.row(context.batch->output_rows[static_cast<std::size_t>(row)]);
     std::memcpy(step.y.row(row), x, static_cast<std::size_t>(step.n) * sizeof(float));
+  });
+}
+
+void run_pool(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const PoolStep*>(arguments);
+  const Batch& batch = *context.batch;
+  each_row(context, true, [&](std::int64_t row) {
+    const std::int64_t last = batch.output_rows[static_cast<std::size_t>(row)];
+    std::int64_t first = last;
+    const auto sequence = [&](std::int64_t r) { return batch.sequences[static_cast<std::size_t>(r)]; };
+    while (step.kind != PoolKind::kLast && first > 0 && sequence(first - 1) == sequence(last)) --first;
+    float* y = step.y.row(row);
+    std::memcpy(y, step.x.row(first), static_cast<std::size_t>(step.n) * sizeof(float));
+    if (step.kind != PoolKind::kMean) return;
+    for (std::int64_t r = first + 1; r <= last; ++r) context.kernels->add(y, step.x.row(r), y, step.n);
+    context.kernels->scale(y, 1.0f / static_cast<float>(last - first + 1), y, step.n);
   });
 }
 

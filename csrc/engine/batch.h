@@ -35,6 +35,9 @@ struct Batch {
   std::span<const SequenceContext* const> contexts = {};  // [sequence], null for plain ones; or empty: all are
 
   std::size_t num_pools = 1;
+  /// Runs the function "encode" instead of "logits": an output row then stands for its sequence, of which it is the
+  /// last row. Where that function needs whole sequences (Plan::encoding), they begin at position 0.
+  bool encode = false;
 
   std::span<const std::int32_t> table(std::int32_t sequence, std::size_t pool) const {
     return page_tables[static_cast<std::size_t>(sequence) * num_pools + pool];

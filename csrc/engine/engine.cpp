@@ -124,7 +124,7 @@ void RequestHandle::cancel() {
 
 RequestHandle::Scores RequestHandle::scores() const {
   core_->check_process();
-  if (!request_->score()) throw ArgumentError("the request asks for no scores");
+  if (request_->generate()) throw ArgumentError("the request asks for no scores");
   if (request_->results.finish_reason() != FinishReason::kLength) throw Error("the request was cancelled");
   return {request_->scores, request_->score_rows, request_->score_columns};
 }
@@ -199,6 +199,8 @@ std::int32_t Engine::import_pages(const std::string& context_key, const std::vec
 std::int32_t Engine::context() const { return core_->context(); }
 std::int32_t Engine::vocab_size() const { return core_->vocab_size(); }
 std::int32_t Engine::hidden_size() const { return core_->hidden_size(); }
+const EncodingInfo& Engine::encoding() const { return core_->encoding(); }
+std::int32_t Engine::max_encoded() const { return core_->max_encoded(); }
 
 std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> request, const RequestTerms& terms) {
   if (terms.timeout_seconds) {
@@ -219,6 +221,7 @@ std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> req
 
 std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   core_->check_process();
+  core_->check_has_logits();
   check_tokens(request.tokens, vocab_size());
   core_->check_adapter(request.terms.context.get());
   prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
@@ -246,8 +249,26 @@ std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   return submit(active, generate.terms);
 }
 
+std::unique_ptr<RequestHandle> Engine::submit(EmbedRequest request) {
+  core_->check_process();
+  if (encoding().size == 0) throw UnsupportedModelError("this model makes no vectors of texts");
+  check_tokens(request.tokens, vocab_size());
+  const std::size_t num_tokens = request.tokens.size();
+  if (num_tokens > static_cast<std::size_t>(max_encoded())) {
+    throw ContextOverflowError("the text has " + std::to_string(num_tokens) + " tokens; " +
+                               std::to_string(max_encoded()) + " can be embedded at once");
+  }
+  auto active = std::make_shared<ActiveRequest>(std::move(request));
+  active->num_prompt = static_cast<std::int32_t>(num_tokens);
+  active->score_rows = 1;
+  active->score_columns = static_cast<std::size_t>(encoding().size);
+  active->scores = allocate_scores(active->score_rows, active->score_columns);
+  return submit(active, active->embed()->terms);
+}
+
 std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   core_->check_process();
+  core_->check_has_logits();
   check_tokens(request.tokens, vocab_size());
   core_->check_adapter(request.terms.context.get());
   prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());

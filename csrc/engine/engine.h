@@ -70,8 +70,8 @@ class RequestHandle {
     std::size_t rows = 0;
     std::size_t columns = 0;  // 0: one number per row
   };
-  /// Of a finished ScoreRequest. Rethrows its error; Error when it was cancelled, ArgumentError when there are no
-  /// scores.
+  /// Of a finished ScoreRequest, or the vector of an EmbedRequest (one row). Rethrows its error; Error when it was
+  /// cancelled, ArgumentError when there are no scores.
   Scores scores() const;
 
  private:
@@ -93,6 +93,7 @@ class Engine {
   /// (can never fit into the pool), QueueFullError, ArgumentError, Error when closed.
   std::unique_ptr<RequestHandle> submit(GenerateRequest request);
   std::unique_ptr<RequestHandle> submit(ScoreRequest request);
+  std::unique_ptr<RequestHandle> submit(EmbedRequest request);
 
   /// Bytes of one page of the cache over all pools, as export and import have it.
   std::uint64_t page_bytes() const;
@@ -116,6 +117,9 @@ class Engine {
   std::int32_t context() const;
   std::int32_t vocab_size() const;
   std::int32_t hidden_size() const;
+  const EncodingInfo& encoding() const;
+  /// Most tokens that an EmbedRequest may have.
+  std::int32_t max_encoded() const;
 
  private:
   std::unique_ptr<RequestHandle> submit(std::shared_ptr<ActiveRequest> request, const RequestTerms& terms);

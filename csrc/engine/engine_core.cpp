@@ -46,12 +46,19 @@ ActiveRequest::ActiveRequest(GenerateRequest r)
 
 ActiveRequest::ActiveRequest(ScoreRequest r) : request(std::move(r)) { tokens = score()->tokens; }
 
+ActiveRequest::ActiveRequest(EmbedRequest r) : request(std::move(r)) {
+  tokens = std::move(std::get<EmbedRequest>(request).tokens);
+}
+
 EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces> pieces, EngineOptions options,
                        std::shared_ptr<Plan> draft_plan)
     : options_(options),
       vocab_size_(plan->vocab_size()),
       hidden_size_(plan->hidden_size()),
       num_adapters_(plan->num_adapters()),
+      has_logits_(plan->has_logits()),
+      encoding_(plan->encoding()),
+      max_rows_(plan->max_tokens()),
       process_(getpid()),
       plan_(std::move(plan)),
       pieces_(std::move(pieces)),
@@ -92,7 +99,7 @@ EngineStats EngineCore::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats stats = totals_;
   stats.running = scheduler_.num_running();
-  stats.waiting = scheduler_.num_waiting() + submitted_.size();
+  stats.waiting = scheduler_.num_waiting() + submitted_.size() + encoding_line_.size();
   for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
     const KvPages& pages = cache_.pages(pool);
     if (pool > 0 && pages.num_in_use() <= stats.pages_in_use) continue;
@@ -117,7 +124,7 @@ std::int64_t EngineCore::sequence_limit() const {
 void EngineCore::submit(std::shared_ptr<ActiveRequest> request) {
   const std::lock_guard lock(mutex_);
   if (closing_) throw Error("the engine is closed");
-  const std::size_t waiting = scheduler_.num_waiting() + submitted_.size();
+  const std::size_t waiting = scheduler_.num_waiting() + submitted_.size() + encoding_line_.size();
   if (waiting >= static_cast<std::size_t>(options_.max_waiting)) {
     throw QueueFullError(std::to_string(waiting) + " requests are waiting already, as many as may");
   }
@@ -180,8 +187,13 @@ bool EngineCore::turn() {
   work_ = false;
   if (run_jobs(lock)) return true;
   take_requests();
-  scheduler_.pick();
-  if (Sequence* stuck = scheduler_.stuck()) {
+  encodes_ = pick_encodes();
+  if (!encodes_) scheduler_.pick();
+  if (Sequence* stuck = encodes_ ? nullptr : scheduler_.stuck()) {
+    if (!encoding_line_.empty() && cache_.has_pages(*encoding_line_.front())) {
+      encoded_last_ = false;  // those whose pages are missed go on, and give them back
+      return true;
+    }
     std::int32_t limit = cache_.pages(0).limit();
     for (std::size_t pool = 1; pool < cache_.num_pools(); ++pool) limit = std::min(limit, cache_.pages(pool).limit());
     const std::string message = "the KV cache has " + std::to_string(limit) + " pages of " +
@@ -190,7 +202,8 @@ bool EngineCore::turn() {
     end(static_cast<ActiveRequest&>(*stuck), FinishReason::kError, std::make_exception_ptr(MemoryBudgetError(message)));
     return true;
   }
-  if (scheduler_.picked().empty()) {
+  if (picked().empty()) {
+    if (!encoding_line_.empty()) return true;
     wake_.wait(lock, [&] { return work_ || closing_; });
     return true;
   }
@@ -205,7 +218,9 @@ bool EngineCore::turn() {
   try {
     const auto begin = Clock::now();
     result = run_batch(num_pages);
-    if (result == RunResult::kDone) {
+    if (result == RunResult::kDone && encodes_) {
+      read_encodings();
+    } else if (result == RunResult::kDone) {
       read_outputs();
       if (only_decodes_) {
         drafter_.measured(static_cast<std::int32_t>(batch_tokens_.size()), seconds(begin, Clock::now()));
@@ -216,7 +231,11 @@ bool EngineCore::turn() {
   }
 
   lock.lock();
-  finish_batch(result, error);
+  if (encodes_) {
+    finish_encodes(result, error);
+  } else {
+    finish_batch(result, error);
+  }
   return true;
 }
 
@@ -232,9 +251,7 @@ void EngineCore::finish_batch(RunResult result, const std::exception_ptr& error)
     return;
   }
   if (result != RunResult::kDone) {
-    for (std::size_t pool = 0; pool < cache_.num_pools() && result == RunResult::kNoMemory; ++pool) {
-      cache_.pages(pool).set_limit(std::min(cache_.pages(pool).limit(), plan_->num_pages(pool)));
-    }
+    if (result == RunResult::kNoMemory) lower_page_limits();
     scheduler_.abandon(copied_);
     return;
   }
@@ -248,6 +265,13 @@ void EngineCore::finish_batch(RunResult result, const std::exception_ptr& error)
   }
   scheduler_.advance(counts);
   for (const Outcome& outcome : outcomes_) apply(outcome);
+}
+
+/// What the plan has is all that there will be.
+void EngineCore::lower_page_limits() {
+  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
+    cache_.pages(pool).set_limit(std::min(cache_.pages(pool).limit(), plan_->num_pages(pool)));
+  }
 }
 
 /// Ends what was cancelled or is late, and hands to the scheduler what is new.
@@ -284,6 +308,10 @@ void EngineCore::start(ActiveRequest& request) {
   request.priority = terms_of(request).priority;
   request.context_key = terms_of(request).context_key;
   request.timings.prompt_tokens = num_tokens;
+  if (request.embed()) {
+    request.output_from = num_tokens - 1;
+    return add_to_encode(request);
+  }
   if (const ScoreRequest* score = request.score()) {
     if (!score->logits) request.tokens.pop_back();  // what follows the last token is nobody's question
     request.output_from = score->positions_from;
@@ -335,10 +363,10 @@ void EngineCore::build_batch() {
   batch_first_rows_.clear();
   interrupt_.asked = false;
   interrupt_.deadline = Clock::time_point::max();
-  only_decodes_ = true;
+  only_decodes_ = !encodes_;
   const auto now = Clock::now();
   std::int32_t sequence = 0;
-  for (const ScheduledRows& rows : scheduler_.picked()) {
+  for (const ScheduledRows& rows : picked()) {
     auto& request = static_cast<ActiveRequest&>(*rows.sequence);
     const std::int32_t own = request.num_tokens();
     batch_first_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
@@ -355,7 +383,7 @@ void EngineCore::build_batch() {
     ++sequence;
     for (const auto& table : request.pages) batch_page_tables_.emplace_back(table);
     batch_contexts_.push_back(terms_of(request).context.get());
-    request.in_prefill = own - rows.first > 1;
+    request.in_prefill = encodes_ || own - rows.first > 1;
     only_decodes_ = only_decodes_ && !request.in_prefill;
     interrupt_.deadline = std::min(interrupt_.deadline, request.deadline);
     if (!request.started) request.started = now;
@@ -366,6 +394,7 @@ Batch EngineCore::batch() const {
   Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
   batch.contexts = batch_contexts_;
   batch.num_pools = cache_.num_pools();
+  batch.encode = encodes_;
   return batch;
 }
 
@@ -379,7 +408,9 @@ EngineCore::RunResult EngineCore::run_batch(std::span<const std::int32_t> num_pa
       return RunResult::kNoMemory;
     }
   }
-  for (const PageCopy& copy : scheduler_.copies()) plan_->copy_page(copy.pool, copy.from, copy.to);
+  if (!encodes_) {
+    for (const PageCopy& copy : scheduler_.copies()) plan_->copy_page(copy.pool, copy.from, copy.to);
+  }
   copied_ = true;
   return plan_->run(batch(), &interrupt_) ? RunResult::kDone : RunResult::kInterrupted;
 }
@@ -388,7 +419,8 @@ EngineCore::RunResult EngineCore::run_batch(std::span<const std::int32_t> num_pa
 void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception_ptr error, StopCause stop) {
   request.timings.cached_tokens = std::min(request.num_reused, request.num_prompt);
   drafter_.release(request.drafting, request.tokens);
-  if (error) {
+  std::erase(encoding_line_, &request);
+  if (error || (request.embed() && encoding_.whole)) {
     scheduler_.remove(request);
   } else {
     scheduler_.retire(request);

@@ -33,13 +33,15 @@ struct ActiveRequest : Sequence {
 
   explicit ActiveRequest(GenerateRequest r);
   explicit ActiveRequest(ScoreRequest r);
+  explicit ActiveRequest(EmbedRequest r);
 
   const GenerateRequest* generate() const { return std::get_if<GenerateRequest>(&request); }
   const ScoreRequest* score() const { return std::get_if<ScoreRequest>(&request); }
+  const EmbedRequest* embed() const { return std::get_if<EmbedRequest>(&request); }
   /// All tokens, those too that a full context made the sequence forget.
   std::span<const std::int32_t> history() const { return forgot ? std::span(all_tokens) : std::span(tokens); }
 
-  std::variant<GenerateRequest, ScoreRequest> request;
+  std::variant<GenerateRequest, ScoreRequest, EmbedRequest> request;
   ResultQueue results;
   std::atomic<bool> cancelled = false;
   Clock::time_point submitted = Clock::now();
@@ -99,6 +101,10 @@ class EngineCore {
   std::int32_t hidden_size() const { return hidden_size_; }
   /// Throws ArgumentError for one that the plan does not have.
   void check_adapter(const SequenceContext* context) const;
+  const EncodingInfo& encoding() const { return encoding_; }
+  std::int32_t max_encoded() const;
+  /// Throws UnsupportedModelError for a model that only encodes.
+  void check_has_logits() const;
   /// With a word before them that tells which pools' parts are there.
   std::uint64_t page_bytes() const { return page_bytes_ + sizeof(std::uint64_t); }
   const std::string& kv_layout() const { return kv_layout_; }
@@ -115,11 +121,19 @@ class EngineCore {
   void take_requests();
   void start(ActiveRequest& request);
   void make_drafts();
+  /// Of the batch that runs.
+  const std::vector<ScheduledRows>& picked() const { return encodes_ ? picked_encodes_ : scheduler_.picked(); }
   void build_batch();
   Batch batch() const;
   enum class RunResult { kDone, kInterrupted, kNoMemory };
   RunResult run_batch(std::span<const std::int32_t> num_pages);
   void finish_batch(RunResult result, const std::exception_ptr& error);
+  void lower_page_limits();
+
+  void add_to_encode(ActiveRequest& request);
+  bool pick_encodes();
+  void read_encodings();
+  void finish_encodes(RunResult result, const std::exception_ptr& error);
 
   void read_outputs();
   void read_tokens(Outcome& outcome, const ScheduledRows& rows, std::size_t first_output);
@@ -143,6 +157,9 @@ class EngineCore {
   const std::int32_t vocab_size_;
   const std::int32_t hidden_size_;
   const std::int32_t num_adapters_;
+  const bool has_logits_;
+  const EncodingInfo encoding_;
+  const std::int32_t max_rows_;  // of a batch
   const pid_t process_;
   std::shared_ptr<Plan> plan_;
   const std::shared_ptr<const Pieces> pieces_;
@@ -160,6 +177,9 @@ class EngineCore {
   Scheduler scheduler_;
   std::list<std::shared_ptr<ActiveRequest>> submitted_;  // not yet seen by the thread
   std::list<std::shared_ptr<ActiveRequest>> active_;
+  std::vector<ActiveRequest*>
+      encoding_line_;          // to be encoded, first to be served first; the scheduler has none of them
+  bool encoded_last_ = false;  // the last batch was one of theirs
   // Ended. Destroyed outside of the mutex: a mask may need another lock (Python's) to go.
   std::vector<std::shared_ptr<ActiveRequest>> retired_;
   struct Job {
@@ -170,6 +190,8 @@ class EngineCore {
   EngineStats totals_;
 
   // The batch that runs.
+  std::vector<ScheduledRows> picked_encodes_;  // its rows, if it encodes
+  bool encodes_ = false;
   std::vector<std::int32_t> batch_tokens_;
   std::vector<std::int32_t> batch_positions_;
   std::vector<std::int32_t> batch_sequences_;

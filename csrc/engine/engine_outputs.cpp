@@ -96,7 +96,7 @@ void EngineCore::read_scores(ActiveRequest& request, const ScoreRequest& score, 
 std::exception_ptr EngineCore::with_place(const NumericError& error, const ScheduledRows& rows) {
   std::string place;
   try {
-    const auto entry = static_cast<std::size_t>(&rows - scheduler_.picked().data());
+    const auto entry = static_cast<std::size_t>(&rows - picked().data());
     const std::int32_t last = batch_first_rows_[entry] + rows.count - 1;
     for (std::int32_t row = last - rows.num_outputs + 1; row <= last && place.empty(); ++row) {
       place = plan_->first_non_finite(batch(), row);

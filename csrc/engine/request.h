@@ -23,8 +23,8 @@ namespace sterna {
 /// How a request stands to others.
 struct RequestTerms {
   Priority priority = Priority::kInteractive;
-  std::optional<double> timeout_seconds;  // from submit on; then it ends with DeadlineError
-  std::string context_key;                // what else its K and V depend on; see PrefixIndex
+  std::optional<double> timeout_seconds;           // from submit on; then it ends with DeadlineError
+  std::string context_key;                         // what else its K and V depend on; see PrefixIndex
   std::shared_ptr<const SequenceContext> context;  // null: nothing else
 };
 
@@ -55,6 +55,12 @@ struct ScoreRequest {
   std::int32_t positions_from = 0;
   /// False: log p(tokens[i + 1]) for each row but the last token's; true: whole rows of logits, the last token's too.
   bool logits = false;
+  RequestTerms terms;
+};
+
+/// Tokens to make one vector of, with the plan's function "encode".
+struct EmbedRequest {
+  std::vector<std::int32_t> tokens;
   RequestTerms terms;
 };
 

@@ -136,7 +136,7 @@ void Scheduler::pick_decode(std::int32_t tokens_kept, std::int32_t outputs_kept)
 }
 
 void Scheduler::admit() {
-  while (!waiting_.empty()) {
+  while (!waiting_.empty() && !held_) {
     Sequence& next = *waiting_.front();
     if (running_.size() >= static_cast<std::size_t>(limits_.max_sequences)) {
       // Only who is in the background makes room for somebody who comes before.

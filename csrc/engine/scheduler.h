@@ -52,6 +52,9 @@ class Scheduler {
   /// Leaves, and nothing of what is not shared stays.
   void remove(Sequence& sequence);
 
+  /// While held, nobody who waits begins to run: others wait for the pages that those who run give back.
+  void hold(bool held) { held_ = held; }
+
   /// Chooses the rows of the next batch and gets pages for them. Empty when there is nothing to do (or all are stuck).
   const std::vector<ScheduledRows>& pick();
   const std::vector<ScheduledRows>& picked() const { return picked_; }
@@ -95,6 +98,7 @@ class Scheduler {
   std::int32_t tokens_left_ = 0;
   std::int32_t outputs_left_ = 0;
   Sequence* stuck_ = nullptr;
+  bool held_ = false;
   std::uint64_t clock_ = 0;
   std::uint64_t num_picks_ = 0;
   std::uint64_t num_preemptions_ = 0;

@@ -23,7 +23,16 @@ constexpr int kKvGroup = 32;
 /// Layers whose KV pages live and die together: those that see all positions (window 0), or the last `window`.
 struct KvPoolInfo {
   std::int32_t window = 0;
-  std::uint64_t page_bytes = 0;  // one page over these layers
+  std::uint64_t page_bytes = 0;  // one page over these layers; of a temporary pool, the largest of them
+  /// Pages mean nothing once their batch is computed: those of layers that see later positions too, which write them
+  /// one after the other.
+  bool temporary = false;
+};
+
+/// What a plan's function "encode" gives.
+struct EncodingInfo {
+  std::int32_t size = 0;  // floats of a vector; 0: there is no such function
+  bool whole = false;     // a sequence must be computed in one batch; otherwise in any chunks, as for logits
 };
 
 /// Bytes that a plan holds.
@@ -55,6 +64,8 @@ class Plan {
 
   /// [num_outputs, vocab_size] of the last run; valid until the next.
   virtual std::span<const float> logits() const = 0;
+  /// [num_outputs, encoding().size] of the last run, if it was one of "encode".
+  virtual std::span<const float> encodings() const { return {}; }
 
   /// Runs the batch again, which must have been the last one, and names the first value of row `row` that is not
   /// finite, with its line in the model file; empty when there is none, or the plan cannot tell.
@@ -76,6 +87,9 @@ class Plan {
   /// Of an input row that is no token: see SequenceContext::embeddings. 0: the plan takes none.
   virtual std::int32_t hidden_size() const { return 0; }
   virtual std::int32_t num_adapters() const { return 0; }
+  /// Whether there is a function "logits".
+  virtual bool has_logits() const { return true; }
+  virtual EncodingInfo encoding() const { return {}; }
   virtual std::int32_t max_tokens() const = 0;
   virtual std::int32_t max_outputs() const = 0;
   virtual PlanMemory memory() const = 0;

@@ -8,6 +8,16 @@
 
 namespace sterna {
 
+namespace {
+
+bool stores_layer(const Function& function, std::int64_t layer) {
+  return std::ranges::any_of(function.nodes, [layer](const Node& node) {
+    return node.op == "attention" && node.input("k") != kNoValue && node.integer("layer") == layer;
+  });
+}
+
+}  // namespace
+
 Function& ProgramBuilder::current() {
   if (program_.functions.empty()) begin_function("logits");
   return program_.functions.back();
@@ -53,10 +63,11 @@ std::vector<ValueId> ProgramBuilder::emit(Node node, const std::vector<std::stri
   if (node.op == "attention" && node.input("k") != kNoValue) {
     const KvSlot slot = kv_slot(program_, node);
     const auto place = std::ranges::lower_bound(program_.kv_slots, slot.layer, {}, &KvSlot::layer);
-    if (place != program_.kv_slots.end() && place->layer == slot.layer) {
+    if (place == program_.kv_slots.end() || place->layer != slot.layer) {
+      program_.kv_slots.insert(place, slot);
+    } else if (*place != slot || stores_layer(function, slot.layer)) {  // another function may use the same one
       fail(node, "layer " + std::to_string(slot.layer) + " has its KV slot already");
     }
-    program_.kv_slots.insert(place, slot);
   }
   function.nodes.push_back(std::move(node));
   return function.nodes.back().outputs;

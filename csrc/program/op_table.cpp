@@ -18,6 +18,7 @@ const std::vector<std::string_view> kActivationRules = {"auto", "int8_per_token"
 const std::vector<std::string_view> kActivations = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"};
 const std::vector<std::string_view> kRouteScores = {"softmax", "sigmoid"};
 const std::vector<std::string_view> kGroupScores = {"best", "two_best"};
+const std::vector<std::string_view> kPoolings = {"mean", "cls", "last"};
 const std::vector<std::string_view> kRopeStyles = {"halves", "interleaved"};
 const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn"};
 
@@ -150,6 +151,7 @@ std::vector<OpSpec> make_table() {
       {"split", {{"x", kResult, kOne}}, {{"sizes", kRequired, std::string(), {}, {}}}, split_shapes},
       {"concat", {{"x", kResult, kOneOrMore}}, {}, concat_shapes},
       {"take_rows", {{"x", kResult, kOne}}, {}, take_rows_shapes},
+      {"pool", {{"x", kResult, kOne}}, {{"kind", kRequired, std::string(), kPoolings, {}}}, pool_shapes},
   };
 }
 

@@ -79,7 +79,7 @@ struct KvSlot {
   bool operator==(const KvSlot&) const = default;
 };
 
-/// A named entry point: "logits" today, "encode" for encoders.
+/// A named entry point: "logits" (a row per token that asks for one), or "encode" (one vector per sequence).
 struct Function {
   std::string name;
   std::vector<Node> nodes;  // in execution order

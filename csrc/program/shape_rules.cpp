@@ -156,6 +156,7 @@ void check_attention_options(const Program& program, const Node& node, std::int6
   for (const char* name : {"softcap", "max_alibi_bias", "temperature.scale"}) {
     if (node.number(name) < 0) fail(node, std::string(name) + " is " + std::to_string(node.number(name)));
   }
+  if (!node.flag("causal") && node.integer("chunk") > 0) fail(node, "has chunks, which need causal attention");
   if (node.integer("window") > 0 && node.integer("chunk") > 0) fail(node, "has a window and chunks, can have one");
   if (node.number("temperature.scale") > 0 && node.integer("temperature.length") < 1) {
     fail(node, "temperature.scale needs temperature.length above 0");
@@ -416,6 +417,12 @@ std::vector<Shape> concat_shapes(const Program& program, const Node& node) {
     if (total > kMaxDim) fail(node, "the result is too large");
   }
   shape.back() = {total};
+  return {shape};
+}
+
+std::vector<Shape> pool_shapes(const Program& program, const Node& node) {
+  Shape shape = tokens_of(program, node, "x", 2);
+  shape[0] = {Dim::kOutputs};
   return {shape};
 }
 

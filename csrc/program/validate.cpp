@@ -1,6 +1,8 @@
 #include "program/validate.h"
 
 #include <algorithm>
+#include <map>
+#include <ranges>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -120,25 +122,27 @@ void experts_come_from_a_route(const Program& program, const Function& function)
 }
 
 // The KV slots are those of the attention nodes that store keys and values, by layer; others of the function share them
-// afterwards.
+// afterwards, and other functions may use them too.
 void slots_fit_the_attention_nodes(const Program& program) {
-  std::vector<KvSlot> slots;
+  std::map<std::int64_t, KvSlot> slots;
   for (const Function& function : program.functions) {
     std::unordered_set<std::int64_t> stored;
     for (const Node& node : function.nodes) {
       if (node.op != "attention") continue;
       const std::int64_t layer = node.integer("layer");
       if (node.input("k") != kNoValue) {
-        slots.push_back(kv_slot(program, node));
-        stored.insert(layer);
+        const KvSlot slot = kv_slot(program, node);
+        if (!stored.insert(layer).second) broken("two attention nodes share a layer");
+        if (slots.try_emplace(layer, slot).first->second != slot) {
+          broken("two functions keep different things in layer " + std::to_string(layer));
+        }
       } else if (!stored.contains(layer)) {
         fail(node, "layer " + std::to_string(layer) + " has stored no keys and values yet");
       }
     }
   }
-  std::ranges::sort(slots, {}, &KvSlot::layer);
-  if (std::ranges::adjacent_find(slots, {}, &KvSlot::layer) != slots.end()) broken("two attention nodes share a layer");
-  if (slots != program.kv_slots) broken("the KV slots are not those of the attention nodes");
+  const auto declared = std::views::values(slots);
+  if (!std::ranges::equal(declared, program.kv_slots)) broken("the KV slots are not those of the attention nodes");
 }
 
 }  // namespace

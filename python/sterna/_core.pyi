@@ -306,8 +306,11 @@ class CpuPlan(Plan):
         sequences: IntsLike,
         page_tables: Sequence[Sequence[int]],
         output_rows: IntsLike,
+        function: str = "logits",
     ) -> npt.NDArray[np.float32]:
         """Runs one batch and gives the logits of its output rows, [num_outputs, vocab_size]. ArgumentError.
+
+        With `function` "encode" the vectors of the sequences that end in its output rows, [num_outputs, encoding_size].
 
         tokens, positions, sequences [num_tokens]: a row's token, its place in its sequence, and the index of the sequence,
         whose pages `page_tables` lists. Pages must have been reserved.
@@ -321,6 +324,14 @@ class CpuPlan(Plan):
         """What `value` knows, in execution order."""
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def has_logits(self) -> bool: ...
+    @property
+    def encoding_size(self) -> int:
+        """Floats of a vector of "encode"; 0 where there is no such function."""
+    @property
+    def encodes_whole(self) -> bool:
+        """Whether "encode" needs all rows of a sequence in one batch."""
     @property
     def max_tokens(self) -> int: ...
     @property
@@ -660,7 +671,7 @@ class RequestHandle:
         It is not told again before all have been taken. What came before this call counts as well.
         """
     def scores(self, timeout: float | None = None) -> npt.NDArray[np.float32]:
-        """Waits for the result of `submit_score`. TimeoutError; Error when cancelled. Raises the request's error."""
+        """Waits for the result of `submit_score` or `submit_embed`. TimeoutError; Error when cancelled. Raises the request's error."""
     def cancel(self) -> None: ...
     @property
     def finished(self) -> bool: ...
@@ -774,6 +785,19 @@ class Engine:
         DeadlineError. ContextOverflowError when the prompt leaves no room, MemoryBudgetError when it can never fit into
         the pool, QueueFullError, ArgumentError.
         """
+    def submit_embed(
+        self, tokens: IntsLike, *, background: bool = False, timeout: float | None = None, context_key: bytes = b""
+    ) -> RequestHandle:
+        """`scores()` gives the vector of these tokens, float32 [1, encoding_size].
+
+        Raises ContextOverflowError above `max_encoded`, UnsupportedModelError, and what `submit` raises.
+        """
+    @property
+    def encoding_size(self) -> int:
+        """Floats of the vector of a text; 0 where the model makes none."""
+    @property
+    def max_encoded(self) -> int:
+        """Most tokens of a text that `submit_embed` takes."""
     def submit_score(
         self,
         tokens: IntsLike,

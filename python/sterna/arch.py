@@ -6,6 +6,7 @@ from them.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -418,27 +419,41 @@ class Batch:
     tokens: Value
     positions: Value
 
+    @functools.cached_property
+    def token_types(self) -> Value:
+        """Which of several texts a token belongs to: 0, as there is one."""
+        return ops.batch_input("token_types")
 
-class Logits(Protocol):
-    """What a model file defines: the logits of the rows that the batch asks for, [num_outputs, vocab_size]."""
+
+class ModelFunction(Protocol):
+    """What a model file defines. Of a decoder: the logits of the rows that the batch asks for, [num_outputs,
+    vocab_size]. Of an encoder: a vector for each sequence, [num_outputs, size]."""
 
     def __call__(self, config: Any, weights: Weights, batch: Batch, /) -> Value: ...
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One registration: an architecture string, and the model file's function for it."""
+    """One registration: an architecture string, and the model file's functions for it."""
 
     name: str
     config: type[DecoderConfig]
-    logits: Logits
+    logits: ModelFunction | None  # None: an encoder
+    encode: ModelFunction | None  # None: a decoder, whose vectors are made of what `unembed` reads
     when: Callable[[Metadata], bool] | None
+
+    @property
+    def module(self) -> str:
+        """The model file's module."""
+        function = self.logits or self.encode
+        assert function is not None
+        return function.__module__
 
 
 architectures: list[Architecture] = []
 
 
-_F = TypeVar("_F", bound=Logits)
+_F = TypeVar("_F", bound=ModelFunction)
 
 
 def register(
@@ -451,7 +466,19 @@ def register(
     """
 
     def add(logits: _F) -> _F:
-        architectures.extend(Architecture(name, config, logits, when) for name in names)
+        architectures.extend(Architecture(name, config, logits, None, when) for name in names)
         return logits
+
+    return add
+
+
+def register_encoder(
+    *names: str, config: type[DecoderConfig], when: Callable[[Metadata], bool] | None = None
+) -> Callable[[_F], _F]:
+    """As `register`, for a function that gives a vector for each sequence."""
+
+    def add(encode: _F) -> _F:
+        architectures.extend(Architecture(name, config, None, encode, when) for name in names)
+        return encode
 
     return add

@@ -59,8 +59,12 @@ def diff(
     threads: int = 0,
     kv_dtype: KvDtype = "f16",
 ) -> Iterator[NodeDifference]:
-    """Runs `tokens` as one sequence through a plan of `program` (fused or not) and compares each result, in order."""
+    """Runs `tokens` as one sequence through a plan of `program` (fused or not) and compares each result, in order.
+
+    Of an encoder, "encode" is run.
+    """
     count = len(tokens)
+    function = program.functions[0]
     plan = _core.compile_cpu(
         program,
         file,
@@ -74,7 +78,8 @@ def diff(
     pages = (count + 63) // 64
     plan.reserve_pages(pages)
     rows = np.arange(count, dtype=np.int32)
-    plan.run(np.asarray(tokens, np.int32), rows, np.zeros(count, np.int32), [list(range(pages))], rows)
+    outputs = rows if function == "logits" else rows[-1:]
+    plan.run(np.asarray(tokens, np.int32), rows, np.zeros(count, np.int32), [list(range(pages))], outputs, function)
 
     values = program.values
 
@@ -82,12 +87,13 @@ def diff(
         """The plan's result, or None for an input or a weight."""
         if values[id].kind != "node":
             return None
-        extents = [count if isinstance(extent, str) else extent for extent in values[id].shape]
+        sizes = {"T": count, "L": len(outputs)}
+        extents = [sizes[extent] if isinstance(extent, str) else extent for extent in values[id].shape]
         return plan.value(values[id].name).reshape(extents)
 
-    interpreter = Interpreter(program, TensorValues(file), kv_dtype=kv_dtype)
+    interpreter = Interpreter(program, TensorValues(file), kv_dtype=kv_dtype, function=function)
     interpreter.begin(tokens)
-    for node in program.nodes():
+    for node in program.nodes(function):
         references = interpreter.eval_node(node, [kept(id) for _, id in node.inputs])
         for id, reference in zip(node.outputs, references, strict=True):
             result = kept(id)

@@ -24,6 +24,8 @@ class ModelInfo:
     context_capped: bool  # by the memory budget
     max_sequences: int
     vocab_size: int
+    embedding_size: int  # of the vectors that `embed` makes; 0: none
+    max_embedded: int  # tokens of a text that `embed` takes
     tokenizer: str
     template_source: str | None  # "file", "argument", "default (ChatML)", or None: no chat
     device: str
@@ -47,6 +49,9 @@ class ModelInfo:
             "layouts": _counts(self.layouts),
             "context": f"{self.context} tokens (trained on {self.trained_context}{capped})",
             "vocabulary": f"{self.vocab_size} tokens, {self.tokenizer}",
+            "embedding": f"{self.embedding_size} numbers, of up to {self.max_embedded} tokens"
+            if self.embedding_size
+            else "none",
             "template": self.template_source or "none",
             "device": f"{self.device}, {self.isa}, {self.threads} threads",
             "memory": f"{readable(memory.total)}: weights {readable(memory.weights)}, KV cache {readable(memory.kv)} "

@@ -228,8 +228,10 @@ def attend(
     visible = np.ones(distance.shape, bool)
     if attributes["causal"]:
         visible &= distance >= 0
-    if attributes["window"] > 0:
+    if attributes["window"] > 0 and attributes["causal"]:
         visible &= distance < attributes["window"]
+    elif attributes["window"] > 0:
+        visible &= np.abs(distance) <= attributes["window"] // 2
     if attributes["chunk"] > 0:
         visible &= key_positions >= positions[:, None] // attributes["chunk"] * attributes["chunk"]
     scores = np.where(visible[None], scores, -np.inf)
@@ -310,6 +312,8 @@ class Interpreter:
         """
         self.values = {"tokens": np.asarray(tokens, np.int64)}
         start = self._length
+        if any(value.kind == "input" and value.name == "token_types" for value in self._table):
+            self.values["token_types"] = np.zeros(len(tokens), np.int64)
         self.values["positions"] = np.arange(start, start + len(tokens)) if positions is None else np.asarray(positions)
         self._rows = np.arange(len(tokens)) if output_rows is None else np.asarray(output_rows, np.int64)
         self._length = int(self.values["positions"].max()) + 1
@@ -502,6 +506,13 @@ class Interpreter:
 
     def _concat(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return np.concatenate(operands["x"], axis=-1)
+
+    def _pool(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        x = operands["x"][0]
+        if attributes["kind"] == "mean":
+            mean: F32 = x.astype(np.float64).mean(axis=0, keepdims=True).astype(np.float32)
+            return mean
+        return x[:1] if attributes["kind"] == "cls" else x[-1:]
 
     def _take_rows(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         taken: Array = operands["x"][0][self._rows]

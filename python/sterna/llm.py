@@ -273,6 +273,29 @@ class LLM(AsyncMethods):
             return np.zeros(0, np.float32)
         return _scores(engine.submit_score(tokens))
 
+    @overload
+    def embed(
+        self, texts: str | list[int] | npt.NDArray[np.integer[Any]], *, normalize: bool = True
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def embed(self, texts: list[str] | list[list[int]], *, normalize: bool = True) -> npt.NDArray[np.float32]: ...
+    def embed(self, texts: Any, *, normalize: bool = True) -> npt.NDArray[np.float32]:
+        """The vector of a text, float32 [d]; for a list of texts those of all, [n, d], computed together.
+
+        Rows are pooled as the file says; where it does not, an encoder's by their mean, a decoder's last one is taken.
+        With `normalize` vectors have length 1. A str is tokenised with the special tokens that the vocabulary adds
+        ([CLS] and [SEP] of BERT), a list of ints is taken as tokens. UnsupportedModelError where the model makes no
+        vectors; ContextOverflowError for a text longer than `info.max_embedded` tokens, which is never cut;
+        NumericError, ArgumentError.
+        """
+        from sterna.embedding import embed
+
+        prompts = self._batch_of(texts)
+        if prompts is None:
+            vector: npt.NDArray[np.float32] = embed(self.engine, [self._text_tokens(texts)], normalize)[0]
+            return vector
+        return embed(self.engine, [self._text_tokens(item) for item in prompts], normalize)
+
     def logits(
         self,
         tokens: Tokens,
@@ -424,6 +447,18 @@ class LLM(AsyncMethods):
             return None
         is_batch = all(isinstance(item, Sequence) or is_array(item) for item in prompt)
         return prompt if is_batch else None
+
+    def _text_tokens(self, text: str | Tokens) -> list[int]:
+        """The tokens of a text to embed, of which there is at least one; how many there may be is the engine's."""
+        if isinstance(text, str):
+            encodable(text, "text")
+            self._check_length(text)
+            tokens = self.tokenizer.encode(text, add_special=True)
+        else:
+            tokens = self._checked(text)
+        if not tokens:
+            raise ArgumentError("the text is empty")
+        return tokens
 
     def _prompt_tokens(self, prompt: str | Tokens) -> list[int]:
         """The tokens of a prompt, of which there is at least one and not more than the context holds."""

@@ -14,7 +14,7 @@ from sterna.arguments import LOAD_ALIASES, keyword_arguments
 from sterna.errors import ArgumentError, DeviceError, FileError
 from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
-from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, parse_bytes, plan_memory
+from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, parse_bytes, plan_encoder, plan_memory
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def prepare(
     resolved = resolve(model, progress=progress)
     file = Gguf(resolved.path, i2s_order=i2s_order)
     adapters = open_adapters(lora, str(file.get("general.architecture")))
-    traced = trace(file, adapters)
+    traced = trace(file, adapters, embed=True)
     program = traced.program.fuse()
     settings = PlanSettings.choose(
         vocab_size=traced.config.vocab_size, threads=threads or 0, kv_dtype=kv_dtype, max_sequences=max_sequences
@@ -212,15 +212,22 @@ def prepare(
             progress=progress,
         )
     trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
-    memory = plan_memory(
-        program,
-        settings,
-        context=context,
-        kv_tokens=kv_tokens,
-        trained_context=trained,
-        budget=budget,
-        draft=None if drafts is None else (drafts.program, drafts.settings),
-    )
+    if "logits" in program.functions:
+        memory = plan_memory(
+            program,
+            settings,
+            context=context,
+            kv_tokens=kv_tokens,
+            trained_context=trained,
+            budget=budget,
+            draft=None if drafts is None else (drafts.program, drafts.settings),
+        )
+    elif drafts is not None:
+        raise ArgumentError("the model is an encoder: there is nothing for a draft model to guess")
+    else:
+        settings, memory = plan_encoder(
+            program, settings, context=context, kv_tokens=kv_tokens, trained_context=trained, budget=budget
+        )
     learned = _learned_positions(program)
     if memory.context > learned:
         raise ArgumentError(f"context is {memory.context}, the model has learned {learned} positions")
@@ -231,7 +238,7 @@ def prepare(
 def _learned_positions(program: Program) -> int:
     """Positions that every table of learned ones has a row for; MAX_CONTEXT where there is none."""
     rows = [MAX_CONTEXT]
-    for node in program.nodes():
+    for node in (node for function in program.functions for node in program.nodes(function)):
         operands = dict(node.inputs)
         if node.op == "embed" and program.values[operands["tokens"]].name == "positions":
             extent = program.values[operands["w"]].shape[0]
@@ -313,6 +320,8 @@ def _start(
         context_capped=prepared.context_capped,
         max_sequences=settings.max_sequences,
         vocab_size=compiled.vocab_size,
+        embedding_size=engine.encoding_size,
+        max_embedded=engine.max_encoded if engine.encoding_size else 0,
         tokenizer=f"{tokenizer.kind} ({tokenizer.pre})" if tokenizer.kind == "bpe" else tokenizer.kind,
         template_source=None if template is None else template.source,
         device="cpu",

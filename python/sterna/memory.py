@@ -6,7 +6,7 @@ import bisect
 import logging
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -164,6 +164,33 @@ def plan_memory(
         max_context=fitting,
         draft=sum(part.total(kv_tokens) for part in parts[1:]),
     )
+
+
+def plan_encoder(
+    program: Program,
+    settings: PlanSettings,
+    *,
+    context: int | None,
+    kv_tokens: int | None,
+    trained_context: int,
+    budget: int | None,
+) -> tuple[PlanSettings, MemoryPlan]:
+    """As `plan_memory`, for a model that takes whole texts only: one run has rows for the longest of them.
+
+    A `context` of None is the trained length, halved until the plan fits. The cache holds what one run needs: its rows,
+    and a page more for each of its texts.
+    """
+    wanted = context or min(trained_context, kv_tokens or trained_context)
+    while True:
+        rows = max(settings.max_tokens, wanted)
+        pages = kv_tokens or rows + PAGE_TOKENS * settings.max_outputs
+        chosen = replace(settings, max_tokens=rows)
+        plan = plan_memory(
+            program, chosen, context=wanted, kv_tokens=pages, trained_context=trained_context, budget=budget
+        )
+        if plan.fits or context is not None or wanted <= settings.max_tokens:
+            return chosen, plan
+        wanted = max(settings.max_tokens, wanted // 2)
 
 
 def parse_budget(budget: int | str | None) -> int | None:

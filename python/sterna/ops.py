@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
 Gate = Activation | Literal["clamped_swiglu"]
+Pooling = Literal["mean", "cls", "last"]
 ActivationRule = Literal["auto", "int8_per_token"]
 Attribute = bool | int | float | str
 
@@ -73,6 +74,7 @@ class Tracer:
         self.builder = ProgramBuilder()
         self.activation_rule: ActivationRule = activation_rule
         self.scopes: list[str] = []
+        self.ends_at_unembed = False
         self._names: dict[str, int] = {}
 
     def input(self, name: str) -> Value:
@@ -100,6 +102,13 @@ class Tracer:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return self._unique(f"{name}.{count}") if count else name
+
+
+class _HiddenStateFoundError(Exception):
+    """Ends the tracing of a function of logits where it reads the hidden state."""
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
 
 
 _current: ContextVar[Tracer] = ContextVar("tracer")
@@ -158,6 +167,27 @@ def _emit(op: str, label: str, *inputs: tuple[str, Value | None], **attributes: 
     return _tracer().emit(op, label, inputs, attributes)[0]
 
 
+def batch_input(name: str) -> Value:
+    """An int32 array of the batch, [num_tokens]; model files have theirs from Batch."""
+    return _tracer().input(name)
+
+
+def hidden_state(logits: Callable[[], Value]) -> Value:
+    """What `unembed` would read in the function that `logits` calls, [num_tokens, hidden_size]; the rest is left out.
+
+    Raises SternaError where the function has no unembed.
+    """
+    tracer = _tracer()
+    tracer.ends_at_unembed = True
+    try:
+        logits()
+    except _HiddenStateFoundError as found:
+        return found.value
+    finally:
+        tracer.ends_at_unembed = False
+    raise SternaError("a function of logits has no unembed")
+
+
 def embed(tokens: Value, w: Value) -> Value:
     """Rows of the embedding table: tokens [num_tokens], w [vocab_size, hidden_size] -> [num_tokens, hidden_size].
 
@@ -200,6 +230,8 @@ def adapt(y: Value, x: Value, w: Value) -> Value:
 
 def unembed(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule = "auto") -> Value:
     """Logits of the rows that the batch asks for: x [num_tokens, k], w [vocab_size, k] -> [num_outputs, vocab_size]."""
+    if _tracer().ends_at_unembed:
+        raise _HiddenStateFoundError(x)
     return _emit("unembed", "logits", ("x", x), ("w", w), ("bias", bias), activation=activation)
 
 
@@ -279,8 +311,9 @@ def attention(
     q [num_tokens, num_heads, head_dim], k [num_tokens, num_kv_heads, head_dim], v [num_tokens, num_kv_heads,
     value_head_dim]; without k and v it reads those that an earlier call for `layer` stored. A row sees the keys of its
     own sequence up to its own position, with `window` > 0 only the last `window` of them, with `chunk` > 0 only those
-    from the last multiple of `chunk` on. Scores are q.k * scale (None: 1 / sqrt(head_dim)), times a `temperature` of
-    the position, then softcap * tanh(score / softcap) where softcap > 0, then minus the distance times a slope of each
+    from the last multiple of `chunk` on; without `causal` all keys of its sequence, with `window` > 0 those at most
+    window // 2 positions away. Scores are q.k * scale (None: 1 / sqrt(head_dim)), times a `temperature` of the
+    position, then softcap * tanh(score / softcap) where softcap > 0, then minus the distance times a slope of each
     head where `max_alibi_bias` > 0 (arXiv:2108.12409). `sinks`, [num_heads], are scores of a key without value that
     every row sees (arXiv:2309.17453).
     """
@@ -440,3 +473,11 @@ def concat(*parts: Value) -> Value:
     """Values side by side along the last dimension; the others are equal."""
     label = f"{parts[0].label}.concat" if parts else "concat"
     return _emit("concat", label, *(("x", part) for part in parts))
+
+
+def pool(x: Value, kind: Pooling) -> Value:
+    """One vector for each sequence: x [num_tokens, size] -> [num_outputs, size].
+
+    "mean" of its rows, or its first ("cls") or "last" row.
+    """
+    return _emit("pool", "pooled", ("x", x), kind=kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import pkgutil
@@ -18,10 +19,12 @@ from sterna.arch import (
     DecoderConfig,
     Metadata,
     ModelFile,
+    ModelFunction,
     TensorTable,
     Weights,
     architectures,
 )
+from sterna.encoder import pooling_of
 from sterna.errors import ArgumentError, ModelFormatError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -37,8 +40,11 @@ class TracedModel:
     program: Program
 
 
-def trace(file: ModelFile, adapters: Sequence[Adapter] = ()) -> TracedModel:
-    """The unfused Program of a model file, with a function "logits", and with the adapters beside its linear layers.
+def trace(file: ModelFile, adapters: Sequence[Adapter] = (), *, embed: bool = False) -> TracedModel:
+    """The unfused Program of a model file, with a function "logits", of an encoder "encode".
+
+    `adapters` stand beside its linear layers. With `embed` a decoder gets "encode" as well: its last hidden state,
+    pooled as the file says, otherwise its last row; but none where the file's pooling gives no vector.
 
     Raises UnsupportedModelError for an architecture that no model file knows, ModelFormatError (naming key or tensor)
     for metadata or tensors that contradict each other.
@@ -55,14 +61,35 @@ def trace(file: ModelFile, adapters: Sequence[Adapter] = ()) -> TracedModel:
     try:
         with ops.tracing(tracer):
             batch = Batch(tracer.input("tokens"), tracer.input("positions"))
-            logits = architecture.logits(config, Weights(table), batch)
-        tracer.builder.set_outputs([logits.id])
+            functions = _functions(architecture, pooling_of(metadata, "last") if embed else None)
+            for function, build in functions.items():
+                tracer.builder.begin_function(function)
+                tracer.adapters = adapters if function == "logits" else ()
+                with ops.scope(function) if function != next(iter(functions)) else contextlib.nullcontext():
+                    tracer.builder.set_outputs([build(config, Weights(table), batch).id])
         program = tracer.builder.finish()
     except ArgumentError as error:
         raise ModelFormatError(f"{file.path}: {error}", file.path) from error
     for adapter in adapters:
         adapter.check_used()
     return TracedModel(name, config, program)
+
+
+def _functions(architecture: Architecture, pooling: ops.Pooling | None) -> dict[str, ModelFunction]:
+    """The functions of a program by name; `pooling` is that of a decoder's vectors, None where it makes none."""
+    functions: dict[str, ModelFunction] = {}
+    logits = architecture.logits
+    if logits is not None:
+        functions["logits"] = logits
+    if architecture.encode is not None:
+        functions["encode"] = architecture.encode
+    elif logits is not None and pooling is not None:
+
+        def encode(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
+            return ops.pool(ops.hidden_state(lambda: logits(config, weights, batch)), pooling)
+
+        functions["encode"] = encode
+    return functions
 
 
 def _choose(metadata: Metadata) -> Architecture:
@@ -72,7 +99,7 @@ def _choose(metadata: Metadata) -> Architecture:
     if len(found) == 1:
         return found[0]
     if found:
-        files = ", ".join(sorted(entry.logits.__module__ for entry in found))
+        files = ", ".join(sorted(entry.module for entry in found))
         raise UnsupportedModelError(f"{metadata.file.path}: several model files claim architecture {name!r}: {files}")
     _import_models()
     if any(entry.name == name for entry in architectures):

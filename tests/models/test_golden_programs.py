@@ -14,6 +14,14 @@ from sterna.trace import trace
 FOLDER = Path(__file__).parent.parent / "data" / "program"
 
 
+def with_norm(model: FakeModel, name: str, *, each: bool = False) -> FakeModel:
+    """With weight and bias of a layer norm, or of one in each layer."""
+    for part in ("weight", "bias"):
+        full = f"{name}.{part}"
+        model = model.with_layer_tensor(full, (model.hidden,)) if each else model.with_tensor(full, (model.hidden,))
+    return model
+
+
 def models() -> dict[str, FakeModel]:
     """A tiny model for each file, with what sets it apart."""
     llama3 = FakeModel("llama").with_tensor("rope_freqs.weight", (4,)).without_tensor("output.weight")
@@ -31,7 +39,20 @@ def models() -> dict[str, FakeModel]:
     norms = FakeModel("llama", hidden=256, intermediate=512, input_norm_rms_epsilon=1e-6)
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         norms = norms.with_layer_tensor(f"{name}.input_norm.weight", (512 if name == "ffn_down" else 256,))
+    bert = FakeModel("bert").with_biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+    bert = bert.with_tensor("position_embd.weight", (128, 32)).with_tensor("token_types.weight", (2, 32))
+    nomic = FakeModel("nomic-bert", pooling_type=2).with_layer_tensor("attn_qkv.weight", (64, 32))
+    nomic, bert = (with_norm(with_norm(m, "attn_output_norm", each=True), "layer_output_norm", each=True) for m in (nomic, bert))
+    modern = FakeModel("modern-bert", layers=3, **{"attention.sliding_window": 4}).with_tensor("token_embd_norm.weight", (32,))
+    modern = modern.with_layer_tensor("attn_qkv.weight", (64, 32)).with_layer_tensor("ffn_up.weight", (128, 32))
+    embedding = FakeModel("gemma-embedding", layers=2, **{"attention.sliding_window": 4, "attention.sliding_window_pattern": 2})
+    embedding = embedding.with_head_norms().with_layer_vectors("post_attention_norm", "post_ffw_norm")
+    embedding = embedding.with_tensor("dense_2.weight", (96, 32)).with_tensor("dense_3.weight", (32, 96))
     return {
+        "bert": with_norm(bert, "token_embd_norm"),
+        "nomic-bert": with_norm(nomic, "token_embd_norm"),
+        "modernbert": modern,
+        "gemma-embedding": embedding,
         "llama": FakeModel("llama"),
         "llama-ternary-input-norms": norms.with_layer_format("TQ2_0"),
         "llama-tied-rope-freqs": llama3,

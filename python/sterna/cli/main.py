@@ -17,6 +17,7 @@ from sterna.errors import SternaError
 COMMANDS = {
     "run": "Answer one prompt, or start a chat.",
     "chat": "Talk with a model over several turns.",
+    "embed": "Make vectors of texts.",
     "pull": "Fetch a model to this machine.",
     "list": "List the models on this machine.",
     "show": "Show where a model comes from and where it lies.",
