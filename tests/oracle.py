@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _one_and_two_bit_tensors(path: Path) -> dict[str, F32]:
 
 
 def quantised_twin(source: Path, target: Path, format: str = "TQ2_0") -> None:
-    """Writes the same model with the matrices of its layers, routers left out, in another format.
+    """Writes the same model with the matrices of its layers in another format: not routers, norms and what has no whole blocks.
 
     A ternary format loses nothing where they are ternary.
     """
@@ -137,8 +138,9 @@ def quantised_twin(source: Path, target: Path, format: str = "TQ2_0") -> None:
         element = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(key, field.contents(), field.types[0], element)
     for tensor in reader.tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) >= 2 and "ffn_gate_inp" not in tensor.name:
-            kind = gguf.GGMLQuantizationType[format]
+        kind = gguf.GGMLQuantizationType[format]
+        is_matrix = len(tensor.shape) >= 2 and tensor.shape[0] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        if tensor.name.startswith("blk.") and is_matrix and not re.search("ffn_gate_inp|norm", tensor.name):
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.reference
 
 BITNETS = ["bitnet", "bitnet-b158"]
 FLOAT_MODELS = oracle.FLOAT_MODELS + BITNETS
+INVARIANT = ["llama3", "qwen2", "qwen3", "gemma3", "mixtral", "mixtral.Q8_0", "qwen2moe", "qwen3moe", "bitnet-b158.TQ2_0", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M", "llama-256.Q4_0"]
+OTHERS = [name for name in oracle.FLOAT_MODELS if name not in INVARIANT]
 KV_TYPES = ["f16", "f32", "q8_0"]
 # Of logits, relative, by a q8_0 cache alone. In 32 normal numbers the largest is 2.4 times their size, so that rounding to 1/127 of it
 # moves them by 2.4 / 127 / sqrt(12) = 5.4e-3 of their size, 26 times as much as f16 does; these models' logits follow in that ratio.
@@ -74,6 +76,25 @@ def test_float_models(name: str, kv_dtype: str) -> None:
     assert error <= limits[kv_dtype]
     # Of 88 rows. Random models have no sharp preferences.
     assert oracle.differing_argmax(pairs) <= {"f32": 0, "f16": 1, "q8_0": 6}[kv_dtype]
+
+
+def dense_models() -> list[str]:
+    """A flipped expert moves a position by far more than Q8_0 does."""
+    paths = {name: oracle.SUBSET / name / "model.gguf" for name in OTHERS}
+    found = {name: Gguf(path).tensors for name, path in paths.items() if path.exists()}
+    return [name for name, tensors in found.items() if not any("_exps" in tensor.name for tensor in tensors)]
+
+
+@pytest.mark.parametrize("name", dense_models())
+def test_quantised_twins(name: str, tmp_path: Path) -> None:
+    """Families without a quantised oracle: Q8_0 moves the logits by what it rounds weights and activations."""
+    path = tmp_path / "model.gguf"
+    oracle.quantised_twin(require(name), path, "Q8_0")
+    pairs = run_cases(path, list(oracle.cases(name)), kv_dtype="f32")
+    error = oracle.relative_rms(pairs)
+    print(f"{name}: {error:.2e}, {oracle.differing_argmax(pairs)} misses")
+    assert 1e-4 <= error <= 6e-2
+    assert oracle.differing_argmax(pairs) <= 10
 
 
 @cache
@@ -143,10 +164,6 @@ def test_ternary_models(name: str, format: str, fused: bool, kv_dtype: str, tmp_
     # these by sqrt(2) times 2.24e-2, what their rounding makes of the float logits; beyond that there is the q8_0 cache itself.
     assert error <= {"f32": 2e-3, "f16": 2.5e-2, "q8_0": np.hypot(3.2e-2, Q8_0_ERROR)}[kv_dtype]
     assert misses <= (8 if kv_dtype == "q8_0" else 2)
-
-
-INVARIANT = ["llama3", "qwen2", "qwen3", "gemma3", "mixtral", "mixtral.Q8_0", "qwen2moe", "qwen3moe", "bitnet-b158.TQ2_0", "bitnet.TQ2_0", "llama-256.mix-Q4_K_M", "llama-256.Q4_0"]
-OTHERS = [name for name in oracle.FLOAT_MODELS if name not in INVARIANT]
 
 
 def tokens_of(name: str) -> np.ndarray:
