@@ -118,7 +118,8 @@ void bind_program(py::module_& m) {
       .def_readonly("layer", &KvSlot::layer)
       .def_readonly("num_kv_heads", &KvSlot::num_kv_heads)
       .def_readonly("head_dim", &KvSlot::head_dim)
-      .def_readonly("value_head_dim", &KvSlot::value_head_dim);
+      .def_readonly("value_head_dim", &KvSlot::value_head_dim)
+      .def_readonly("latent", &KvSlot::latent);
 
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "What a model computes: SSA values and named nodes.")
       .def_property_readonly("functions",

@@ -87,15 +87,16 @@ struct AttendArgs {
   /// By page of the sequence, from the smallest first key to the largest last key: this layer's and head's keys,
   /// [head_dim][64], and values, [64][value_stride]; in a q8_0 cache each is followed by scales (see KvStorage).
   const std::uint8_t* const* key_tiles = nullptr;
+  /// Null: the values are the first value_dim elements of the keys.
   const std::uint8_t* const* value_tiles = nullptr;
   int value_stride = 0;      // value_dim rounded up to 16
   float* scratch = nullptr;  // attend_scratch(queries, value_dim) floats
 };
 
-/// Floats of scratch that `attend` needs.
+/// Floats of scratch that `attend` needs, also where the values of a page have to be turned out of its keys.
 constexpr std::int64_t attend_scratch(std::int64_t queries, std::int64_t value_dim) {
   const std::int64_t stride = (value_dim + 15) / 16 * 16;
-  return queries * (2 * stride + 64);
+  return queries * (2 * stride + 64) + 64 * stride;
 }
 
 struct KernelTable {

@@ -91,14 +91,16 @@ KvStorage::KvStorage(const Program& program, KvType type)
     layer.value_dim = static_cast<int>(slot.value_head_dim);
     layer.value_stride = (layer.value_dim + 15) / 16 * 16;
     layer.value_offset = tile_bytes(type, layer.head_dim, layer.head_dim);
-    layer.head_bytes = layer.value_offset + tile_bytes(type, layer.value_dim, layer.value_stride);
+    layer.latent = slot.latent;
+    layer.head_bytes = layer.value_offset;
+    if (!slot.latent) layer.head_bytes += tile_bytes(type, layer.value_dim, layer.value_stride);
     const auto bytes = static_cast<std::uint64_t>(layer.num_heads * layer.head_bytes);
     pool.page_bytes = temporary ? std::max(pool.page_bytes, bytes) : pool.page_bytes + bytes;
     if (static_cast<std::size_t>(slot.layer) >= layers_.size())
       layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
     layers_[static_cast<std::size_t>(slot.layer)] = layer;
     layout_ += " " + std::to_string(slot.layer) + ":" + std::to_string(window) + ":" +
-               std::to_string(slot.num_kv_heads) + "x" + std::to_string(slot.head_dim) + "+" +
+               std::to_string(slot.num_kv_heads) + "x" + std::to_string(slot.head_dim) + (slot.latent ? "~" : "+") +
                std::to_string(slot.value_head_dim);
   }
   if (pools_.empty()) pools_.emplace_back();

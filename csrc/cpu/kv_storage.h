@@ -29,6 +29,7 @@ class KvStorage {
     int head_dim = 0;
     int value_dim = 0;
     int value_stride = 0;
+    bool latent = false;  // no values are stored: they are the beginnings of the keys
   };
 
   /// Layers with the same window share a pool. Those that see later positions share a temporary one, and each page of

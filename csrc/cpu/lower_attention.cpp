@@ -10,7 +10,6 @@ namespace {
 Place lower_store_kv(Lowering& lowering, const Node& node, Place queries) {
   const Shape& q = lowering.program().value(node.input("q")).shape;
   const Shape& k = lowering.program().value(node.input("k")).shape;
-  const Shape& v = lowering.program().value(node.input("v")).shape;
   auto& store = lowering.make<StoreKvStep>();
   store.query_heads = static_cast<int>(q[1].size);
   store.layer = node.integer("layer");
@@ -26,12 +25,15 @@ Place lower_store_kv(Lowering& lowering, const Node& node, Place queries) {
   const bool transformed = store.query_transform.norm != nullptr || node.input("positions") != kNoValue;
   lowering.bind(store.q, queries);
   lowering.bind(store.k, node.input("k"));
-  lowering.bind(store.v, node.input("v"));
+  std::int64_t head_floats = k[2].size;
+  if (const ValueId v = node.input("v"); v != kNoValue) {
+    lowering.bind(store.v, v);
+    head_floats = std::max(head_floats, lowering.program().value(v).shape[2].size);
+  }
   if (transformed) {
     queries = lowering.temporary_rows(q[1].size * q[2].size, false);
     lowering.bind(store.q_out, queries);
   }
-  const std::int64_t head_floats = std::max(k[2].size, v[2].size);
   lowering.need_scratch(k[1].size * k[2].size + head_floats + 16);
   lowering.add(run_store_kv, &store);
   return queries;

@@ -86,6 +86,25 @@ void lower_linear(Lowering& lowering, const Node& node) {
   lower_matmul(lowering, node, lowering.place_of(node.input("x")));
 }
 
+void lower_head_linear(Lowering& lowering, const Node& node) {
+  auto& step = lowering.make<HeadLinearStep>();
+  const ValueId x = node.input("x");
+  step.w = lowering.experts(node.input("w"));
+  const ActivationRule rule = activation_rule(node, step.w[0]);
+  step.tiles.k = step.w[0].k;
+  step.tiles.block = rule.block;
+  step.tiles.scale_every = rule.scale_every;
+  step.head_bytes = lowering.tile_space_bytes(step.tiles, lowering.place_of(x).outputs);
+  lowering.need_unpacked(step.w[0]);
+  const int buffer = lowering.temporary(step.head_bytes * static_cast<std::int64_t>(step.w.size()));
+  lowering.bind(step.x, x);
+  lowering.bind(step.tiles.base, buffer);
+  lowering.add(run_head_prepare, &step);
+  lowering.touch(buffer);
+  lowering.bind(step.y, lowering.define(node.outputs[0]));
+  lowering.add(run_head_linear, &step);
+}
+
 /// Only the wanted rows are multiplied: the rest of [T, k] is left out here where no pass has done it before.
 void lower_unembed(Lowering& lowering, const Node& node) {
   const Place x = lowering.place_of(node.input("x"));

@@ -191,6 +191,7 @@ constexpr Entry kLowerings[] = {
     {"embed", lower_embed},
     {"linear", lower_linear},
     {"lora", lower_lora},
+    {"head_linear", lower_head_linear},
     {"unembed", lower_unembed},
     {"rms_norm", lower_rms_norm},
     {"layer_norm", lower_layer_norm},

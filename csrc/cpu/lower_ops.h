@@ -29,6 +29,7 @@ struct ActivationRule {
 ActivationRule activation_rule(const Node& node, const PackedMatrix& w);
 
 void lower_linear(Lowering& lowering, const Node& node);
+void lower_head_linear(Lowering& lowering, const Node& node);
 void lower_unembed(Lowering& lowering, const Node& node);
 void lower_rope(Lowering& lowering, const Node& node);
 void lower_attention(Lowering& lowering, const Node& node);

@@ -371,7 +371,7 @@ struct KvPages {
         for (std::uint8_t* code = keys; code != end; ++code) *code = static_cast<std::uint8_t>(checker.bits());
         // Scales of 0.008 to 0.03.
         fill_halves(checker, KvStorage::key_scales(keys, layer), values, 0x2000, 0x7FF);
-        fill_halves(checker, KvStorage::value_scales(values, layer), end, 0x2000, 0x7FF);
+        if (!slot.latent) fill_halves(checker, KvStorage::value_scales(values, layer), end, 0x2000, 0x7FF);
       }
       key_tiles.push_back(keys);
       value_tiles.push_back(values);
@@ -395,6 +395,7 @@ struct AttentionCase {
   float softcap;
   KvType type;
   bool biased = false;  // with slopes and sinks
+  bool latent = false;  // values are the beginnings of keys
 };
 
 /// Rows begin .. begin + rows - 1 in one call; outputs [rows][heads][value_dim].
@@ -436,7 +437,7 @@ Floats attend(const KernelTable& table, const AttentionCase& of, const KvPages& 
   args.first_keys = first_keys.data();
   args.last_keys = last_keys.data();
   args.key_tiles = pages.key_tiles.data();
-  args.value_tiles = pages.value_tiles.data();
+  args.value_tiles = of.latent ? nullptr : pages.value_tiles.data();
   args.value_stride = (of.value_dim + 15) / 16 * 16;
   args.scratch = scratch.data();
   (of.type == KvType::kF32 ? table.attend_f32 : of.type == KvType::kF16 ? table.attend_f16 : table.attend_q8_0)(args);
@@ -453,8 +454,9 @@ KernelCheck check_attention(const KernelTable& level, const KernelTable& definit
                                     {5, 3, 80, 80, 10, 1100, 1, 30.0f, type},
                                     {8, 4, 20, 33, 0, 60, 3, 0.0f, type},
                                     {6, 3, 32, 32, 20, 1050, 5, 2.0f, type, true},
-                                    {2, 16, 32, 32, 60, 70, 64, 0.0f, type}}) {
-      const KvSlot slot{0, 1, of.head_dim, of.value_dim};
+                                    {2, 16, 32, 32, 60, 70, 64, 0.0f, type},
+                                    {3, 5, 88, 72, 10, 140, 7, 0.0f, type, false, true}}) {
+      const KvSlot slot{0, 1, of.head_dim, of.value_dim, of.latent};
       const std::int64_t last_key = of.last_key + (of.rows - 1) * of.step;
       const KvPages pages(checker, type, slot, static_cast<int>(last_key / kPageSlots) + 1);
       const Floats queries = checker.numbers(of.rows * of.heads * of.head_dim);

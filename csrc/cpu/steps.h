@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "cpu/kernel_table.h"
@@ -249,5 +250,15 @@ void run_matmul(const void* arguments, const StepContext& context);
 void run_linear(const void* arguments, const StepContext& context);
 void warm_linear(const void* arguments, const StepContext& context);
 constexpr std::int64_t kMaxFusedRows = 4;
+
+/// Head h of y = w[h] times head h of x; the rows of each head become tiles of their own, `head_bytes` apart.
+struct HeadLinearStep {
+  Rows x, y;
+  std::span<const PackedMatrix> w;
+  TileSpace tiles;
+  std::int64_t head_bytes;
+};
+void run_head_prepare(const void* arguments, const StepContext& context);
+void run_head_linear(const void* arguments, const StepContext& context);
 
 }  // namespace sterna::cpu

@@ -23,7 +23,7 @@ void transform_heads(const HeadTransform& transform, const KernelTable& kernels,
   }
 }
 
-/// One head's key into its column of the tile, its value into its row.
+/// One head's key into its column of the tile, its value (null: none is stored) into its row.
 void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::int32_t page, int head, int slot,
                 const float* key, const float* value, float* scratch) {
   std::uint8_t* keys = context.kv->keys(page, layer, head);
@@ -32,6 +32,7 @@ void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::
     case KvType::kF32: {
       float* column = reinterpret_cast<float*>(keys) + slot;
       for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = key[d];
+      if (value == nullptr) break;
       std::memcpy(values + 4 * std::int64_t{slot} * layer.value_stride, value,
                   sizeof(float) * static_cast<std::size_t>(layer.value_dim));
       break;
@@ -41,6 +42,7 @@ void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::
       context.kernels->to_half(key, halves, layer.head_dim);
       std::uint16_t* column = reinterpret_cast<std::uint16_t*>(keys) + slot;
       for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = halves[d];
+      if (value == nullptr) break;
       context.kernels->to_half(
           value, reinterpret_cast<std::uint16_t*>(values) + std::int64_t{slot} * layer.value_stride, layer.value_dim);
       break;
@@ -55,6 +57,7 @@ void store_slot(const StepContext& context, const KvStorage::Layer& layer, std::
       auto* column = reinterpret_cast<std::int8_t*>(keys) + slot;
       for (int d = 0; d < layer.head_dim; ++d) column[d * kPageSlots] = codes[d];
       scatter_scales(KvStorage::key_scales(keys, layer), layer.head_dim);
+      if (value == nullptr) break;
       codes = reinterpret_cast<std::int8_t*>(values) + std::int64_t{slot} * layer.value_stride;
       context.kernels->to_q8_0(value, codes, scales, layer.value_dim);
       scatter_scales(KvStorage::value_scales(values, layer), layer.value_dim);
@@ -149,10 +152,10 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   for (std::int64_t page = first_key / kPageSlots; page <= last_key / kPageSlots; ++page) {
     const auto p = static_cast<std::size_t>(page);
     context.scratch->key_tiles[p] = context.kv->keys(table[p], layer, head);
-    context.scratch->value_tiles[p] = context.kv->values(table[p], layer, head);
+    if (!layer.latent) context.scratch->value_tiles[p] = context.kv->values(table[p], layer, head);
   }
   args.key_tiles = context.scratch->key_tiles.data();
-  args.value_tiles = context.scratch->value_tiles.data();
+  args.value_tiles = layer.latent ? nullptr : context.scratch->value_tiles.data();
   call_attend(*context.kernels, context.kv->type(), args);
 }
 
@@ -193,7 +196,7 @@ void run_store_kv(const void* arguments, const StepContext& context) {
       const std::int32_t page = table[static_cast<std::size_t>(position / kPageSlots)];
       for (int h = 0; h < layer.num_heads; ++h) {
         store_slot(context, layer, page, h, position % kPageSlots, keys + h * layer.head_dim,
-                   step.v.row(row) + h * layer.value_dim, halves);
+                   layer.latent ? nullptr : step.v.row(row) + h * layer.value_dim, halves);
       }
     }
   });

@@ -97,4 +97,47 @@ void warm_linear(const void* arguments, const StepContext& context) {
   }
 }
 
+void run_head_prepare(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const HeadLinearStep*>(arguments);
+  const std::int64_t rows = context.rows(step.x.outputs);
+  const int tile_rows = tile_form(*context.kernels, rows).rows;
+  const std::int64_t per_head = (rows + tile_rows - 1) / tile_rows;
+  const std::int64_t count = per_head * static_cast<std::int64_t>(step.w.size());
+  context.share(count, context.row_piece(count), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t head = item / per_head;
+      TileSpace tiles = step.tiles;
+      tiles.base += head * step.head_bytes;
+      const std::int64_t first = item % per_head * tile_rows;
+      for (std::int64_t row = first; row < std::min(first + tile_rows, rows); ++row) {
+        prepare_row(step.x.row(row) + head * tiles.k, tiles, *context.kernels, row, rows, {0, tiles.k});
+      }
+    }
+  });
+}
+
+void run_head_linear(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const HeadLinearStep*>(arguments);
+  const std::int64_t rows = context.rows(step.y.outputs);
+  const std::int64_t at_once = panels_at_once(*context.kernels, rows);
+  const std::int64_t per_head = (step.w[0].panels() + at_once - 1) / at_once;
+  const std::int64_t total = per_head * static_cast<std::int64_t>(step.w.size());
+  const std::int64_t bite = rows > context.kernels->few_rows ? 1 : total / (32 * context.num_workers) + 1;
+  context.share(total, bite, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t at = begin; at < end;) {
+      const std::int64_t head = at / per_head;
+      const std::int64_t first = head * per_head;
+      const std::int64_t last = std::min(end, first + per_head);
+      MatmulPart part{};
+      part.w = &step.w[static_cast<std::size_t>(head)];
+      part.y = step.y;
+      part.y.data += head * part.w->n;
+      TileSpace tiles = step.tiles;
+      tiles.base += head * step.head_bytes;
+      multiply_items(part, tiles, context, at - first, last - first, rows);
+      at = last;
+    }
+  });
+}
+
 }  // namespace sterna::cpu

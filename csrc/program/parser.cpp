@@ -243,6 +243,11 @@ class Parser {
     slot.head_dim = cursor.integer();
     cursor.expect(',');
     slot.value_head_dim = cursor.integer();
+    if (cursor.next_is(',')) {
+      cursor.expect(',');
+      if (cursor.word() != "latent") cursor.fail("expected \"latent\"");
+      slot.latent = true;
+    }
     slots_.push_back(slot);
   }
 

@@ -76,6 +76,7 @@ struct KvSlot {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;        // of K
   std::int64_t value_head_dim = 0;  // of V
+  bool latent = false;              // V is the beginning of K and not stored again (MLA, arXiv:2405.04434)
   bool operator==(const KvSlot&) const = default;
 };
 

@@ -132,6 +132,17 @@ void check_rope(const Program& program, const Node& node, const std::string& pre
 KvSlot attended_slot(const Program& program, const Node& node) {
   const std::int64_t layer = node.integer("layer");
   if (layer < 0) fail(node, "layer is " + std::to_string(layer));
+  const std::int64_t latent = node.integer("latent");
+  if (latent != 0 && (node.input("k") == kNoValue || node.input("v") != kNoValue)) {
+    fail(node, "latent needs k and takes no v");
+  }
+  if (latent != 0) {
+    const Shape& k = tokens_of(program, node, "k", 3);
+    if (latent < 0 || latent > k[2].size) {
+      fail(node, "latent is " + std::to_string(latent) + ", must be from 1 to head_dim " + std::to_string(k[2].size));
+    }
+    return {layer, k[1].size, k[2].size, latent, true};
+  }
   if ((node.input("k") == kNoValue) != (node.input("v") == kNoValue)) fail(node, "k and v come together");
   if (node.input("k") != kNoValue) {
     const Shape& k = tokens_of(program, node, "k", 3);
@@ -198,6 +209,18 @@ std::vector<Shape> linear_shapes(const Program& program, const Node& node) {
   if (node.input("residual") != kNoValue && weights.size() != 1) fail(node, "residual needs exactly one weight");
   check_residual(program, node, shapes[0]);
   return shapes;
+}
+
+/// One matrix for each head.
+std::vector<Shape> head_linear_shapes(const Program& program, const Node& node) {
+  const Shape& x = rows(program, node, "x", 3);
+  const Value& w = operand(program, node, "w");
+  if (w.shape.size() != 3 || w.shape[0] != x[1]) {
+    fail(node, "weight " + w.name + " has shape " + to_string(w.shape) + ", expected a matrix for each of " +
+                   std::to_string(x[1].size) + " heads");
+  }
+  check_features(node, x[2].size, w, w.shape[2].size);
+  return {{x[0], x[1], w.shape[1]}};
 }
 
 std::vector<Shape> unembed_shapes(const Program& program, const Node& node) {

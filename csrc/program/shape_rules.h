@@ -9,6 +9,7 @@ namespace sterna {
 
 std::vector<Shape> embed_shapes(const Program& program, const Node& node);
 std::vector<Shape> linear_shapes(const Program& program, const Node& node);
+std::vector<Shape> head_linear_shapes(const Program& program, const Node& node);
 std::vector<Shape> unembed_shapes(const Program& program, const Node& node);
 std::vector<Shape> rms_norm_shapes(const Program& program, const Node& node);
 std::vector<Shape> layer_norm_shapes(const Program& program, const Node& node);

@@ -92,7 +92,8 @@ std::string to_text(const Program& program) {
   }
   for (const KvSlot& slot : program.kv_slots) {
     text += "kv " + std::to_string(slot.layer) + ": " + std::to_string(slot.num_kv_heads) + " heads, " +
-            std::to_string(slot.head_dim) + ", " + std::to_string(slot.value_head_dim) + "\n";
+            std::to_string(slot.head_dim) + ", " + std::to_string(slot.value_head_dim) +
+            (slot.latent ? ", latent\n" : "\n");
   }
   for (const Function& function : program.functions) {
     text += "function " + plain_or_quoted(function.name) + "\n";

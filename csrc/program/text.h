@@ -11,7 +11,8 @@
 ///     return %logits
 ///
 /// Attributes that have their default value are left out. Names with other characters than letters, digits and _ . / -
-/// : + are quoted. A kv line gives the layer, the number of K/V heads, and the head dimensions of K and V.
+/// : + are quoted. A kv line gives the layer, the number of K/V heads, the head dimensions of K and V,
+/// and "latent" where V is the beginning of K.
 #pragma once
 
 #include <string>

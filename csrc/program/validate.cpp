@@ -183,8 +183,10 @@ std::string value_problem(const Value& value) {
 
 KvSlot kv_slot(const Program& program, const Node& node) {
   const Shape& k = program.value(node.input("k")).shape;
+  const std::int64_t latent = node.integer("latent");
+  if (latent != 0) return {node.integer("layer"), k.at(1).size, k.at(2).size, latent, true};
   const Shape& v = program.value(node.input("v")).shape;
-  return {node.integer("layer"), k.at(1).size, k.at(2).size, v.at(2).size};
+  return {node.integer("layer"), k.at(1).size, k.at(2).size, v.at(2).size, false};
 }
 
 void validate(const Program& program) {

@@ -235,6 +235,7 @@ class KvSlot:
     num_kv_heads: int
     head_dim: int
     value_head_dim: int
+    latent: bool  # V is the beginning of K and not stored again
 
 @final
 class Program:

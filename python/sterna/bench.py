@@ -220,5 +220,5 @@ def _kv_elements(program: _core.Program, length: float) -> float:
             slot = slots[int(node.attributes["layer"])]
             window, chunk = int(node.attributes["window"]), int(node.attributes["chunk"])
             seen = (length - 1) % chunk + 1 if chunk else min(length, window) if window else length
-            elements += seen * slot.num_kv_heads * (slot.head_dim + slot.value_head_dim)
+            elements += seen * slot.num_kv_heads * (slot.head_dim + (0 if slot.latent else slot.value_head_dim))
     return elements

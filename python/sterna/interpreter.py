@@ -386,6 +386,11 @@ class Interpreter:
         factor = np.float64(np.float32(self._adapter[1]) * np.float32(attributes["factor"]))
         return (y + factor * (x @ a.T @ b.T)).astype(np.float32)
 
+    def _head_linear(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        x, w = operands["x"][0], operands["w"][0]
+        heads = [matmul(x[:, head], w[head], self._group(node, "w", x.shape[2])) for head in range(len(w))]
+        return np.stack(heads, axis=1).astype(np.float32)
+
     def _unembed(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
         x = operands["x"][0]
         if self._table[self._ids(node, "x")[0]].shape[0] == "T":
@@ -415,7 +420,7 @@ class Interpreter:
         if "k" not in operands:  # those that another node of the layer has stored
             keys, values = self._cache[layer]
             return attend(q, keys[: self._length], values[: self._length], positions, attributes, sinks)
-        k, v = operands["k"][0], operands["v"][0]
+        k, latent = operands["k"][0], attributes["latent"]
         if "q_norm" in operands:
             q = rms_norm(q, operands["q_norm"][0], attributes["eps"])
             k = rms_norm(k, operands["k_norm"][0], attributes["eps"])
@@ -425,7 +430,9 @@ class Interpreter:
             tied = q8_0_ties(k)
             earlier = positions[None, :] <= positions[:, None]
             self.ties = np.asarray((tied & earlier).any(axis=1))
-        keys, values = self._store(layer, positions, k, v)
+        keys, values = self._store(layer, positions, k, k[..., :latent] if latent else operands["v"][0])
+        if latent:
+            values = keys[..., :latent]
         return attend(q, keys, values, positions, attributes, sinks)
 
     def _store(self, layer: int, positions: Array, k: F32, v: F32) -> tuple[F32, F32]:

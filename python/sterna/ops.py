@@ -228,6 +228,14 @@ def adapt(y: Value, x: Value, w: Value) -> Value:
     return y
 
 
+def head_linear(x: Value, w: Value, activation: ActivationRule | None = None) -> Value:
+    """Each head by a matrix of its own: x [num_tokens, heads, k], w [heads, n, k] -> [num_tokens, heads, n].
+
+    `activation` as in `linear`.
+    """
+    return _emit("head_linear", w.label, ("x", x), ("w", w), activation=activation or _tracer().activation_rule)
+
+
 def unembed(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule = "auto") -> Value:
     """Logits of the rows that the batch asks for: x [num_tokens, k], w [vocab_size, k] -> [num_outputs, vocab_size]."""
     if _tracer().ends_at_unembed:
@@ -305,6 +313,7 @@ def attention(
     sinks: Value | None = None,
     max_alibi_bias: float = 0.0,
     temperature: AttentionTemperature | None = None,
+    latent: int = 0,
 ) -> Value:
     """Grouped-query attention through the KV cache of `layer` -> [num_tokens, num_heads * value_head_dim].
 
@@ -315,7 +324,8 @@ def attention(
     window // 2 positions away. Scores are q.k * scale (None: 1 / sqrt(head_dim)), times a `temperature` of the
     position, then softcap * tanh(score / softcap) where softcap > 0, then minus the distance times a slope of each
     head where `max_alibi_bias` > 0 (arXiv:2108.12409). `sinks`, [num_heads], are scores of a key without value that
-    every row sees (arXiv:2309.17453).
+    every row sees (arXiv:2309.17453). With `latent` > 0 there is no v: the values are the first `latent` elements of
+    the keys, which the cache holds once (arXiv:2405.04434).
     """
     optional: dict[str, Attribute] = {}
     if temperature is not None:
@@ -334,6 +344,7 @@ def attention(
         causal=causal,
         softcap=softcap,
         max_alibi_bias=max_alibi_bias,
+        latent=latent,
         **optional,
     )
 

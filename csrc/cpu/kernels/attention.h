@@ -258,19 +258,50 @@ inline void tile_softmax(float* p, int heads, int begin, int end, const SeenKeys
 
 /// What one call works with.
 struct AttendState {
-  float* p;       // [queries][64]
-  float* span_o;  // [queries][stride], of the span
-  float* o;       // [queries][stride], of the spans before
+  float* p;             // [queries][64]
+  float* span_o;        // [queries][stride], of the span
+  float* o;             // [queries][stride], of the spans before
+  void* values;         // a page's values, [64][stride] and scales, where they are turned out of its keys
+  std::int64_t turned;  // the page whose values they are
   RunningSums span;
   RunningSums all;
 };
+
+/// The values of a tile, [64][stride]; those of a cache that stores keys only, [head_dim][64], are turned out of them.
+template <class Cache>
+inline const typename Cache::Code* tile_values_of(const AttendArgs& a, AttendState& state, std::int64_t tile) {
+  using Code = typename Cache::Code;
+  if (a.value_tiles != nullptr) return reinterpret_cast<const Code*>(a.value_tiles[tile]);
+  auto* values = static_cast<Code*>(state.values);
+  if (state.turned == tile) return values;
+  state.turned = tile;
+  const auto* keys = reinterpret_cast<const Code*>(a.key_tiles[tile]);
+  for (int first = 0; first < a.value_stride; first += 16) {
+    const int count = a.value_dim - first < 16 ? a.value_dim - first : 16;
+    const Code* column = keys + first * kPageSlots;
+    Code* row = values + first;
+    for (int j = 0; j < kPageSlots; ++j, ++column, row += a.value_stride) {
+      if (count == 16) {
+        for (int d = 0; d < 16; ++d) row[d] = column[d * kPageSlots];
+      } else {
+        for (int d = 0; d < 16; ++d) row[d] = d < count ? column[d * kPageSlots] : Code{};
+      }
+    }
+  }
+  if constexpr (Cache::kScaled) {
+    const std::uint16_t* from = group_scales<Cache>(keys, a.head_dim, 0);
+    auto* to = reinterpret_cast<std::uint16_t*>(values + kPageSlots * a.value_stride);
+    for (int i = 0; i < (a.value_dim + kKvGroup - 1) / kKvGroup * kPageSlots; ++i) to[i] = from[i];
+  }
+  return values;
+}
 
 /// o = o * factor + p v for queries begin .. end - 1 and keys first .. last of a tile; the factors become 1.
 template <class Cache>
 inline void add_values(const AttendArgs& a, AttendState& state, std::int64_t tile, int begin, int end, int first,
                        int last, float* factors) {
   if (first > last) return;
-  const auto* values = reinterpret_cast<const typename Cache::Code*>(a.value_tiles[tile]);
+  const auto* values = tile_values_of<Cache>(a, state, tile);
   for_queries(begin, end, [&]<int Q>(int q) {
     const float* p = state.p + q * kPageSlots;
     float* o = state.span_o + q * a.value_stride;
@@ -303,7 +334,8 @@ inline void attend_tile(const AttendArgs& a, AttendState& state, std::int64_t ti
   const int heads = a.heads;
   const Code* keys = reinterpret_cast<const Code*>(a.key_tiles[tile]);
   const Code* next = reinterpret_cast<const Code*>(a.key_tiles[is_last ? tile : tile + 1]);
-  const Code* next_values = reinterpret_cast<const Code*>(a.value_tiles[is_last ? tile : tile + 1]);
+  const auto* const* tiles = a.value_tiles == nullptr ? a.key_tiles : a.value_tiles;
+  const Code* next_values = reinterpret_cast<const Code*>(tiles[is_last ? tile : tile + 1]);
   for_queries(begin * heads, end * heads, [&]<int Q>(int q) {
     tile_scores<Q, Cache>(a, q, tile, keys, next, next_values, first, last, state.p + q * kPageSlots);
   });
@@ -401,6 +433,8 @@ void attend(const AttendArgs& a) {
   state.p = a.scratch;
   state.span_o = state.p + count * kPageSlots;
   state.o = state.span_o + count * stride;
+  state.values = state.o + count * stride;
+  state.turned = -1;
   state.all.reset();
   for (int i = 0; i < count * stride; i += 16) V::store(state.o + i, V::zero());
 

@@ -14,9 +14,9 @@ namespace {
 
 /// Ops that compute each row from the same row of their operands and nothing else.
 bool is_row_wise(std::string_view op) {
-  static constexpr std::array<std::string_view, 15> kOps = {"linear",     "rms_norm",   "layer_norm", "glu",    "route",
-                                                            "expert_glu", "activation", "add",        "mul",    "scale",
-                                                            "clamp",      "reshape",    "split",      "concat", "lora"};
+  static constexpr std::array<std::string_view, 16> kOps = {
+      "linear", "head_linear", "rms_norm", "layer_norm", "glu",     "route", "expert_glu", "activation",
+      "add",    "mul",         "scale",    "clamp",      "reshape", "split", "concat",     "lora"};
   return std::ranges::find(kOps, op) != kOps.end();
 }
 
