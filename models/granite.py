@@ -1,20 +1,21 @@
-"""Granite 3 and 4 (dense), MiniCPM 1 and 2: as Llama, with multipliers on embedding, attention, residuals and logits.
+"""Granite 3 and 4, dense and MoE, MiniCPM 1 and 2: as Llama, with multipliers on what goes through the layers.
 
-Reference: huggingface/transformers, models/granite/modeling_granite.py; GGUF files have the rows of q and k permuted,
-so that rope turns neighbours.
+Reference: huggingface/transformers, models/granite/modeling_granite.py and models/granitemoeshared; GGUF files have the
+rows of q and k permuted, so that rope turns neighbours.
 """
 
 from dataclasses import dataclass
 from typing import Self
 
 from sterna import ops
-from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
+from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
+from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
 from sterna.projections import qkv
 
 
 @dataclass(frozen=True)
-class GraniteConfig(DecoderConfig):
+class GraniteConfig(MoeConfig):
     """Logits are divided by logits_scaling, the others are factors."""
 
     embedding_multiplier: float
@@ -25,7 +26,8 @@ class GraniteConfig(DecoderConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        fields = decoder_fields(metadata, ("embedding_scale", "attention.scale", "residual_scale", "logit_scale"))
+        handles = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale")
+        fields = moe_fields(metadata, handles=handles)
         return cls(
             **fields,
             embedding_multiplier=metadata.number("embedding_scale", 1.0),
@@ -55,7 +57,7 @@ class MiniCpmConfig(GraniteConfig):
 
 
 @register("minicpm", config=MiniCpmConfig)
-@register("granite", config=GraniteConfig)
+@register("granite", "granitemoe", config=GraniteConfig)
 def logits(config: GraniteConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     eps, multiplier = config.rms_norm_eps, config.residual_multiplier
@@ -64,7 +66,8 @@ def logits(config: GraniteConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i) * multiplier
-            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps)) * multiplier
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (moe(config, w, y) if config.has_experts(i) else mlp(config, w, y)) * multiplier
     x = ops.rms_norm(x, weights["output_norm"], eps)
     return ops.unembed(x, weights.first("output", "token_embd")) * (1 / config.logits_scaling)
 
@@ -81,3 +84,9 @@ def mlp(config: GraniteConfig, w: Weights, x: ops.Value) -> ops.Value:
     """SwiGLU feed-forward network."""
     y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
     return linear(config, w, "ffn_down", y)
+
+
+def moe(config: GraniteConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU experts, the best few of each row, and one that all rows share where the model has it."""
+    y = experts(config, w, x)
+    return y + shared_expert(w, x) if config.shared_expert_intermediate_size else y

@@ -1,0 +1,45 @@
+"""ERNIE 4.5 MoE: as Llama, with softmax routes with a bias, experts that all rows share, and dense first layers.
+
+Reference: huggingface/transformers, models/ernie4_5_moe/modeling_ernie4_5_moe.py; GGUF files have the rows of q and k
+permuted, so that rope turns neighbours.
+"""
+
+from sterna import ops
+from sterna.arch import Batch, Weights, register
+from sterna.bitlinear import linear
+from sterna.moe import MoeConfig, experts, shared_expert
+from sterna.projections import qkv
+
+
+@register("ernie4_5-moe", config=MoeConfig)
+def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (moe(config, w, y) if config.has_experts(i) else mlp(config, w, y))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+
+
+def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
+    q, k, v = qkv(config, w, x)
+    q = ops.rope(q, batch.positions, config.rope, style="interleaved")
+    k = ops.rope(k, batch.positions, config.rope, style="interleaved")
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
+
+
+def moe(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU experts, the best few of each row, and those that all rows share where the model has them."""
+    y = experts(config, w, x)
+    return y + shared_expert(w, x) if config.shared_expert_intermediate_size else y
+
+
+def mlp(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU feed-forward network of the first layers."""
+    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
+    return linear(config, w, "ffn_down", y)

@@ -1,0 +1,32 @@
+"""Hunyuan A13B: norms on each head of q and k behind rope, experts, and one that all rows share in every layer.
+
+Reference: huggingface/transformers, models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py
+"""
+
+from sterna import ops
+from sterna.arch import Batch, Weights, register
+from sterna.bitlinear import linear
+from sterna.moe import MoeConfig, experts, shared_expert
+from sterna.projections import qkv
+
+
+@register("hunyuan-moe", config=MoeConfig)
+def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (experts(config, w, y) + shared_expert(w, y))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+
+
+def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
+    q, k, v = qkv(config, w, x)
+    q = ops.rms_norm(ops.rope(q, batch.positions, config.rope), w["attn_q_norm"], config.rms_norm_eps)
+    k = ops.rms_norm(ops.rope(k, batch.positions, config.rope), w["attn_k_norm"], config.rms_norm_eps)
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))

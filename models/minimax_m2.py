@@ -1,0 +1,48 @@
+"""MiniMax M2: norms over all heads of q and of k together, half of each head turns, sigmoid routes with a bias.
+
+Reference: huggingface/transformers, models/minimax_m2/modeling_minimax_m2.py
+"""
+
+from typing import Self
+
+from sterna import ops
+from sterna.arch import Batch, Metadata, Weights, register
+from sterna.bitlinear import linear
+from sterna.moe import MoeConfig, experts, moe_fields
+from sterna.projections import qkv_rows
+
+
+class MiniMaxM2Config(MoeConfig):
+    """Scores are sigmoids; the norms of q and k have one weight for each of their features."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        return cls(**moe_fields(metadata, scoring_func="sigmoid"))
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of a mixture, with norms over all heads."""
+        q, k = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return super().tensor_shapes() | {"attn_q_norm": (q,), "attn_k_norm": (k,)}
+
+
+@register("minimax-m2", config=MiniMaxM2Config)
+def logits(config: MiniMaxM2Config, weights: Weights, batch: Batch) -> ops.Value:
+    """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
+    x = ops.embed(batch.tokens, weights["token_embd"])
+    for i in range(config.num_hidden_layers):
+        with ops.scope(f"layers.{i}"):
+            w = weights.layer(i)
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            x = x + experts(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+
+
+def attention(config: MiniMaxM2Config, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+    """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
+    q, k, v = qkv_rows(config, w, x)
+    q = ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps).heads(config.head_dim)
+    k = ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps).heads(config.head_dim)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
+    return linear(config, w, "attn_output", ops.attention(q, k, v.heads(config.value_head_dim), layer=layer))
