@@ -1,7 +1,7 @@
 """DeepSeek V2, V2-Lite, V3, R1, V3.1 and Kimi K2: attention over a low-rank latent (MLA), many small experts in groups.
 
 The absorbed form of MLA: each head's query meets the latent itself, which stands for the keys and the values of all
-heads and is cached once (arXiv:2405.04434, section 2.1). Files from before the matrices were split keep keys and values.
+heads and is cached once (arXiv:2405.04434, section 2.1). Files from before the matrices were split keep K and V.
 Reference: huggingface/transformers, models/deepseek_v2/modeling_deepseek_v2.py and models/deepseek_v3.
 """
 

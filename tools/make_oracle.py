@@ -19,18 +19,27 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-from oracle_recipes import NAMES, RECIPES, VOCAB_SIZE, Recipe
+from oracle_recipes import NAMES, VOCAB_SIZE, Recipe
+from oracle_recipes import RECIPES as DENSE_RECIPES
+from oracle_recipes_moe import MOE_RECIPES
 
+RECIPES = DENSE_RECIPES | MOE_RECIPES
 SEED = 20261121
 LENGTHS = (1, 17, 70)
 F32 = npt.NDArray[np.float32]
+
+
+def all_weights(model: Any) -> list[tuple[str, Any]]:
+    """Parameters, and buffers that are learned otherwise."""
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+    return [*model.named_parameters(), *buffers]
 
 
 def random_weights(model: Any, rng: np.random.Generator) -> None:
     """Matrices that keep the size of what goes through them, norms near their neutral value, biases of a tenth."""
     import torch
 
-    for name, weight in model.named_parameters():
+    for name, weight in all_weights(model):
         values = rng.standard_normal(tuple(weight.shape))
         if weight.dim() == 1 or "norm" in name:
             neutral = 0.0 if name.endswith("bias") else float(weight.data.reshape(-1)[0])
@@ -46,13 +55,15 @@ def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
     """The tensors of the file by GGUF name: every parameter of the model once."""
     modules = dict(model.named_modules())
     found: dict[str, F32] = {}
-    parameters = dict(model.named_parameters())
+    parameters = dict(all_weights(model))
     if not recipe.tied and "lm_head.weight" not in parameters:
         parameters["lm_head.weight"] = model.lm_head.weight
     for name, weight in parameters.items():
         values: F32 = weight.detach().numpy()
         module, kind = name.rsplit(".", 1)
-        if type(modules[module]).__name__ == "Conv1D" and kind == "weight":
+        if kind not in ("weight", "bias"):  # a tensor of a module that has several
+            module, kind = name, "bias" if kind.endswith("bias") else "weight"
+        if type(modules.get(module)).__name__ == "Conv1D" and kind == "weight":
             values = np.ascontiguousarray(values.T)
         layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", module)
         short = module[layer.end() :] if layer else module.rsplit(".", 1)[-1]

@@ -164,6 +164,7 @@ class DecoderConfig:
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
+    num_nextn_predict_layers: int  # behind them, to guess further tokens: not computed
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -240,6 +241,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
     """
     _refuse_unknown_variants(m, handles)
     layers = m.integer("block_count", 1, MAX_LAYERS)
+    nextn = m.integer("nextn_predict_layers", 0, layers - 1, 0)
     hidden = m.integer("embedding_length", 1, MAX_EXTENT)
 
     def size(name: str, high: int, default: int | None = None) -> int:
@@ -260,7 +262,8 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
     return {
         "vocab_size": _vocab_size(m),
         "hidden_size": hidden,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": layers - nextn,
+        "num_nextn_predict_layers": nextn,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
@@ -343,10 +346,11 @@ class TensorTable:
         self._values: dict[str, Value] = {}
         self._formats = {name: file.weight_format(tensor.name) for name, tensor in self._tensors.items()}
         linear_formats = set()
+        layers = config.num_hidden_layers + config.num_nextn_predict_layers
         for name, tensor in self._tensors.items():
             layer = _LAYER.fullmatch(name)
-            if layer and int(layer[1]) >= config.num_hidden_layers:
-                self.fail(name, f"its layer is beyond block_count {config.num_hidden_layers}")
+            if layer and int(layer[1]) >= layers:
+                self.fail(name, f"its layer is beyond block_count {layers}")
             if layer and len(tensor.shape) > 1:
                 linear_formats.add(self._formats[name])
         self.all_ternary = bool(linear_formats) and linear_formats <= TERNARY_FORMATS

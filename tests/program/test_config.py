@@ -225,6 +225,17 @@ def test_keys_of_experts() -> None:
     assert trace(FakeModel("llama").with_experts(4, 2, 64)).config.num_experts_per_tok == 2
 
 
+def test_layers_that_guess_further_tokens_are_left_out() -> None:
+    model = FakeModel("qwen3", layers=3).with_head_norms()
+    model.metadata["qwen3.nextn_predict_layers"] = 1
+    traced = trace(model)
+    assert traced.config.num_hidden_layers == 2
+    assert "blk.1.attn_q" in traced.program.text() and "blk.2." not in traced.program.text()
+    model.metadata["qwen3.nextn_predict_layers"] = 3
+    with pytest.raises(ModelFormatError, match="nextn_predict_layers: is 3, expected an integer from 0 to 2"):
+        trace(model)
+
+
 def test_keys_of_routes() -> None:
     model = FakeModel(
         "qwen3moe",
