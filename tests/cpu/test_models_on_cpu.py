@@ -100,6 +100,8 @@ def test_quantised_twins(name: str, tmp_path: Path) -> None:
     print(f"{name}: {error:.2e}, {oracle.differing_argmax(pairs)} misses")
     assert 1e-4 <= error <= 6e-2
     assert oracle.differing_argmax(pairs) <= 10
+
+
 def has_experts(name: str) -> bool:
     return any("_exps." in tensor.name for tensor in Gguf(oracle.model_path(name)).tensors)
 

@@ -22,6 +22,21 @@ def with_norm(model: FakeModel, name: str, *, each: bool = False) -> FakeModel:
     return model
 
 
+def deepseek() -> FakeModel:
+    """MLA with split matrices, two layers of experts."""
+    keys = {"attention.head_count_kv": 1, "attention.key_length": 40, "attention.value_length": 32}
+    keys |= {"attention.key_length_mla": 16, "attention.value_length_mla": 12, "attention.kv_lora_rank": 32}
+    keys |= {"rope.dimension_count": 8, "expert_shared_count": 1, "expert_gating_func": 2, "expert_weights_norm": True}
+    keys |= {"expert_weights_scale": 2.5, "expert_group_count": 4, "expert_group_used_count": 2}
+    model = FakeModel("deepseek2", **keys).with_experts(8, 3, 48)
+    tensors = {"attn_q": (64, 32), "attn_kv_a_mqa": (40, 32), "attn_kv_a_norm": (32,), "attn_output": (32, 48)}
+    tensors |= {"attn_k_b": (4, 32, 8), "attn_v_b": (4, 12, 32)}
+    tensors |= {f"ffn_{name}_shexp": (48, 32) for name in ("gate", "up")} | {"ffn_down_shexp": (32, 48)}
+    for name, shape in tensors.items():
+        model = model.with_layer_tensor(f"{name}.weight", shape)
+    return model.with_layer_tensor("exp_probs_b.bias", (8,))
+
+
 def models() -> dict[str, FakeModel]:
     """A tiny model for each file, with what sets it apart."""
     llama3 = FakeModel("llama").with_tensor("rope_freqs.weight", (4,)).without_tensor("output.weight")
@@ -62,6 +77,7 @@ def models() -> dict[str, FakeModel]:
         "gemma3": gemma3,
         "mixtral": FakeModel("llama").with_experts(4, 2, 64),
         "qwen2moe": qwen2moe,
+        "deepseek2": deepseek(),
         "qwen3moe": FakeModel("qwen3moe").with_head_norms().with_experts(8, 2, 48),
         "bitnet-ternary": bitnet.with_layer_format("TQ2_0"),
         "bitnet-b1.58-scales": b158.with_layer_format("TQ1_0"),
