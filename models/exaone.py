@@ -1,4 +1,4 @@
-"""EXAONE 3 and 3.5: as Llama, with rope on halves.
+"""EXAONE 3 and 3.5, openPangu-Embedded: as Llama, with rope on halves; biases where the file has them.
 
 Reference: LGAI-EXAONE, modeling_exaone.py; huggingface/transformers' models/llama/modeling_llama.py computes the same.
 """
@@ -9,7 +9,7 @@ from sterna.bitlinear import linear
 from sterna.projections import qkv
 
 
-@register("exaone")
+@register("exaone", "pangu-embedded")
 def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     eps = config.rms_norm_eps

@@ -236,7 +236,7 @@ def test_all_of_threads_chunks_and_fusion(level: str) -> None:
             assert_same_bits(run(plan, tokens, chunk), want, f"{threads} threads, chunks of {chunk}, fused {fused}")
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mixtral", "llama-256.mix-Q4_K_M"])
+@pytest.mark.parametrize("name", ["gemma3", "gpt2", "mpt", "mixtral", "llama-256.mix-Q4_K_M"])
 def test_sequences_do_not_see_each_other(name: str) -> None:
     """Three sequences in one batch, on pages that others have used, and rows of the middle only."""
     path, tokens = require(name), tokens_of(name)
