@@ -19,9 +19,8 @@ NO_ROPE_LAYER_INTERVAL = 4
 
 @dataclass(frozen=True)
 class Llama4Config(MoeConfig):
-    """Which layers have experts, and whether queries and keys are normalised."""
+    """Scores are sigmoids; queries and keys may be normalised."""
 
-    interleave_moe_layer_step: int
     use_qk_norm: bool
 
     @classmethod
@@ -29,16 +28,7 @@ class Llama4Config(MoeConfig):
         """Reads the keys of llama4. Maverick alone has 128 experts, and no norms, which no key says."""
         fields = moe_fields(metadata, scoring_func="sigmoid", norm_topk_prob=False)
         fields["shared_expert_intermediate_size"] = fields["moe_intermediate_size"]
-        return cls(
-            **fields,
-            interleave_moe_layer_step=metadata.integer(
-                "interleave_moe_layer_step", 1, fields["num_hidden_layers"]
-            ),
-            use_qk_norm=fields["num_experts"] != 128,
-        )
-
-    def has_experts(self, layer: int) -> bool:
-        return (layer + 1) % self.interleave_moe_layer_step == 0
+        return cls(**fields, use_qk_norm=fields["num_experts"] != 128)
 
 
 @register("llama4", config=Llama4Config)

@@ -33,6 +33,7 @@ class MoeConfig(DecoderConfig):
     moe_intermediate_size: int
     shared_expert_intermediate_size: int  # 0: none
     first_k_dense_replace: int  # so many layers at the beginning have no experts
+    interleave_moe_layer_step: int  # of the others every n-th layer has some, counted from the first of all
     scoring_func: Literal["softmax", "sigmoid"]
     norm_topk_prob: bool
     routed_scaling_factor: float
@@ -45,7 +46,9 @@ class MoeConfig(DecoderConfig):
         return cls(**moe_fields(metadata))
 
     def has_experts(self, layer: int) -> bool:
-        return self.num_experts > 0 and layer >= self.first_k_dense_replace
+        if self.num_experts == 0 or layer < self.first_k_dense_replace:
+            return False
+        return (layer + 1) % self.interleave_moe_layer_step == 0
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of a decoder, and one matrix per expert."""
@@ -102,6 +105,7 @@ def moe_fields(
             "expert_shared_feed_forward_length", 0, MAX_EXTENT, min(count * size, MAX_EXTENT)
         ),
         "first_k_dense_replace": m.integer("leading_dense_block_count", 0, fields["num_hidden_layers"], 0),
+        "interleave_moe_layer_step": m.integer("interleave_moe_layer_step", 1, fields["num_hidden_layers"], 1),
         "scoring_func": scores[m.integer("expert_gating_func", 0, 2, 0)],
         "norm_topk_prob": norm,
         "routed_scaling_factor": 1.0 if _is_zero(m, "expert_weights_scale") else m.number("expert_weights_scale", 1.0),

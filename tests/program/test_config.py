@@ -261,6 +261,7 @@ def test_keys_of_routes() -> None:
         ("expert_weights_norm", 1, "is 1, expected true or false"),
         ("expert_weights_scale", -1.0, "expected a finite number above 0"),
         ("leading_dense_block_count", 3, "expected an integer from 0 to 2"),
+        ("interleave_moe_layer_step", 0, "expected an integer from 1 to 2"),
     ],
 )
 def test_keys_of_routes_that_contradict_each_other(key: str, value: Any, problem: str) -> None:
