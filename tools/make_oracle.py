@@ -22,8 +22,9 @@ import numpy.typing as npt
 from oracle_recipes import NAMES, VOCAB_SIZE, Recipe
 from oracle_recipes import RECIPES as DENSE_RECIPES
 from oracle_recipes_moe import MOE_RECIPES
+from oracle_recurrent import RECURRENT
 
-RECIPES = DENSE_RECIPES | MOE_RECIPES
+RECIPES = DENSE_RECIPES | MOE_RECIPES | RECURRENT
 SEED = 20261121
 LENGTHS = (1, 17, 70)
 F32 = npt.NDArray[np.float32]
@@ -74,7 +75,7 @@ def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
         if ".norms." in module:  # one norm for each head: [num_heads, head_dim]
             values = values[None]
         for part, data in recipe.change(model.config, target, kind, values).items():
-            full = f"{prefix}{part}.{kind}"
+            full = f"{prefix}{part}" if part in ("ssm_a", "ssm_d") else f"{prefix}{part}.{kind}"
             found[full] = np.concatenate([found[full], data]) if full in found else data
     return found
 

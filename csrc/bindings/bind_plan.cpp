@@ -220,7 +220,7 @@ void bind_plan(py::module_& m) {
       "Bytes of weights and scratch that compile_cpu with these arguments will hold, and (window, bytes of a page) of "
       "each pool of the KV cache; allocates none of them.");
   m.def("pool_page_limit", &pool_page_limit, py::arg("window"), py::arg("kv_tokens"), py::arg("max_sequences"),
-        py::arg("max_tokens"), "Pages that an engine lets a pool have.");
+        py::arg("max_tokens"), py::arg("page_bytes"), "Pages that an engine lets a pool have.");
 
   m.def(
       "compile_cpu",

@@ -121,6 +121,12 @@ void bind_program(py::module_& m) {
       .def_readonly("value_head_dim", &KvSlot::value_head_dim)
       .def_readonly("latent", &KvSlot::latent);
 
+  py::class_<StateSlot>(m, "StateSlot", "What a recurrent op of a layer keeps of a sequence: a matrix of floats.")
+      .def_readonly("layer", &StateSlot::layer)
+      .def_readonly("op", &StateSlot::op)
+      .def_readonly("rows", &StateSlot::rows)
+      .def_readonly("columns", &StateSlot::columns);
+
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "What a model computes: SSA values and named nodes.")
       .def_property_readonly("functions",
                              [](const Program& program) {
@@ -137,6 +143,7 @@ void bind_program(py::module_& m) {
           py::arg("function") = "logits", "The values that a function returns.")
       .def_property_readonly("values", [](const Program& program) { return program.values; })
       .def_property_readonly("kv_slots", [](const Program& program) { return program.kv_slots; })
+      .def_property_readonly("state_slots", [](const Program& program) { return program.state_slots; })
       .def(
           "text", [](const Program& program) { return to_text(program); }, py::call_guard<GilRelease>(),
           "The text form; Program.parse reads it back.")

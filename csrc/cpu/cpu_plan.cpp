@@ -124,6 +124,8 @@ bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interru
   for (WorkRange& range : function.ranges) range.taken.store(0, std::memory_order_relaxed);
 
   const std::vector<Step>& steps = batch.num_tokens() <= kMaxFusedRows ? function.few_rows : function.many_rows;
+  const bool has_state = kv_.state_pool() >= 0;
+  if (has_state) states_.begin(batch, kv_);
   // The step after which the run stops. A number and not a flag: worker 0 may already be in the next step, and set it
   // there, while another has yet to look at it behind the barrier of this one.
   std::atomic<std::size_t> last_step{steps.size()};
@@ -132,6 +134,7 @@ bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interru
     context.batch = &batch;
     context.kernels = &kernels_;
     context.kv = &kv_;
+    context.states = &states_;
     context.scratch = &compiled.scratch[static_cast<std::size_t>(worker)];
     context.worker = worker;
     context.num_workers = pool_->size();
@@ -147,7 +150,9 @@ bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interru
       if (last_step.load(std::memory_order_relaxed) <= i) return;
     }
   });
-  return last_step.load(std::memory_order_relaxed) == steps.size();
+  const bool complete = last_step.load(std::memory_order_relaxed) == steps.size();
+  if (has_state && complete) states_.finish(kv_);
+  return complete;
 }
 
 std::string CpuPlan::first_non_finite(const Batch& batch, std::int32_t row) {
@@ -221,6 +226,7 @@ std::vector<float> CpuPlan::value(const std::string& name) const {
 
 /// The rows [first_row, last_row) of one sequence find the pages that they write and see.
 void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const {
+  const std::int64_t position = batch.positions[first_row];
   const std::int64_t last = batch.positions[last_row - 1];
   if (batch.encode && encoding_.whole &&
       (batch.positions[first_row] != 0 || last + 1 != static_cast<std::int64_t>(last_row - first_row))) {
@@ -228,15 +234,21 @@ void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t
   }
   for (std::size_t pool = 0; pool < kv_.pools().size(); ++pool) {
     const auto table = batch.table(batch.sequences[first_row], pool);
-    const std::int64_t window = kv_.pools()[pool].window;
-    const std::int64_t first = window == 0 ? 0 : std::max<std::int64_t>(0, batch.positions[first_row] - window + 1);
-    if (batch.positions[first_row] < 0 || last / kPageSlots >= static_cast<std::int64_t>(table.size())) {
+    if (position < 0 || last / kPageSlots >= static_cast<std::int64_t>(table.size())) {
       throw ArgumentError("batch: position " + std::to_string(last) + " has no page");
     }
-    for (std::int64_t i = first / kPageSlots; i <= last / kPageSlots; ++i) {
-      const std::int32_t page = table[static_cast<std::size_t>(i)];
-      if (page == kNoPage) throw ArgumentError("batch: page " + std::to_string(i) + " is missing, and in the window");
+    const auto need = [&](std::int64_t i) {
+      if (table[static_cast<std::size_t>(i)] != kNoPage) return;
+      throw ArgumentError("batch: page " + std::to_string(i) + " is missing, and in the window");
+    };
+    const std::int64_t window = kv_.pools()[pool].window;
+    if (window == kStateWindow) {
+      if (position > 0) need((position - 1) / kPageSlots);
+      need(last / kPageSlots);
+      continue;
     }
+    const std::int64_t first = window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
+    for (std::int64_t i = first / kPageSlots; i <= last / kPageSlots; ++i) need(i);
   }
 }
 
@@ -290,6 +302,7 @@ void CpuPlan::check(const Batch& batch) const {
     check_pages(batch, first_row, i + 1);
     first_row = i + 1;
   }
+  if (kv_.state_pool() >= 0) StateRuns::check(batch, kv_);
   for (std::size_t i = 0; i < batch.output_rows.size(); ++i) {
     const std::int32_t row = batch.output_rows[i];
     if (row < 0 || static_cast<std::size_t>(row) >= rows) fail("output row " + std::to_string(row));

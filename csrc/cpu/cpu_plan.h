@@ -8,6 +8,7 @@
 
 #include "cpu/compiled_steps.h"
 #include "cpu/kv_storage.h"
+#include "cpu/state_runs.h"
 #include "cpu/steps.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weights.h"
@@ -81,6 +82,7 @@ class CpuPlan final : public Plan {
   const std::shared_ptr<ThreadPool> pool_;
   Weights weights_;
   KvStorage kv_;
+  StateRuns states_;
   CompiledFunctions compiled_;
   EncodingInfo encoding_;
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for

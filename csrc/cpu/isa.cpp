@@ -10,6 +10,7 @@
 #define STERNA_DECLARE_LEVEL(level)             \
   namespace sterna::cpu::level {                \
   void fill_rows(KernelTable& table);           \
+  void fill_recurrent(KernelTable& table);      \
   void fill_attention(KernelTable& table);      \
   void fill_attention_q8_0(KernelTable& table); \
   void fill_matmul_block(KernelTable& table);   \
@@ -28,7 +29,7 @@ namespace {
 
 using Fill = void (*)(KernelTable&);
 
-KernelTable make_table(std::array<Fill, 6> fills) {
+KernelTable make_table(std::array<Fill, 7> fills) {
   KernelTable table{};
   for (const Fill fill : fills) fill(table);
   return table;
@@ -45,7 +46,7 @@ constexpr LevelEntry kLevels[] = {
     {"scalar", [] { return true; },
      []() -> const KernelTable& {
        static const KernelTable table =
-           make_table({scalar::fill_rows, scalar::fill_attention, scalar::fill_attention_q8_0,
+           make_table({scalar::fill_rows, scalar::fill_recurrent, scalar::fill_attention, scalar::fill_attention_q8_0,
                        scalar::fill_matmul_block, scalar::fill_matmul_super, scalar::fill_gemm});
        return table;
      }},
@@ -56,8 +57,9 @@ constexpr LevelEntry kLevels[] = {
               __builtin_cpu_supports("bmi2");
      },
      []() -> const KernelTable& {
-       static const KernelTable table = make_table({avx2::fill_rows, avx2::fill_attention, avx2::fill_attention_q8_0,
-                                                    avx2::fill_matmul_block, avx2::fill_matmul_super, avx2::fill_gemm});
+       static const KernelTable table =
+           make_table({avx2::fill_rows, avx2::fill_recurrent, avx2::fill_attention, avx2::fill_attention_q8_0,
+                       avx2::fill_matmul_block, avx2::fill_matmul_super, avx2::fill_gemm});
        return table;
      }},
     {"avx512",
@@ -69,7 +71,7 @@ constexpr LevelEntry kLevels[] = {
      },
      []() -> const KernelTable& {
        static const KernelTable table =
-           make_table({avx512::fill_rows, avx512::fill_attention, avx512::fill_attention_q8_0,
+           make_table({avx512::fill_rows, avx512::fill_recurrent, avx512::fill_attention, avx512::fill_attention_q8_0,
                        avx512::fill_matmul_block, avx512::fill_matmul_super, avx512::fill_gemm});
        return table;
      }},

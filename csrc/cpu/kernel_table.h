@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/recurrent_kernels.h"
 #include "cpu/wide_tile.h"
 #include "quant/layout.h"
 
@@ -23,6 +24,7 @@ enum class ActivationKind : std::uint8_t {
   kRelu2,
   kSigmoid,
   kTanh,
+  kSoftplus,
   kClampedSwiglu,
   kCount
 };
@@ -146,6 +148,9 @@ struct KernelTable {
   void (*to_half)(const float* x, std::uint16_t* y, std::int64_t n);
   /// n elements of a key or value row to codes [n] and binary16 scales, one per kKvGroup elements.
   void (*to_q8_0)(const float* x, std::int8_t* codes, std::uint16_t* scales, std::int64_t n);
+  void (*short_conv)(const ConvArgs& args);
+  void (*ssm_scan)(const SsmArgs& args);
+  void (*delta_rule)(const DeltaArgs& args);
   void (*attend_f16)(const AttendArgs& args);
   void (*attend_f32)(const AttendArgs& args);
   void (*attend_q8_0)(const AttendArgs& args);

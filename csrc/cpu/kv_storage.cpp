@@ -103,8 +103,27 @@ KvStorage::KvStorage(const Program& program, KvType type)
                std::to_string(slot.num_kv_heads) + "x" + std::to_string(slot.head_dim) + (slot.latent ? "~" : "+") +
                std::to_string(slot.value_head_dim);
   }
+  if (!program.state_slots.empty()) {
+    state_slots_ = program.state_slots;
+    std::int64_t floats = 0;
+    for (const StateSlot& slot : state_slots_) {
+      state_offsets_.push_back(floats);
+      floats += (slot.rows * slot.columns + 15) / 16 * 16;
+      layout_ += " " + std::to_string(slot.layer) + ":" + slot.op + ":" + std::to_string(slot.rows) + "x" +
+                 std::to_string(slot.columns);
+    }
+    state_half_bytes_ = floats * 4;
+    state_pool_ = static_cast<int>(pools_.size());
+    pools_.push_back({kStateWindow, static_cast<std::uint64_t>(kStateHeaderBytes + 2 * state_half_bytes_), false});
+  }
   if (pools_.empty()) pools_.emplace_back();
   pages_.resize(pools_.size());
+}
+
+std::int64_t KvStorage::state_offset(std::int64_t layer, std::string_view op) const {
+  const auto found = std::find_if(state_slots_.begin(), state_slots_.end(),
+                                  [&](const StateSlot& slot) { return slot.layer == layer && slot.op == op; });
+  return state_offsets_.at(static_cast<std::size_t>(found - state_slots_.begin()));
 }
 
 std::span<std::uint8_t> KvStorage::page(std::size_t pool, std::int32_t number) const {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/buffer.h"
@@ -33,8 +34,15 @@ class KvStorage {
   };
 
   /// Layers with the same window share a pool. Those that see later positions share a temporary one, and each page of
-  /// it: a layer's keys and values are read before the next layer writes its own.
+  /// it: a layer's keys and values are read before the next layer writes its own. States are the last pool.
   KvStorage(const Program& program, KvType type);
+
+  /// What a page of states begins with: after how many tokens each of its halves is the state; 0: it is none. A run
+  /// reads one half and writes the other, so that it can be run again.
+  struct StateHeader {
+    std::int64_t num_tokens[2];
+  };
+  static constexpr std::int64_t kStateHeaderBytes = 64;
 
   KvType type() const { return type_; }
   std::span<const KvPoolInfo> pools() const { return pools_; }
@@ -54,6 +62,19 @@ class KvStorage {
     return reinterpret_cast<std::uint16_t*>(values + kPageSlots * layer.value_stride);
   }
 
+  /// The pool of states, or -1.
+  int state_pool() const { return state_pool_; }
+  /// Floats into a half where the slot's state lies.
+  std::int64_t state_offset(std::int64_t layer, std::string_view op) const;
+  StateHeader& state_header(std::int32_t page) const {
+    return *reinterpret_cast<StateHeader*>(
+        pages_[static_cast<std::size_t>(state_pool_)][static_cast<std::size_t>(page)]);
+  }
+  float* state_half(std::int32_t page, int half) const {
+    return reinterpret_cast<float*>(pages_[static_cast<std::size_t>(state_pool_)][static_cast<std::size_t>(page)] +
+                                    kStateHeaderBytes + half * state_half_bytes_);
+  }
+
   const Layer& layer(std::int64_t index) const { return layers_.at(static_cast<std::size_t>(index)); }
   std::uint8_t* keys(std::int32_t page, const Layer& layer, int head) const {
     return pages_[layer.pool][static_cast<std::size_t>(page)] + layer.offset + head * layer.head_bytes;
@@ -67,6 +88,10 @@ class KvStorage {
   std::vector<KvPoolInfo> pools_;
   std::string layout_;
   std::vector<Layer> layers_;  // by layer number
+  std::vector<StateSlot> state_slots_;
+  std::vector<std::int64_t> state_offsets_;
+  int state_pool_ = -1;
+  std::int64_t state_half_bytes_ = 0;
   std::vector<Buffer> slabs_;
   std::vector<std::vector<std::uint8_t*>> pages_;  // by pool
 };

@@ -210,6 +210,9 @@ constexpr Entry kLowerings[] = {
     {"concat", lower_concat},
     {"take_rows", lower_take_rows},
     {"pool", lower_pool},
+    {"short_conv", lower_short_conv},
+    {"ssm_scan", lower_ssm_scan},
+    {"delta_rule", lower_delta_rule},
 };
 
 }  // namespace
@@ -237,6 +240,7 @@ ActivationKind activation_kind(const Node& node, std::string_view attribute) {
   if (name == "sigmoid") return ActivationKind::kSigmoid;
   if (name == "tanh") return ActivationKind::kTanh;
   if (name == "clamped_swiglu") return ActivationKind::kClampedSwiglu;
+  if (name == "softplus") return ActivationKind::kSoftplus;
   unsupported(node, "the CPU backend has no activation \"" + name + "\"");
 }
 

@@ -33,6 +33,9 @@ void lower_head_linear(Lowering& lowering, const Node& node);
 void lower_unembed(Lowering& lowering, const Node& node);
 void lower_rope(Lowering& lowering, const Node& node);
 void lower_attention(Lowering& lowering, const Node& node);
+void lower_short_conv(Lowering& lowering, const Node& node);
+void lower_ssm_scan(Lowering& lowering, const Node& node);
+void lower_delta_rule(Lowering& lowering, const Node& node);
 void lower_route(Lowering& lowering, const Node& node);
 void lower_expert_glu(Lowering& lowering, const Node& node);
 

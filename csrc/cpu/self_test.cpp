@@ -4,12 +4,12 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <span>
 
 #include "base/buffer.h"
 #include "base/error.h"
 #include "base/float_mode.h"
+#include "cpu/self_test_checker.h"
 #include "cpu/steps.h"
 #include "engine/batch.h"
 #include "quant/format.h"
@@ -17,47 +17,6 @@
 
 namespace sterna::cpu {
 namespace {
-
-using Floats = std::vector<float>;
-
-/// Inputs, and what was found about one family.
-class Checker {
- public:
-  Checker(std::string_view family, std::uint64_t seed) : generator_(seed) { result_.family = family; }
-
-  KernelCheck result() && { return std::move(result_); }
-  std::uint64_t bits() { return generator_(); }
-  float number() { return normal_(generator_); }
-  Floats numbers(std::int64_t count) {
-    Floats values(static_cast<std::size_t>(count));
-    for (float& value : values) value = number();
-    return values;
-  }
-
-  /// A case: the same bits, any NaN being as good as another.
-  template <class T>
-  void expect_same(const std::string& what, std::span<const T> got, std::span<const T> wanted) {
-    ++result_.cases;
-    if (!result_.mismatch.empty()) return;
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-      if constexpr (std::is_same_v<T, float>) {
-        if (std::isnan(got[i]) && std::isnan(wanted[i])) continue;
-      }
-      if (std::memcmp(&got[i], &wanted[i], sizeof(T)) == 0) continue;
-      result_.mismatch = what + ": element " + std::to_string(i) + " is " + std::to_string(got[i]) + ", not " +
-                         std::to_string(wanted[i]);
-      return;
-    }
-  }
-  void expect_same(const std::string& what, const Floats& got, const Floats& wanted) {
-    expect_same(what, std::span<const float>(got), std::span<const float>(wanted));
-  }
-
- private:
-  std::mt19937_64 generator_;
-  std::normal_distribution<float> normal_;
-  KernelCheck result_;
-};
 
 // As many rows of weights as the widest tile has.
 constexpr int kPanels = kMaxGemmWidth / kPanelRows;
@@ -485,6 +444,7 @@ std::vector<KernelCheck> check_kernels(const KernelTable& level, const KernelTab
   if (level.gemm_rows != 0) found.push_back(check_matmuls(level, definition, true, seed));
   found.push_back(check_rows(level, definition, seed));
   found.push_back(check_rope(level, definition, seed));
+  found.push_back(check_recurrent(level, definition, seed));
   found.push_back(check_attention(level, definition, seed));
   return found;
 }

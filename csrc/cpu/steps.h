@@ -8,6 +8,7 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/kv_storage.h"
+#include "cpu/state_runs.h"
 #include "cpu/work_range.h"
 #include "engine/batch.h"
 #include "program/attention_options.h"
@@ -29,6 +30,7 @@ struct StepContext {
   const Batch* batch = nullptr;
   const KernelTable* kernels = nullptr;
   const KvStorage* kv = nullptr;
+  const StateRuns* states = nullptr;
   WorkerScratch* scratch = nullptr;
   WorkRange* ranges = nullptr;  // of this step, one per worker
   int worker = 0;

@@ -21,10 +21,16 @@ struct SequenceContext {
   std::vector<float> embeddings;  // [n, hidden_size]: what the token ids -1, -2, ... -n stand for
 };
 
+/// What a row sees of a pool, in place of a window: no keys, but the state of recurrent layers after the token before
+/// it. Such a page holds the state after the last token computed in it; full, it is the one at its end, and for good.
+constexpr std::int32_t kStateWindow = -1;
+
 /// Row t is token tokens[t] of sequence sequences[t] at positions[t]; in each pool of pages its K and V go to slot
 /// positions[t] % 64 of page table(sequences[t], pool)[positions[t] / 64]. Rows of one sequence are contiguous and
 /// ascending in position; a row sees the keys 0..positions[t] of its own sequence, those written by earlier rows of
-/// this same batch included, as far as the pool's window goes: pages out of it may be missing (kNoPage).
+/// this same batch included, as far as the pool's window goes: pages out of it may be missing (kNoPage). Of a pool of
+/// states a sequence needs the page of the token before its first row, and that of its last row; the end of each page
+/// in between is kept where there is a page for it.
 struct Batch {
   std::span<const std::int32_t> tokens;                        // [T]
   std::span<const std::int32_t> positions;                     // [T]

@@ -323,6 +323,7 @@ void EngineCore::start(ActiveRequest& request) {
 
 /// Guesses for the sequences that decode, as long as they pay. No lock meanwhile: tokens are the engine thread's alone.
 void EngineCore::make_drafts() {
+  if (cache_.has_state()) return;
   std::vector<DraftJob> jobs;
   std::int32_t rows = 0;
   auto deadline = Clock::time_point::max();

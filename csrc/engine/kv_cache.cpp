@@ -19,15 +19,26 @@ std::int32_t reusable_end(const Sequence& sequence) {
   return std::min(sequence.output_from, sequence.num_tokens() - 1);
 }
 
+/// How far back a row looks, itself included; 0: to the first. A state is that of the token before.
+std::int32_t reach(std::int32_t window) { return window == kStateWindow ? 2 : window; }
+
 /// Pages with a part in the window of some row; one more because windows do not begin at a page's.
-std::int32_t window_pages(std::int32_t window) { return pages_for(window) + 1; }
+std::int32_t window_pages(std::int32_t window) { return pages_for(reach(window)) + 1; }
+
+/// Bytes of states that are kept for sequences to come.
+constexpr std::uint64_t kKeptStateBytes = std::uint64_t{256} << 20;
 
 }  // namespace
 
 std::int32_t pool_page_limit(std::int32_t window, std::int64_t kv_tokens, std::int32_t max_sequences,
-                             std::int32_t max_tokens) {
+                             std::int32_t max_tokens, std::uint64_t page_bytes) {
   const std::int32_t all = pages_for(kv_tokens);
   if (window == 0) return all;
+  if (window == kStateWindow) {
+    const std::uint64_t kept = kKeptStateBytes / std::max<std::uint64_t>(1, page_bytes);
+    return static_cast<std::int32_t>(std::int64_t{max_sequences} * window_pages(window) +
+                                     static_cast<std::int64_t>(std::min(kept, static_cast<std::uint64_t>(all))));
+  }
   const std::int64_t seen = std::int64_t{max_sequences} * window_pages(window) + pages_for(max_tokens) + 1;
   return static_cast<std::int32_t>(std::min<std::int64_t>(all, seen));
 }
@@ -35,7 +46,7 @@ std::int32_t pool_page_limit(std::int32_t window, std::int64_t kv_tokens, std::i
 std::vector<std::int32_t> pool_page_limits(const Plan& plan, std::int64_t kv_tokens, std::int32_t max_sequences) {
   std::vector<std::int32_t> limits;
   for (const KvPoolInfo& pool : plan.kv_pools()) {
-    limits.push_back(pool_page_limit(pool.window, kv_tokens, max_sequences, plan.max_tokens()));
+    limits.push_back(pool_page_limit(pool.window, kv_tokens, max_sequences, plan.max_tokens(), pool.page_bytes));
   }
   return limits;
 }
@@ -48,11 +59,12 @@ std::vector<std::int32_t> pool_windows(const Plan& plan) {
 
 KvCache::KvCache(std::span<const std::int32_t> windows, std::span<const std::int32_t> limits) : index_(pools_) {
   for (std::size_t pool = 0; pool < windows.size(); ++pool) pools_.push_back({windows[pool], KvPages(limits[pool])});
+  has_state_ = std::ranges::find(windows, kStateWindow) != windows.end();
 }
 
 /// The first page that a row at `position` sees.
 std::int32_t KvCache::first_visible_page(std::size_t pool, std::int32_t position) const {
-  const std::int32_t window = pools_[pool].window;
+  const std::int32_t window = reach(pools_[pool].window);
   return window == 0 ? 0 : std::max(0, position - window + 1) / kPageSlots;
 }
 
@@ -115,7 +127,10 @@ void KvCache::reuse_pages(Sequence& sequence) {
     if (!at) break;
     chain.push_back(at);
   }
+  const auto known = static_cast<std::int32_t>(chain.size());
   while (!chain.empty() && !sees_its_windows(sequence, chain)) chain.pop_back();
+  // A beginning that several sequences have is worth a state, for the next of them.
+  if (known > static_cast<std::int32_t>(chain.size())) sequence.kept_state_page = sequence.num_indexed + known - 1;
   if (chain.empty()) return;
   const std::int32_t before = sequence.num_computed;
   take(sequence, chain);
@@ -124,7 +139,7 @@ void KvCache::reuse_pages(Sequence& sequence) {
   sequence.num_indexed = num_pages(sequence);
   sequence.num_computed = sequence.num_indexed * kPageSlots;
   count_reused(sequence, before);
-  advance(sequence);
+  release_passed(sequence, before);
 }
 
 void KvCache::follow(Sequence& sequence) {
@@ -139,6 +154,7 @@ void KvCache::follow(Sequence& sequence) {
   if (!chain.empty()) index_.move(sequence.node, chain.back());
   sequence.num_indexed = num_pages(sequence);
   sequence.num_computed = sequence.num_indexed * kPageSlots;
+  release_passed(sequence, 0);
 }
 
 void KvCache::add_page(Sequence& sequence, std::uint64_t pools) {
@@ -148,6 +164,7 @@ void KvCache::add_page(Sequence& sequence, std::uint64_t pools) {
   }
   sequence.num_computed += kPageSlots;
   index_page(sequence, page);
+  release_passed(sequence, page * kPageSlots);
 }
 
 bool KvCache::copy_beginning(Sequence& sequence, std::vector<PageCopy>& copies) {
@@ -155,8 +172,10 @@ bool KvCache::copy_beginning(Sequence& sequence, std::vector<PageCopy>& copies) 
   const std::int32_t page = sequence.num_indexed;
   const std::int32_t wanted = reusable_end(sequence) - sequence.num_computed;
   if (sequence.num_computed != page * kPageSlots || wanted < kMinCopied) return false;
-  const PrefixIndex::Beginning found = index_.longest_beginning(*sequence.node, tokens_of_page(sequence, page));
-  const std::int32_t length = std::min(found.length, wanted);
+  auto tokens = tokens_of_page(sequence, page);
+  tokens = tokens.first(std::min(tokens.size(), static_cast<std::size_t>(wanted)));
+  const PrefixIndex::Beginning found = index_.longest_beginning(*sequence.node, tokens, has_state_);
+  const std::int32_t length = found.length;
   if (length < kMinCopied) return false;
   for (const std::int32_t number : found.node->pages) {
     if (number == kNoPage) return false;
@@ -190,10 +209,17 @@ bool KvCache::has_room(const Sequence& sequence, std::int32_t positions) const {
   for (const KvPool& pool : pools_) {
     std::int32_t needed = pages_for(positions) - num_pages(sequence);
     // A window moves on: no more than what it spans is held at once.
-    if (pool.window > 0) needed = std::min(needed, window_pages(pool.window));
+    if (pool.window != 0) needed = std::min(needed, window_pages(pool.window));
     if (needed > pool.pages.num_free() + pool.pages.num_idle()) return false;
   }
   return true;
+}
+
+/// A free page, or the idle one that was not used for longest.
+std::optional<std::int32_t> KvCache::allocate(std::size_t pool) {
+  auto page = pools_[pool].pages.allocate();
+  while (!page && index_.evict(pool)) page = pools_[pool].pages.allocate();
+  return page;
 }
 
 std::int32_t KvCache::grow(Sequence& sequence, std::int32_t positions) {
@@ -202,19 +228,46 @@ std::int32_t KvCache::grow(Sequence& sequence, std::int32_t positions) {
   for (std::size_t have = sequence.pages.front().size(); have < needed; ++have) {
     std::size_t pool = 0;
     for (; pool < pools_.size(); ++pool) {
-      auto page = pools_[pool].pages.allocate();
-      while (!page && index_.evict(pool)) page = pools_[pool].pages.allocate();
+      const auto page = pools_[pool].window == kStateWindow ? kNoPage : allocate(pool);
       if (!page) break;
       sequence.pages[pool].push_back(*page);
     }
     if (pool == pools_.size()) continue;
     while (pool-- > 0) {
-      pools_[pool].pages.release(sequence.pages[pool].back());
+      release(sequence, pool, have);
       sequence.pages[pool].pop_back();
     }
     break;
   }
-  return std::min(positions, num_pages(sequence) * kPageSlots);
+  std::int32_t reached = std::min(positions, num_pages(sequence) * kPageSlots);
+  for (std::size_t pool = 0; pool < pools_.size(); ++pool) {
+    if (pools_[pool].window == kStateWindow) reached = grow_state(sequence, pool, reached);
+  }
+  return reached;
+}
+
+/// Gets states for a run up to `positions`; how far it can go with those that it gets.
+std::int32_t KvCache::grow_state(Sequence& sequence, std::size_t pool, std::int32_t positions) {
+  const std::int32_t first = pages_for(sequence.num_computed);  // pages from here on hold nothing yet
+  const std::int32_t last = pages_for(positions) - 1;
+  if (last < first) return positions;
+  const std::int32_t last_full = positions / kPageSlots - 1;
+  std::vector<std::int32_t>& table = sequence.pages[pool];
+  const auto get = [&](std::int32_t page) {
+    std::int32_t& number = table[static_cast<std::size_t>(page)];
+    if (number == kNoPage) number = allocate(pool).value_or(kNoPage);
+    return number != kNoPage;
+  };
+  // A longer run was meant to be.
+  for (auto page = static_cast<std::size_t>(first); page < table.size(); ++page) {
+    const auto number = static_cast<std::int32_t>(page);
+    if (number != last && number != last_full && number != sequence.kept_state_page) release(sequence, pool, page);
+  }
+  if (!get(last)) return std::min(positions, first * kPageSlots);
+  for (const std::int32_t page : {last_full, sequence.kept_state_page}) {
+    if (page >= first && page < last) get(page);
+  }
+  return positions;
 }
 
 void KvCache::release(Sequence& sequence, std::size_t pool, std::size_t page) {
@@ -257,11 +310,16 @@ void KvCache::index_page(Sequence& sequence, std::int32_t page) {
 void KvCache::advance(Sequence& sequence) {
   attach(sequence);
   sequence.num_seen = std::max(sequence.num_seen, sequence.num_computed);
+  const std::int32_t from = sequence.num_indexed * kPageSlots;
   while ((sequence.num_indexed + 1) * kPageSlots <= sequence.num_computed) index_page(sequence, sequence.num_indexed);
+  release_passed(sequence, from);
+}
+
+/// Lets go of pages that the next row does not see; those that a row at `from` did not see are gone already.
+void KvCache::release_passed(Sequence& sequence, std::int32_t from) {
   for (std::size_t pool = 0; pool < pools_.size(); ++pool) {
-    // Those before the last one dropped are dropped already.
-    for (std::int32_t page = first_visible_page(pool, sequence.num_computed) - 1; page >= 0; --page) {
-      if (sequence.pages[pool][static_cast<std::size_t>(page)] == kNoPage) break;
+    const std::int32_t end = first_visible_page(pool, sequence.num_computed);
+    for (std::int32_t page = first_visible_page(pool, from); page < end; ++page) {
       release(sequence, pool, static_cast<std::size_t>(page));
     }
   }
@@ -282,7 +340,7 @@ void KvCache::retire(Sequence& sequence) {
       // Only the computed tokens: the last one chosen has no K and V yet.
       sequence.tokens.resize(static_cast<std::size_t>(sequence.num_computed));
       const auto tokens = tokens_of_page(sequence, sequence.num_indexed);
-      const PrefixIndex::Beginning begin = index_.longest_beginning(*sequence.node, tokens);
+      const PrefixIndex::Beginning begin = index_.longest_beginning(*sequence.node, tokens, has_state_);
       if (begin.length < static_cast<std::int32_t>(tokens.size())) index_page(sequence, sequence.num_indexed);
     }
     index_.touch(*sequence.node);

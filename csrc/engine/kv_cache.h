@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,9 +15,10 @@
 namespace sterna {
 
 /// Pages that a pool may have where sequences hold `kv_tokens` positions together: of a window only what
-/// `max_sequences` see at once, and what a run of `max_tokens` rows adds.
+/// `max_sequences` see at once, and what a run of `max_tokens` rows adds; of states two for each sequence (the one that
+/// it goes on from, and the next), and as many for later sequences as a budget of bytes allows.
 std::int32_t pool_page_limit(std::int32_t window, std::int64_t kv_tokens, std::int32_t max_sequences,
-                             std::int32_t max_tokens);
+                             std::int32_t max_tokens, std::uint64_t page_bytes);
 
 /// The same for each pool of a plan, and their windows.
 std::vector<std::int32_t> pool_page_limits(const Plan& plan, std::int64_t kv_tokens, std::int32_t max_sequences);
@@ -32,6 +34,10 @@ struct PageCopy {
 /// Full pages of K and V are shared by all sequences that begin with the same tokens (under the same context key); of a
 /// page that only begins alike a copy is made, because it will be written. What sequences leave stays for later ones
 /// until its room is needed. Not thread-safe.
+///
+/// A state cannot be cut back to fewer tokens: sequences go on from the states that were kept, at ends of pages and of
+/// sequences. Of the pages that a run adds, the last, the last full one, and one that others will go on from get a
+/// state.
 class KvCache {
  public:
   /// Windows by pool, and how many pages each may have.
@@ -41,6 +47,8 @@ class KvCache {
   KvPages& pages(std::size_t pool) { return pools_[pool].pages; }
   const KvPages& pages(std::size_t pool) const { return pools_[pool].pages; }
   std::int32_t window(std::size_t pool) const { return pools_[pool].window; }
+  /// Whether some pool holds states: then nothing that was computed can be taken back, and there are no drafts.
+  bool has_state() const { return has_state_; }
   const PrefixIndex& index() const { return index_; }
 
   /// Hands to a sequence whose pages are all in the index the pages of the tokens that follow, as far as they are there
@@ -73,6 +81,9 @@ class KvCache {
 
  private:
   std::int32_t first_visible_page(std::size_t pool, std::int32_t position) const;
+  std::optional<std::int32_t> allocate(std::size_t pool);
+  std::int32_t grow_state(Sequence& sequence, std::size_t pool, std::int32_t positions);
+  void release_passed(Sequence& sequence, std::int32_t from);
   std::int32_t num_pages(const Sequence& sequence) const;
   void attach(Sequence& sequence);
   void take(Sequence& sequence, std::span<PrefixIndex::Node* const> chain);
@@ -83,6 +94,7 @@ class KvCache {
 
   std::vector<KvPool> pools_;
   PrefixIndex index_;
+  bool has_state_ = false;
 };
 
 }  // namespace sterna

@@ -53,7 +53,7 @@ class KvPages {
   std::priority_queue<std::int32_t, std::vector<std::int32_t>, std::greater<>> free_;  // of numbers given out before
 };
 
-/// The pages of the layers that see the same: all positions (window 0), or the last `window`.
+/// The pages of the layers that see the same: all positions (window 0), the last `window`, or a state (kStateWindow).
 struct KvPool {
   std::int32_t window = 0;
   KvPages pages;

@@ -50,10 +50,12 @@ std::vector<PrefixIndex::Node*> PrefixIndex::chain(const std::string& context_ke
   return nodes;
 }
 
-PrefixIndex::Beginning PrefixIndex::longest_beginning(const Node& parent, std::span<const std::int32_t> tokens) const {
+PrefixIndex::Beginning PrefixIndex::longest_beginning(const Node& parent, std::span<const std::int32_t> tokens,
+                                                      bool whole) const {
   Beginning best;
   for (const auto& node : parent.children) {
     const std::int32_t length = common_prefix(node->tokens, tokens);
+    if (whole && length < static_cast<std::int32_t>(node->tokens.size())) continue;
     if (length > best.length) best = {node.get(), length};
   }
   return best;
@@ -104,7 +106,7 @@ bool PrefixIndex::evict(std::size_t pool) {
   const KvPool& from = pools_[pool];
   for (Node* node : order_) {
     if (!from.pages.is_idle(node->pages[pool])) continue;
-    if (from.window > 0) {
+    if (from.window != 0) {
       // A window ends where its chain does, so the chain's beginning goes first.
       while (node->parent->parent && from.pages.is_idle(node->parent->pages[pool])) node = node->parent;
       let_go(*node, pool);

@@ -47,8 +47,8 @@ class PrefixIndex {
     Node* node = nullptr;
     std::int32_t length = 0;
   };
-  /// The child that shares most leading tokens.
-  Beginning longest_beginning(const Node& parent, std::span<const std::int32_t> tokens) const;
+  /// The child that shares most leading tokens; with `whole` only one all of whose tokens are shared.
+  Beginning longest_beginning(const Node& parent, std::span<const std::int32_t> tokens, bool whole = false) const;
 
   /// A child with these tokens and pages, which the index keeps from now on.
   Node* add(Node& parent, std::span<const std::int32_t> tokens, std::span<const std::int32_t> pages);

@@ -112,7 +112,7 @@ void Scheduler::take_draft(ScheduledRows& rows) {
   Sequence& sequence = *rows.sequence;
   const auto wanted = static_cast<std::int32_t>(sequence.draft.size());
   const std::int32_t count = std::min({wanted, tokens_left_, outputs_left_});
-  if (count <= 0 || rows.num_outputs == 0) return;
+  if (count <= 0 || rows.num_outputs == 0 || cache_.has_state()) return;
   const std::int32_t end = rows.first + rows.count;
   const std::int32_t added = cache_.grow(sequence, end + count) - end;
   rows.count += added;
@@ -161,9 +161,14 @@ void Scheduler::admit() {
 bool Scheduler::waits_for_page(const Sequence& sequence) const {
   const std::int32_t end = (sequence.num_indexed + 1) * kPageSlots;
   if (sequence.num_computed != end - kPageSlots || end > sequence.output_from) return false;
-  return std::any_of(running_.begin(), running_.end(), [&](const Sequence* other) {
+  const auto computes_it = [&](const Sequence* other) {
     return comes_before(*other, sequence) && have_same_next_page(*other, sequence);
-  });
+  };
+  const auto found = std::find_if(running_.begin(), running_.end(), computes_it);
+  if (found == running_.end()) return false;
+  const std::int32_t shared = std::min(common_prefix((*found)->tokens, sequence.tokens), sequence.num_tokens() - 1);
+  (*found)->kept_state_page = std::min(shared, sequence.output_from) / kPageSlots - 1;
+  return true;
 }
 
 void Scheduler::pick_prefill(Priority priority) {

@@ -30,6 +30,7 @@ struct Sequence {
   std::vector<std::vector<std::int32_t>> pages;  // page tables, by pool
   PrefixIndex::Node* node = nullptr;             // its last page in the index
   std::int32_t num_indexed = 0;                  // pages of it that are in the index
+  std::int32_t kept_state_page = kNoPage;        // others will go on from the state at its end
   std::int32_t num_reused = 0;                   // tokens that were found in the cache and never computed
   std::int32_t num_seen = 0;                     // tokens computed or reused so far, whatever was lost since
 

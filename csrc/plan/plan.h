@@ -20,7 +20,8 @@ enum class KvType { kF16, kF32, kQ8_0 };
 /// Elements of a head's key or value row that share a scale in a q8_0 cache.
 constexpr int kKvGroup = 32;
 
-/// Layers whose KV pages live and die together: those that see all positions (window 0), or the last `window`.
+/// Layers whose pages live and die together: those that see all positions (window 0), the last `window`, or a state
+/// (kStateWindow).
 struct KvPoolInfo {
   std::int32_t window = 0;
   std::uint64_t page_bytes = 0;  // one page over these layers; of a temporary pool, the largest of them

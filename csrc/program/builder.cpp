@@ -69,6 +69,18 @@ std::vector<ValueId> ProgramBuilder::emit(Node node, const std::vector<std::stri
       fail(node, "layer " + std::to_string(slot.layer) + " has its KV slot already");
     }
   }
+  if (is_recurrent(node.op)) {
+    const StateSlot slot = state_slot(program_, node);
+    const auto place = std::ranges::lower_bound(
+        program_.state_slots, slot, [](const StateSlot& a, const StateSlot& b) { return a.comes_before(b); });
+    const bool again = std::ranges::any_of(
+        function.nodes, [&](const Node& other) { return other.op == slot.op && other.integer("layer") == slot.layer; });
+    if (place == program_.state_slots.end() || slot.comes_before(*place)) {
+      program_.state_slots.insert(place, slot);
+    } else if (*place != slot || again) {  // another function may use the same one
+      fail(node, "layer " + std::to_string(slot.layer) + " has its " + slot.op + " state already");
+    }
+  }
   function.nodes.push_back(std::move(node));
   return function.nodes.back().outputs;
 }

@@ -15,7 +15,8 @@ using enum RoleCount;
 using enum AttributeNeed;
 
 const std::vector<std::string_view> kActivationRules = {"auto", "int8_per_token"};
-const std::vector<std::string_view> kActivations = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"};
+const std::vector<std::string_view> kActivations = {"silu",  "gelu",    "gelu_tanh", "relu",
+                                                    "relu2", "sigmoid", "tanh",      "softplus"};
 const std::vector<std::string_view> kRouteScores = {"softmax", "sigmoid"};
 const std::vector<std::string_view> kGroupScores = {"best", "two_best"};
 const std::vector<std::string_view> kPoolings = {"mean", "cls", "last"};
@@ -144,6 +145,27 @@ std::vector<OpSpec> make_table() {
         {"residual", kResult, kOptional}},
        {rule, {"glu", kDefault, std::string("silu"), glu_kinds(), {}}, {"weigh_input", kDefault, false, {}, {}}},
        expert_glu_shapes},
+      {"short_conv",
+       {{"x", kResult, kOne}, {"w", kFloats, kOne}, {"bias", kWeight, kOptional}},
+       {{"layer", kRequired, std::int64_t{0}, {}, {}}},
+       short_conv_shapes},
+      {"ssm_scan",
+       {{"x", kResult, kOne},
+        {"dt", kResult, kOne},
+        {"b", kResult, kOne},
+        {"c", kResult, kOne},
+        {"a", kFloats, kOne},
+        {"d", kFloats, kOne}},
+       {{"layer", kRequired, std::int64_t{0}, {}, {}}},
+       ssm_scan_shapes},
+      {"delta_rule",
+       {{"q", kResult, kOne},
+        {"k", kResult, kOne},
+        {"v", kResult, kOne},
+        {"g", kResult, kOne},
+        {"beta", kResult, kOne}},
+       {{"layer", kRequired, std::int64_t{0}, {}, {}}},
+       delta_rule_shapes},
       {"activation", {{"x", kResult, kOne}}, {{"kind", kRequired, std::string(), kActivations, {}}}, same_shapes},
       {"add", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},
       {"mul", {{"a", kResult, kOne}, {"b", kAny, kOne}}, {}, binary_shapes},

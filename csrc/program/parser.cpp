@@ -157,6 +157,9 @@ class Parser {
     if (slots_ != builder_.program().kv_slots) {
       throw ArgumentError("program text: the kv lines are not those of the attention nodes");
     }
+    if (states_ != builder_.program().state_slots) {
+      throw ArgumentError("program text: the state lines are not those of the recurrent nodes");
+    }
     return builder_.finish();
   }
 
@@ -179,6 +182,8 @@ class Parser {
       guarded(cursor, [&] { weights_[name] = builder_.add_weight(name, shape, format->id); });
     } else if (keyword == "kv") {
       slot(cursor);
+    } else if (keyword == "state") {
+      state(cursor);
     } else if (keyword == "function") {
       const std::string name = cursor.name();
       guarded(cursor, [&] { builder_.begin_function(name); });
@@ -189,7 +194,7 @@ class Parser {
       } while (cursor.take(','));
       guarded(cursor, [&] { builder_.set_outputs(outputs); });
     } else {
-      cursor.fail("expected input, weight, kv, function, return or a result");
+      cursor.fail("expected input, weight, kv, state, function, return or a result");
     }
     cursor.expect_end();
   }
@@ -251,6 +256,18 @@ class Parser {
     slots_.push_back(slot);
   }
 
+  void state(Cursor& cursor) {
+    StateSlot slot;
+    slot.layer = cursor.integer(':');
+    cursor.expect(':');
+    slot.op = cursor.word();
+    cursor.expect(',');
+    slot.rows = cursor.integer();
+    cursor.expect(',');
+    slot.columns = cursor.integer();
+    states_.push_back(std::move(slot));
+  }
+
   static std::string sigil_name(Cursor& cursor, char sigil) {
     cursor.expect(sigil);
     return cursor.name();
@@ -279,6 +296,7 @@ class Parser {
   std::unordered_map<std::string, ValueId> results_;  // and inputs
   std::unordered_map<std::string, ValueId> weights_;
   std::vector<KvSlot> slots_;
+  std::vector<StateSlot> states_;
   bool has_header_ = false;
 };
 

@@ -80,6 +80,18 @@ struct KvSlot {
   bool operator==(const KvSlot&) const = default;
 };
 
+/// What a recurrent op of a layer keeps of a sequence: a matrix of floats, replaced with every token. Declared by its
+/// node; a layer may have one for each such op.
+struct StateSlot {
+  std::int64_t layer = 0;
+  std::string op;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  bool operator==(const StateSlot&) const = default;
+  /// One slot for each key.
+  bool comes_before(const StateSlot& other) const { return layer != other.layer ? layer < other.layer : op < other.op; }
+};
+
 /// A named entry point: "logits" (a row per token that asks for one), or "encode" (one vector per sequence).
 struct Function {
   std::string name;
@@ -90,7 +102,8 @@ struct Function {
 struct Program {
   std::vector<Value> values;  // indexed by ValueId
   std::vector<Function> functions;
-  std::vector<KvSlot> kv_slots;  // by layer, ascending
+  std::vector<KvSlot> kv_slots;        // by layer, ascending
+  std::vector<StateSlot> state_slots;  // by layer, then by op
 
   const Value& value(ValueId id) const { return values.at(static_cast<std::size_t>(id)); }
   Function& function(std::string_view name);

@@ -21,6 +21,9 @@ std::vector<Shape> route_shapes(const Program& program, const Node& node);
 std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node);
 std::vector<Shape> same_shapes(const Program& program, const Node& node);  // activation, scale
 std::vector<Shape> clamp_shapes(const Program& program, const Node& node);
+std::vector<Shape> short_conv_shapes(const Program& program, const Node& node);
+std::vector<Shape> ssm_scan_shapes(const Program& program, const Node& node);
+std::vector<Shape> delta_rule_shapes(const Program& program, const Node& node);
 std::vector<Shape> binary_shapes(const Program& program, const Node& node);  // add, mul
 std::vector<Shape> reshape_shapes(const Program& program, const Node& node);
 std::vector<Shape> split_shapes(const Program& program, const Node& node);

@@ -95,6 +95,10 @@ std::string to_text(const Program& program) {
             std::to_string(slot.head_dim) + ", " + std::to_string(slot.value_head_dim) +
             (slot.latent ? ", latent\n" : "\n");
   }
+  for (const StateSlot& slot : program.state_slots) {
+    text += "state " + std::to_string(slot.layer) + ": " + slot.op + ", " + std::to_string(slot.rows) + ", " +
+            std::to_string(slot.columns) + "\n";
+  }
   for (const Function& function : program.functions) {
     text += "function " + plain_or_quoted(function.name) + "\n";
     for (const Node& node : function.nodes) text += node_text(program, node);

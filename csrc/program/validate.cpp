@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <map>
 #include <ranges>
+#include <set>
 #include <unordered_set>
+#include <utility>
 
 #include "base/error.h"
 #include "program/op_table.h"
@@ -145,6 +147,25 @@ void slots_fit_the_attention_nodes(const Program& program) {
   if (!std::ranges::equal(declared, program.kv_slots)) broken("the KV slots are not those of the attention nodes");
 }
 
+// The state slots are those of the recurrent nodes, by layer and op.
+void slots_fit_the_recurrent_nodes(const Program& program) {
+  std::map<std::pair<std::int64_t, std::string>, StateSlot> slots;
+  for (const Function& function : program.functions) {
+    std::set<std::pair<std::int64_t, std::string>> kept;
+    for (const Node& node : function.nodes) {
+      if (!is_recurrent(node.op)) continue;
+      const StateSlot slot = state_slot(program, node);
+      if (!kept.emplace(slot.layer, slot.op).second) broken("two nodes of one op share a layer's state");
+      if (slots.try_emplace({slot.layer, slot.op}, slot).first->second != slot) {
+        broken("two functions keep different states in layer " + std::to_string(slot.layer));
+      }
+    }
+  }
+  const auto declared = std::views::values(slots);
+  if (!std::ranges::equal(declared, program.state_slots))
+    broken("the state slots are not those of the recurrent nodes");
+}
+
 }  // namespace
 
 bool is_name(std::string_view name) { return !name.empty() && name.size() <= kMaxNameBytes && is_printable(name); }
@@ -189,6 +210,24 @@ KvSlot kv_slot(const Program& program, const Node& node) {
   return {node.integer("layer"), k.at(1).size, k.at(2).size, v.at(2).size, false};
 }
 
+bool is_recurrent(std::string_view op) { return op == "short_conv" || op == "ssm_scan" || op == "delta_rule"; }
+
+StateSlot state_slot(const Program& program, const Node& node) {
+  StateSlot slot{node.integer("layer"), node.op, 0, 0};
+  const auto extent = [&](const char* role, std::size_t i) { return program.value(node.input(role)).shape.at(i).size; };
+  if (node.op == "short_conv") {  // the inputs of the tokens before, oldest first
+    slot.rows = extent("w", 1) - 1;
+    slot.columns = extent("x", 1);
+  } else if (node.op == "ssm_scan") {
+    slot.rows = extent("x", 1) * extent("x", 2);
+    slot.columns = extent("b", 2);
+  } else {
+    slot.rows = extent("v", 1) * extent("k", 2);
+    slot.columns = extent("v", 2);
+  }
+  return slot;
+}
+
 void validate(const Program& program) {
   values_are_sound(program);
   names_are_unique(program);
@@ -197,6 +236,7 @@ void validate(const Program& program) {
   for (const Function& function : program.functions) nodes_fit_the_op_table(program, function);
   for (const Function& function : program.functions) experts_come_from_a_route(program, function);
   slots_fit_the_attention_nodes(program);
+  slots_fit_the_recurrent_nodes(program);
 }
 
 }  // namespace sterna

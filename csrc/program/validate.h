@@ -19,5 +19,9 @@ bool is_source(std::string_view source);
 std::string value_problem(const Value& value);
 /// What an attention node with keys and values keeps in the cache.
 KvSlot kv_slot(const Program& program, const Node& node);
+/// Whether the op keeps a state of its sequence.
+bool is_recurrent(std::string_view op);
+/// What a recurrent node keeps.
+StateSlot state_slot(const Program& program, const Node& node);
 
 }  // namespace sterna

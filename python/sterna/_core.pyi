@@ -238,6 +238,15 @@ class KvSlot:
     latent: bool  # V is the beginning of K and not stored again
 
 @final
+class StateSlot:
+    """What a recurrent op of a layer keeps of a sequence: a matrix of float32."""
+
+    layer: int
+    op: str
+    rows: int
+    columns: int
+
+@final
 class Program:
     """What a model computes: SSA values and named nodes. Immutable."""
 
@@ -251,6 +260,8 @@ class Program:
         """By value id."""
     @property
     def kv_slots(self) -> list[KvSlot]: ...
+    @property
+    def state_slots(self) -> list[StateSlot]: ...
     def text(self) -> str:
         """The text form; `Program.parse` reads it back."""
     @staticmethod
@@ -387,7 +398,7 @@ def plan_memory(
 ) -> tuple[int, int, list[tuple[int, int]]]:
     """Bytes of weights and scratch that `compile_cpu` with these arguments holds, and `kv_pools`; allocates nothing."""
 
-def pool_page_limit(window: int, kv_tokens: int, max_sequences: int, max_tokens: int) -> int:
+def pool_page_limit(window: int, kv_tokens: int, max_sequences: int, max_tokens: int, page_bytes: int) -> int:
     """Pages that an engine lets a pool have."""
 
 def compiled_isas() -> list[str]:

@@ -131,12 +131,22 @@ class Metadata(TypedReads):
                 self.fail(name, f"has an element {shown(item)}, expected integers from {low} to {high}")
         return tuple(items)
 
+    def layer_booleans(self, name: str, layers: int) -> list[bool]:
+        """An array of one for each layer."""
+        value = self.value_or(name, None)
+        items = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(items, list) or len(items) != layers or any(type(item) is not bool for item in items):
+            self.fail(name, f"is {shown(value)}, expected true or false for each of {layers} layers")
+        return items
+
     def per_layer(self, name: str, layers: int, low: int, high: int, default: int | None = None) -> int:
-        """The same where all layers must agree."""
-        items = self.by_layer(name, layers, low, high, default)
-        if len(set(items)) != 1:
+        """The same where all layers must agree, but for zeros where low is 0."""
+        items = set(self.by_layer(name, layers, low, high, default))
+        if len(items) > 1:
+            items.discard(0)
+        if len(items) != 1:
             raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
-        return items[0]
+        return items.pop()
 
 
 @dataclass(frozen=True)
@@ -232,25 +242,31 @@ class DecoderConfig:
         }
 
 
-def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]:
+def decoder_fields(m: Metadata, handles: Collection[str] = (), *, hybrid: bool = False) -> dict[str, Any]:
     """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them.
 
     `handles` names those of NEUTRAL_VALUES that the model file implements; others raise UnsupportedModelError when set.
     With "attention.layer_norm_epsilon" in it there are no RMS norms; sizes in it may differ from layer to layer, and
     the field is the largest.
+    In a `hybrid`, layers may have no heads or no feed-forward network; the sizes are those of the layers that have.
     """
     _refuse_unknown_variants(m, handles)
+    least = 0 if hybrid else 1
     layers = m.integer("block_count", 1, MAX_LAYERS)
     nextn = m.integer("nextn_predict_layers", 0, layers - 1, 0)
     hidden = m.integer("embedding_length", 1, MAX_EXTENT)
 
     def size(name: str, high: int, default: int | None = None) -> int:
         if name in handles:
-            return max(m.by_layer(name, layers, 1, high, default))
-        return m.per_layer(name, layers, 1, high, default)
+            return max(m.by_layer(name, layers, least, high, default))
+        return m.per_layer(name, layers, least, high, default)
 
     heads = size("attention.head_count", MAX_HEADS)
     kv_heads = size("attention.head_count_kv", MAX_HEADS, heads)
+    if (heads == 0) != (kv_heads == 0):
+        m.fail("attention.head_count_kv", f"is {kv_heads}, attention.head_count {heads}")
+    if not heads:
+        return _fields_without_attention(m, layers, hidden)
     if heads % kv_heads:
         m.fail("attention.head_count", f"is {heads}, no multiple of attention.head_count_kv {kv_heads}")
     if not m.has("attention.key_length") and hidden % heads:
@@ -274,6 +290,25 @@ def decoder_fields(m: Metadata, handles: Collection[str] = ()) -> dict[str, Any]
         "max_position_embeddings": context,
         "sliding_window": m.integer("attention.sliding_window", 1, MAX_CONTEXT) if windowed else 0,
         "rope": _rope(m, head_dim, context),
+    }
+
+
+def _fields_without_attention(m: Metadata, layers: int, hidden: int) -> dict[str, Any]:
+    return {
+        "vocab_size": _vocab_size(m),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_nextn_predict_layers": 0,
+        "num_attention_heads": 0,
+        "num_key_value_heads": 0,
+        "head_dim": 0,
+        "value_head_dim": 0,
+        "intermediate_size": m.per_layer("feed_forward_length", layers, 0, MAX_EXTENT, 0),
+        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon", high=1.0),
+        "input_norm_eps": 1e-6,
+        "max_position_embeddings": m.integer("context_length", 1, MAX_CONTEXT),
+        "sliding_window": 0,
+        "rope": RopeSpec(10000.0, 0),
     }
 
 

@@ -31,10 +31,14 @@ def prepare_draft(
     settings: PlanSettings,
     *,
     vocab_size: int,
+    program: Program,
     i2s_order: str,
     progress: Progress | None,
 ) -> PreparedDraft:
-    """Finds and reads the file; ArgumentError when its tokens are not the target's, whose settings it runs with."""
+    """Finds and reads the file; ArgumentError when its tokens are not the target's, whose settings it runs with.
+
+    `program` is the target's; neither of the two may have recurrent layers.
+    """
     from sterna._core import Gguf
     from sterna.hub import resolve
     from sterna.trace import trace
@@ -42,6 +46,9 @@ def prepare_draft(
     file = Gguf(resolve(model, progress=progress).path, i2s_order=i2s_order)
     _check_same_tokens(target, file)
     traced = trace(file)
+    for path, each in ((target.path, program), (file.path, traced.program)):
+        if each.state_slots:
+            raise ArgumentError(f"draft: {path} has recurrent layers: no wrong guess can be taken out of their states")
     if traced.config.vocab_size != vocab_size:
         raise ArgumentError(
             f"draft: {file.path} has a vocabulary of {traced.config.vocab_size}, "

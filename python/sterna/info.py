@@ -36,8 +36,13 @@ class ModelInfo:
     fingerprint: str  # of the program, the tensor table, and samples of the weights
     draft: str | None = None  # path of the draft model
 
+    @property
+    def speculation(self) -> bool:
+        """Whether tokens may be guessed ahead: not where layers keep states, which cannot be taken back."""
+        return not self.memory.has_states
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "memory": self.memory.to_dict()}
+        return {**asdict(self), "memory": self.memory.to_dict(), "speculation": self.speculation}
 
     def __str__(self) -> str:
         capped = ", capped by the memory budget" if self.context_capped else ""
@@ -60,6 +65,8 @@ class ModelInfo:
             **({"draft": self.draft} if self.draft else {}),
             "sequences": f"up to {self.max_sequences} at a time",
         }
+        if not self.speculation:
+            rows["drafts"] = "none: the states of recurrent layers cannot be taken back"
         return "\n".join(f"{name:<11}{value}" for name, value in rows.items())
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from sterna._core import Program, ProgramNode, rope_inverse_frequencies
 from sterna.errors import ArgumentError
 from sterna.memory import KvDtype
+from sterna.recurrence import States
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -170,7 +171,7 @@ def rope(x: F32, positions: Array, frequencies: F32, style: str, magnitude: floa
 
 
 def activate(x: F32, kind: str) -> F32:
-    """silu, gelu, gelu_tanh, relu, relu2, sigmoid or tanh of x."""
+    """silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh or softplus of x."""
     wide = x.astype(np.float64)
     if kind in ("silu", "sigmoid"):
         small = np.exp(-np.abs(wide))  # never overflows
@@ -184,6 +185,8 @@ def activate(x: F32, kind: str) -> F32:
         wide = np.tanh(wide)
     elif kind == "relu":
         wide = np.maximum(wide, 0)
+    elif kind == "softplus":
+        wide = np.logaddexp(0, wide)
     elif kind == "relu2":
         wide = np.maximum(wide, 0) ** 2
     else:
@@ -299,6 +302,7 @@ class Interpreter:
         self._kv_dtype = kv_dtype
         self._quantize = quantize_activations
         self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
+        self._states = States()
         self._length = 0
         self._rows: Array = np.zeros(0, np.int64)
         self.ties: npt.NDArray[np.bool_] | None = None  # of the last node: see `rounding_ties`; None: no row has one
@@ -345,7 +349,9 @@ class Interpreter:
 
     def _load(self, id: int) -> Array:
         value = self._table[id]
-        return self._weights(value.name) if value.kind == "weight" else self.values[value.name]
+        if value.kind != "weight":
+            return self.values[value.name]
+        return self._weights(value.name).reshape([int(extent) for extent in value.shape])
 
     def _ids(self, node: ProgramNode, role: str) -> list[int]:
         return [id for name, id in node.inputs if name == role]
@@ -446,6 +452,11 @@ class Interpreter:
             stored.append(rows)
         self._cache[layer] = (stored[0], stored[1])
         return stored[0][: self._length], stored[1][: self._length]
+
+    def _recurrent(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
+        return self._states.run(node, operands, self.values["positions"])
+
+    _short_conv = _ssm_scan = _delta_rule = _recurrent
 
     def _glu(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return gated(operands["gate"][0], operands["up"][0], attributes["activation"])

@@ -208,6 +208,7 @@ def prepare(
             file,
             settings,
             vocab_size=traced.config.vocab_size,
+            program=program,
             i2s_order=i2s_order,
             progress=progress,
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PAGE_TOKENS = 64
+STATE_WINDOW = -1  # of a pool whose pages hold states
 # How the cache rounds keys and values: q8_0 is 8.5 bits for each, in groups of 32 along a head's dimension.
 KvDtype = Literal["f16", "f32", "q8_0"]
 KV_DTYPES: tuple[str, ...] = get_args(KvDtype)
@@ -30,11 +31,15 @@ MAX_LOGITS_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class KvPool:
-    """Pages of the layers that see all positions (window 0), or the last `window`: what they may take at most."""
+    """Pages of the layers that see all positions (window 0), the last `window`, or a state (-1): what they may take.
+
+    A page of states holds those of one sequence after up to 64 tokens; each is there twice, so that a run that was
+    interrupted can begin again.
+    """
 
     window: int
     page_bytes: int
-    pages: int
+    pages: int  # at most
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         return self.weights + self.kv + self.scratch + self.draft
+
+    @property
+    def has_states(self) -> bool:
+        """Whether layers keep states: what was computed cannot be cut back to fewer tokens."""
+        return any(pool.window == STATE_WINDOW for pool in self.pools)
 
     @property
     def fits(self) -> bool:
@@ -118,7 +128,9 @@ class _Needs:
         from sterna._core import pool_page_limit
 
         most, rows = self._settings.max_sequences, self._settings.max_tokens
-        return tuple(KvPool(window, size, pool_page_limit(window, tokens, most, rows)) for window, size in self._kinds)
+        return tuple(
+            KvPool(window, size, pool_page_limit(window, tokens, most, rows, size)) for window, size in self._kinds
+        )
 
     def kv(self, tokens: int) -> int:
         return sum(pool.pages * pool.page_bytes for pool in self.pools(tokens))

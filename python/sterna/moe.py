@@ -77,13 +77,14 @@ def moe_fields(
     scoring_func: Literal["softmax", "sigmoid"] = "softmax",
     norm_topk_prob: bool = True,
     handles: Collection[str] = (),
+    hybrid: bool = False,
 ) -> dict[str, Any]:
     """GGUF metadata -> the fields of MoeConfig.
 
-    `scoring_func` and `norm_topk_prob` are what a family does where its files do not say; `handles` as in
-    `decoder_fields`, of keys beside those of experts.
+    `scoring_func` and `norm_topk_prob` are what a family does where its files do not say; `handles`, of keys beside
+    those of experts, and `hybrid` as in `decoder_fields`.
     """
-    fields = decoder_fields(m, handles=(*_HANDLED, *handles))
+    fields = decoder_fields(m, handles=(*_HANDLED, *handles), hybrid=hybrid)
     experts = m.integer("expert_count", 0, MAX_EXPERTS, 0)
     used = m.integer("expert_used_count", 1, experts) if experts else 0
     size = m.integer("expert_feed_forward_length", 1, MAX_EXTENT, fields["intermediate_size"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sterna.adapters import Adapter
     from sterna.arch import RopeSpec
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "softplus"]
 Gate = Activation | Literal["clamped_swiglu"]
 Pooling = Literal["mean", "cls", "last"]
 ActivationRule = Literal["auto", "int8_per_token"]
@@ -438,11 +438,44 @@ def expert_glu(
     return _emit("expert_glu", "experts", *operands, *rows, glu=glu, weigh_input=weigh_input, activation=rule)
 
 
+def short_conv(x: Value, w: Value, bias: Value | None = None, *, layer: int) -> Value:
+    """Causal convolution of each channel with its own kernel, x [num_tokens, channels] -> the same.
+
+    w [channels, kernel], its last column for the token itself, bias [channels]. The layer keeps the last kernel - 1
+    inputs of each sequence.
+    """
+    return _emit("short_conv", f"{w.label}.conv", ("x", x), ("w", w), ("bias", bias), layer=layer)
+
+
+def ssm_scan(x: Value, dt: Value, b: Value, c: Value, a: Value, d: Value, *, layer: int) -> Value:
+    """Selective state space, x [num_tokens, num_heads, head_dim] -> [num_tokens, num_heads * head_dim].
+
+    s = s exp(dt a) + (dt x) b^T; y = s c + d x, where the layer keeps s, [num_heads, head_dim, state_size], of each
+    sequence. dt [num_tokens, num_heads] is above 0; b and c [num_tokens, num_groups, state_size], a group for as many
+    heads as there are for each; a and d [num_heads] (Mamba-2, arXiv:2405.21060). With heads of one element and one
+    group, a may be [num_heads, state_size] (Mamba, arXiv:2312.00752).
+    """
+    operands = [("x", x), ("dt", dt), ("b", b), ("c", c), ("a", a), ("d", d)]
+    return _emit("ssm_scan", "ssm_scan", *operands, layer=layer)
+
+
+def delta_rule(q: Value, k: Value, v: Value, g: Value, beta: Value, *, layer: int) -> Value:
+    """Gated delta rule, v [num_tokens, num_heads, value_dim] -> [num_tokens, num_heads * value_dim].
+
+    s = s exp(g); s = s + k (beta (v - k^T s))^T; y = q^T s, where the layer keeps s, [num_heads, key_dim, value_dim],
+    of each sequence. g and beta [num_tokens, num_heads]; q and k [num_tokens, num_key_heads, key_dim], a key head for
+    as many heads as there are for each (arXiv:2412.06464).
+    """
+    operands = [("q", q), ("k", k), ("v", v), ("g", g), ("beta", beta)]
+    return _emit("delta_rule", "delta_rule", *operands, layer=layer)
+
+
 def activation(x: Value, kind: Activation) -> Value:
     """The function of that name of each element, same shape.
 
     silu: x / (1 + exp(-x)); gelu: x Phi(x) (arXiv:1606.08415); gelu_tanh: its approximation by tanh; relu: max(x, 0);
-    relu2: max(x, 0)^2; sigmoid: 1 / (1 + exp(-x)); tanh.
+    relu2: max(x, 0)^2; sigmoid: 1 / (1 + exp(-x)); tanh; softplus:
+    ln(1 + exp(x)).
     """
     return _emit("activation", f"{x.label}.{kind}", ("x", x), kind=kind)
 

@@ -77,7 +77,7 @@ def test_float_models(name: str, kv_dtype: str) -> None:
     routed = has_experts(name)
     if routed and kv_dtype == "q8_0":
         error = median_error(pairs)
-    limits = {"f32": 3e-6, "f16": 3e-3 if routed else 1e-3, "q8_0": (3 if routed else 2) * Q8_0_ERROR}
+    limits = {"f32": 5e-6 if name in oracle.DELTA_NETS else 3e-6, "f16": 3e-3 if routed else 1e-3, "q8_0": (3 if routed else 2) * Q8_0_ERROR}
     assert error <= limits[kv_dtype]
     # Of 88 rows. Random models have no sharp preferences.
     assert oracle.differing_argmax(pairs) <= {"f32": 0, "f16": 1, "q8_0": 6}[kv_dtype]

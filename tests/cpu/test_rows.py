@@ -12,7 +12,7 @@ from sterna import _core
 
 SEED = 31
 SIZES = [1, 15, 16, 17, 31, 64, 100]
-KINDS = ["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
+KINDS = ["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "softplus"]
 EPS = 2.0**-24
 
 
@@ -227,6 +227,8 @@ def reference_activation(x: Array, kind: str) -> Array:
             return 0.5 * x * np.vectorize(math.erfc)(-x / np.sqrt(2))
         if kind == "tanh":
             return np.tanh(x)
+        if kind == "softplus":
+            return np.logaddexp(0, x)
         if kind == "relu":
             return np.maximum(x, 0)
         if kind == "gelu_tanh":
@@ -277,12 +279,13 @@ def test_glu_is_activation_times_up(kind: str, size: int) -> None:
     with np.errstate(all="ignore"):
         assert_same_bits(got["glu"], activated * up)
     assert activated[0, 0] == (1 if kind in ("sigmoid", "tanh") else np.inf)
-    # -inf * e^-inf has no value; a number there would hide that something overflowed. relu cuts it off, and the sigmoid
-    # ends where the exponential does.
+    # -inf * e^-inf has no value; a number there would hide that something overflowed. relu cuts it off, sigmoid and softplus
+    # end where the exponential does.
     if kind == "tanh":
         assert activated[1, 0] == -1 and (activated[5] == -1).all()
     else:
-        assert 0 <= activated[1, 0] < 1e-38 if kind in ("relu", "relu2", "sigmoid") else not np.isfinite(activated[1, 0])
+        ends = kind in ("relu", "relu2", "sigmoid", "softplus")
+        assert 0 <= activated[1, 0] < 2e-38 if ends else not np.isfinite(activated[1, 0])
         assert (np.abs(activated[5]) <= 1e-30).all()
     assert np.isnan(activated[2, 0]) and np.isnan(got["glu"][3, 0])
     assert np.isfinite(np.delete(activated, [0, 1, 2], axis=0)).all()

@@ -8,22 +8,28 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from company_check import Check, DifferenceError, Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import model_path
+from recurrent_models import RECURRENT, write_model
 from schedules import Schedule, random_schedule
 
 
 @cache
 def model_of(name: str) -> Model:
-    return Model(model_path(name))
+    if name not in RECURRENT:
+        return Model(model_path(name))
+    with TemporaryDirectory() as folder:
+        return Model(write_model(RECURRENT[name](), Path(folder) / "model.gguf"))
 
 
-# Integer codes with an activation rule; a sliding window.
-MODELS = ["llama-256.Q4_0", "gemma3"]
+# Integer codes with an activation rule; a sliding window; states alone, and beside keys and values.
+MODELS = ["llama-256.Q4_0", "gemma3", "mamba2", "qwen35"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sterna import _core
 
 PAGE = 64
+STATE = -1  # in place of a window: the pool holds states
 
 
 def pages_for(positions: int) -> int:
@@ -45,6 +46,7 @@ class Model:
             windows=windows,
         )
         self.slots: dict[tuple[int, int], list[object]] = {}  # (pool, page) -> what its slots hold
+        self.states: dict[int, dict[int, object]] = {}  # page of states -> after how many tokens -> which ones
         self.known: dict[int, Known] = {}
         self.finished = 0
 
@@ -96,25 +98,49 @@ class Model:
             for pool, table in enumerate(r.pages):
                 assert len(table) * PAGE >= r.first + r.count
                 for page in table[r.first // PAGE :]:  # written now: nobody else's
-                    assert self.scheduler.pages(pool).references(page) == 1
+                    missing = page < 0 and self.windows[pool] == STATE
+                    assert missing or self.scheduler.pages(pool).references(page) == 1
         return rows
 
     def run(self, rows: list[_core.ScheduledRows]) -> None:
         """Copies and writes as a plan would, and looks at every slot that a row sees."""
         for pool, source, target in self.scheduler.copies():
-            self.slots[pool, target] = list(self.slots[pool, source])
+            if self.windows[pool] == STATE:
+                self.states[target] = dict(self.states[source])
+            else:
+                self.slots[pool, target] = list(self.slots[pool, source])
         for r in rows:
             known = self.known[r.id]
             text = known.tokens + known.draft
+            for pool, table in enumerate(r.pages):
+                if self.windows[pool] == STATE:
+                    self.run_state(table, r.first, (known.key, *text[: r.first + r.count]))
             for position in range(r.first, r.first + r.count):
                 for pool, table in enumerate(r.pages):
+                    if self.windows[pool] == STATE:
+                        continue
                     page = self.slots.setdefault((pool, table[position // PAGE]), [None] * PAGE)
                     page[position % PAGE] = (known.key, *text[: position + 1])
             last = r.first + r.count - 1
             for pool, window in enumerate(self.windows):
+                if window == STATE:
+                    continue
                 for position in range(max(0, r.first - window + 1) if window else 0, last + 1):
                     held = self.slots[pool, r.pages[pool][position // PAGE]][position % PAGE]
                     assert held == (known.key, *text[: position + 1])
+
+    def run_state(self, table: list[int], first: int, text: tuple[object, ...]) -> None:
+        """Finds the state of the tokens before `first`, and leaves one at each end of a page that has room for it."""
+        read = table[(first - 1) // PAGE] if first else -1
+        if first:
+            assert self.states[read][first] == text[: first + 1]
+        end = len(text) - 1
+        assert table[(end - 1) // PAGE] >= 0
+        for i in range(first // PAGE, (end - 1) // PAGE + 1):
+            stop = min(end, (i + 1) * PAGE)
+            if table[i] >= 0:
+                kept = {first: self.states[read][first]} if table[i] == read else {}
+                self.states[table[i]] = {**kept, stop: text[: stop + 1]}
 
     def finish_step(self, rows: list[_core.ScheduledRows], retire: bool = False, accepted: int = 0) -> None:
         self.run(rows)
@@ -188,7 +214,7 @@ actions = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(limits, st.sampled_from([(0,), (0, 100), (70,), (0, 1, 64)]), actions)
+@given(limits, st.sampled_from([(0,), (0, 100), (70,), (0, 1, 64), (0, STATE), (STATE,), (70, STATE)]), actions)
 def test_random_schedules(
     limits: tuple[int, int, int, int], windows: tuple[int, ...], actions: list[tuple[str, int, int, int]]
 ) -> None:
@@ -429,3 +455,56 @@ def test_drafts_never_take_pages_in_use() -> None:
     assert rows[1].count == 1
     model.finish_step(list(rows.values()), accepted=1)
     assert model.scheduler.num_computed(0) == 62
+
+
+def test_states_are_kept_at_the_ends_of_chunks_and_of_full_pages() -> None:
+    model = Model(512, 4, 4, 20, (0, STATE))
+    number = model.add(list(range(600)), 3)
+    rows = model.step()
+    assert [page >= 0 for page in rows[0].pages[1]] == [False] * 7 + [True]
+    model.finish_step(rows)
+    assert [page >= 0 for page in model.scheduler.page_tables(number)[1]] == [False] * 7 + [True]
+    rows = model.step()
+    assert [page >= 0 for page in rows[0].pages[1]] == [False] * 7 + [True, True, True]
+    model.finish_step(rows)
+    # What it goes on from is its own; what others may go on from is in the index.
+    assert [page >= 0 for page in model.scheduler.page_tables(number)[1]] == [False] * 9 + [True]
+    assert (model.scheduler.pages(1).num_in_use, model.scheduler.pages(1).num_idle) == (1, 2)
+    model.finish()
+
+
+@pytest.mark.parametrize(("length", "reused"), [(400, 300), (301, 300), (300, 256), (257, 256), (256, 0), (200, 0)])
+def test_a_state_is_reused_whole_or_not_at_all(length: int, reused: int) -> None:
+    """It stands for 256 tokens, and for all 300; a leaf's tokens must all be there."""
+    model = Model(512, 4, 4, 20, (STATE,))
+    assert computed_once(model, list(range(300))) == (300, [])
+    count, copies = computed_once(model, list(range(length)))
+    assert (count, len(copies)) == (length - reused, 1 if reused % PAGE else 0)
+
+
+def test_a_beginning_that_comes_again_gets_a_state() -> None:
+    model = Model(512, 4, 4, 20, (0, STATE))
+    begin = list(range(200))
+    assert computed_once(model, [*begin, *[1] * 150])[0] == 350
+    assert computed_once(model, [*begin, *[2] * 150])[0] == 350  # its keys and values are there, a state is not
+    assert computed_once(model, [*begin, *[3] * 150])[0] == 350 - 192
+
+
+def test_those_who_wait_for_the_same_beginning_find_a_state() -> None:
+    model = Model(512, 8, 8, 100, (0, STATE))
+    for i in range(4):
+        model.add([*range(200), *[i] * 100], 0)
+    count = 0
+    while model.known:
+        rows = model.step()
+        count += sum(r.count for r in rows)
+        model.finish_step(rows, retire=True)
+    assert count == 300 + 3 * (300 - 192)
+
+
+def test_sequences_with_states_get_no_drafts() -> None:
+    model = Model(16, 4, 4, 20, (0, STATE))
+    number = model.add(5, 10)
+    model.finish_step(model.step())
+    model.draft(number, [1, 2, 3])
+    assert [(r.first, r.count) for r in model.step()] == [(5, 1)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import oracle
 import pytest
 from fake_model import FakeModel
+from recurrent_models import RECURRENT
 from sterna._core import Gguf, Program
 from sterna.trace import trace
 
@@ -81,6 +82,7 @@ def models() -> dict[str, FakeModel]:
         "qwen3moe": FakeModel("qwen3moe").with_head_norms().with_experts(8, 2, 48),
         "bitnet-ternary": bitnet.with_layer_format("TQ2_0"),
         "bitnet-b1.58-scales": b158.with_layer_format("TQ1_0"),
+        **{name: make() for name, make in RECURRENT.items()},
     }
 
 

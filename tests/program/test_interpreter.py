@@ -133,7 +133,7 @@ def test_layer_norm_by_hand() -> None:
     assert layer_norm(heads, w, None, 0.25).reshape(-1) == pytest.approx(want, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "softplus"])
 def test_activations_by_hand(kind: str) -> None:
     def by_hand(x: float) -> float:
         if kind == "silu":
@@ -146,6 +146,8 @@ def test_activations_by_hand(kind: str) -> None:
             return 1 / (1 + math.exp(-x))
         if kind == "tanh":
             return math.tanh(x)
+        if kind == "softplus":
+            return math.log1p(math.exp(x))
         if kind == "relu":
             return max(x, 0.0)
         return max(x, 0.0) ** 2

@@ -134,7 +134,7 @@ HOSTILE = {
     "program 1 1": "line 1, column 11: expected the end of the line",
     "program 99999999999999999999": "expected an integer",
     "program 1\nfunction logits": "function logits has no outputs",
-    "program 1\nmodel": "line 2, column 6: expected input, weight, kv, function, return or a result",
+    "program 1\nmodel": "line 2, column 6: expected input, weight, kv, state, function, return or a result",
     "program 1\ninput %t [T": "line 2, column 12: expected ']'",
     "program 1\ninput %t [0]": "an extent must be above 0",
     "program 1\ninput %t [-5]": "an extent must be above 0",

@@ -23,6 +23,7 @@
 namespace sterna::cpu::STERNA_LEVEL {
 
 void fill_rows(KernelTable& table);
+void fill_recurrent(KernelTable& table);
 void fill_attention(KernelTable& table);
 void fill_attention_q8_0(KernelTable& table);
 void fill_matmul_block(KernelTable& table);

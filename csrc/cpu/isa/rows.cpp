@@ -44,6 +44,7 @@ void fill_rows(KernelTable& table) {
   fill_kind<Sigmoid>(table, ActivationKind::kSigmoid);
   fill_kind<Tanh>(table, ActivationKind::kTanh);
   fill_gate<ClampedSwiglu>(table, ActivationKind::kClampedSwiglu);
+  fill_kind<Softplus>(table, ActivationKind::kSoftplus);
 }
 
 }  // namespace sterna::cpu::STERNA_LEVEL

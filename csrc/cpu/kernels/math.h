@@ -66,6 +66,25 @@ inline Level::F tanh(Level::F x) {
   return where_negative(V::sub(size, V::set(0.625f)), near, where_negative(x, V::sub(V::zero(), far), far));
 }
 
+/// ln(1 + e^x) = max(x, 0) + ln(1 + u) with u = e^-|x|; ln(1 + u) = 2 artanh(u / (2 + u)), a series in at most 1/3.
+struct Softplus {
+  static Level::F apply(Level::F x) {
+    using V = Level;
+    const V::F u = exp(V::sub(V::zero(), V::from_bits(V::iand(V::bits(x), V::iset(0x7FFFFFFF)))));
+    const V::F s = V::div(u, V::add(V::set(2.0f), u));
+    const V::F square = V::mul(s, s);
+    V::F p = V::set(1.0f / 15);
+    p = V::fma(p, square, V::set(1.0f / 13));
+    p = V::fma(p, square, V::set(1.0f / 11));
+    p = V::fma(p, square, V::set(1.0f / 9));
+    p = V::fma(p, square, V::set(1.0f / 7));
+    p = V::fma(p, square, V::set(1.0f / 5));
+    p = V::fma(p, square, V::set(1.0f / 3));
+    p = V::fma(p, square, V::set(1.0f));
+    return V::fma(V::add(s, s), p, V::max(V::zero(), x));
+  }
+};
+
 struct Silu {
   static Level::F apply(Level::F x) { return Level::mul(x, sigmoid(x)); }
 };

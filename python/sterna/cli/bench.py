@@ -133,7 +133,9 @@ def _measure(
     draft_plan = None
     if draft is not None:
         settings = PlanSettings(plan.threads, "f16", PREFILL_TOKENS, most, most)
-        prepared = prepare_draft(draft, file, settings, vocab_size=plan.vocab_size, i2s_order=i2s_order, progress=None)
+        prepared = prepare_draft(
+            draft, file, settings, vocab_size=plan.vocab_size, program=program, i2s_order=i2s_order, progress=None
+        )
         draft_plan = compile_draft(prepared, plan)
     engine = Engine(
         plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens, draft=draft_plan
