@@ -199,9 +199,10 @@ std::unique_ptr<RequestHandle> submit(Engine& engine, const py::object& tokens, 
 }
 
 std::unique_ptr<RequestHandle> submit_score(Engine& engine, const py::object& tokens, std::int32_t positions_from,
-                                            bool logits, bool background, std::optional<double> timeout,
-                                            const py::bytes& context_key, std::shared_ptr<SequenceContext> context) {
-  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits,
+                                            bool logits, std::string hidden, bool background,
+                                            std::optional<double> timeout, const py::bytes& context_key,
+                                            std::shared_ptr<SequenceContext> context) {
+  ScoreRequest request{to_tokens(tokens, "tokens"), positions_from, logits || !hidden.empty(), std::move(hidden),
                        terms(background, timeout, context_key, std::move(context))};
   const GilRelease release;
   return engine.submit(std::move(request));
@@ -360,7 +361,8 @@ void bind_engine(py::module_& m) {
            "draft_tokens"_a = py::none(), "shift_context"_a = false, "background"_a = false, "timeout"_a = py::none(),
            "context_key"_a = py::bytes(), "context"_a = py::none())
       .def("submit_score", &submit_score, "tokens"_a, py::kw_only(), "positions_from"_a = 0, "logits"_a = false,
-           "background"_a = false, "timeout"_a = py::none(), "context_key"_a = py::bytes(), "context"_a = py::none())
+           "hidden"_a = "", "background"_a = false, "timeout"_a = py::none(), "context_key"_a = py::bytes(),
+           "context"_a = py::none())
       .def("submit_embed", &submit_embed, "tokens"_a, py::kw_only(), "background"_a = false, "timeout"_a = py::none(),
            "context_key"_a = py::bytes())
       .def_property_readonly("encoding_size", [](const Engine& engine) { return engine.encoding().size; })

@@ -44,7 +44,7 @@ Needs needs_of(const std::deque<Lowered>& all) {
   return needs;
 }
 
-CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* arena, bool keep_values,
+CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* arena, const Lowering::Limits& limits,
                      std::size_t num_workers) {
   const auto& [function, lowering, placement] = lowered;
   lowering.patch(placement, arena);
@@ -70,11 +70,11 @@ CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* are
     throw UnsupportedModelError("the result " + program.value(output).name + " of " + function.name +
                                 " has no row of its own for each output of a batch");
   }
-  if (keep_values) {
-    for (const Node& node : function.nodes) {
-      for (const ValueId value : node.outputs) {
-        steps.kept.push_back({program.value(value).name, node.source, rows_of(value), lowering.row_size(value)});
-      }
+  for (const Node& node : function.nodes) {
+    for (const ValueId value : node.outputs) {
+      const std::string& name = program.value(value).name;
+      if (!limits.keep_values && std::ranges::find(limits.kept, name) == limits.kept.end()) continue;
+      steps.kept.push_back({name, node.source, rows_of(value), lowering.row_size(value)});
     }
   }
   return steps;
@@ -90,7 +90,7 @@ CompiledFunctions CompiledFunctions::compile(const Program& program, std::span<c
   compiled.arena = Buffer(static_cast<std::size_t>(needs.arena));
   for (Lowered& lowered : all) {
     compiled.functions.push_back(
-        finish(program, lowered, compiled.arena.data(), limits.keep_values, static_cast<std::size_t>(num_workers)));
+        finish(program, lowered, compiled.arena.data(), limits, static_cast<std::size_t>(num_workers)));
   }
   compiled.scratch.resize(static_cast<std::size_t>(num_workers));
   for (WorkerScratch& scratch : compiled.scratch) {

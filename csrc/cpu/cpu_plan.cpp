@@ -40,6 +40,15 @@ bool needs_whole_sequences(const Function& function) {
   });
 }
 
+/// All values of many rows may be more than the memory that is left: this is not worth the process.
+void check_room(std::uint64_t bytes) {
+  constexpr std::uint64_t kShare = 4;
+  if (bytes > physical_memory() / kShare) {
+    throw MemoryBudgetError("keeping values takes " + std::to_string(bytes) +
+                            " bytes, more than a quarter of the memory");
+  }
+}
+
 /// Rows that every table of such ids has.
 std::int32_t table_rows(const Program& program, EmbeddedIds ids) {
   std::int64_t count = std::numeric_limits<std::int32_t>::max();
@@ -107,12 +116,42 @@ bool CpuPlan::run(const Batch& batch, const Interrupt* interrupt) {
   check(batch);
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
-  return run(compiled_, batch, interrupt);
+  if (!std::ranges::equal(batch.kept, kept_)) {
+    keeping_ = {};
+    kept_.clear();
+    last_ = nullptr;
+    if (!batch.kept.empty()) {
+      const std::string name(function_of(batch));
+      const Lowering::Limits limits{options_.max_tokens, options_.max_outputs, &kernels_, false, batch.kept};
+      check_room(CompiledFunctions::bytes_of(program_, {&name, 1}, weights_, limits, pool_->size()));
+      keeping_ = CompiledFunctions::compile(program_, {&name, 1}, weights_, limits, pool_->size());
+      kept_.assign(batch.kept.begin(), batch.kept.end());
+    }
+  }
+  CompiledFunctions& compiled = kept_.empty() ? compiled_ : keeping_;
+  last_ = compiled.find(function_of(batch));
+  return run(compiled, batch, interrupt);
+}
+
+std::int32_t CpuPlan::value_size(std::string_view name) const {
+  const ValueId id = program_.find(ValueKind::kNode, name);
+  if (id == kNoValue) return 0;
+  std::int64_t size = 1;
+  const Shape& shape = program_.value(id).shape;
+  for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
+  return static_cast<std::int32_t>(size);
+}
+
+std::span<const float> CpuPlan::kept_row(std::string_view name, std::int32_t row, std::size_t output) const {
+  if (last_ == nullptr) return {};
+  const auto found = std::ranges::find(last_->kept, name, &CompiledSteps::KeptValue::name);
+  if (found == last_->kept.end()) return {};
+  const std::int64_t at = found->rows.outputs ? static_cast<std::int64_t>(output) : row;
+  return {found->rows.row(at), static_cast<std::size_t>(found->size)};
 }
 
 bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt) {
   CompiledSteps& function = *compiled.find(function_of(batch));
-  if (&compiled == &compiled_) last_ = &function;
   std::size_t pages = 0;
   for (const auto& table : batch.page_tables) pages = std::max(pages, table.size());
   for (WorkerScratch& scratch : compiled.scratch) {
@@ -158,9 +197,9 @@ bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interru
 std::string CpuPlan::first_non_finite(const Batch& batch, std::int32_t row) {
   check(batch);
   const std::string name(function_of(batch));
-  CompiledFunctions checked = CompiledFunctions::compile(
-      program_, {&name, 1}, weights_, {batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true},
-      pool_->size());
+  const Lowering::Limits limits{batch.num_tokens(), std::max(1, batch.num_outputs()), &kernels_, true};
+  check_room(CompiledFunctions::bytes_of(program_, {&name, 1}, weights_, limits, pool_->size()));
+  CompiledFunctions checked = CompiledFunctions::compile(program_, {&name, 1}, weights_, limits, pool_->size());
   run(checked, batch, nullptr);
   const auto output = std::find(batch.output_rows.begin(), batch.output_rows.end(), row);
   for (const CompiledSteps::KeptValue& value : checked.functions[0].kept) {

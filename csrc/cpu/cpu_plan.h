@@ -40,6 +40,8 @@ class CpuPlan final : public Plan {
   bool run(const Batch& batch, const Interrupt* interrupt) override;
   std::span<const float> logits() const override { return outputs_of("logits"); }
   std::span<const float> encodings() const override { return outputs_of("encode"); }
+  std::int32_t value_size(std::string_view name) const override;
+  std::span<const float> kept_row(std::string_view name, std::int32_t row, std::size_t output) const override;
   std::string first_non_finite(const Batch& batch, std::int32_t row) override;
   std::span<const KvPoolInfo> kv_pools() const override { return kv_.pools(); }
   void reserve_pages(std::size_t pool, std::int32_t num_pages) override { kv_.reserve(pool, num_pages); }
@@ -84,6 +86,9 @@ class CpuPlan final : public Plan {
   KvStorage kv_;
   StateRuns states_;
   CompiledFunctions compiled_;
+  /// The same function again with some of its values kept, for as long as batches ask for them.
+  CompiledFunctions keeping_;
+  std::vector<std::string> kept_;
   EncodingInfo encoding_;
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
   std::int32_t num_positions_ = 0;  // those that every table of learned positions has a row for

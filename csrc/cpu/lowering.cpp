@@ -119,6 +119,10 @@ Placement Lowering::plan_memory() const {
   for (const BufferUse& use : buffers_) {
     lifetimes.push_back({use.bytes, limits_.keep_values ? 0 : use.first, limits_.keep_values ? last : use.last});
   }
+  for (const std::string& name : limits_.kept) {
+    const auto place = places_.find(program_.find(ValueKind::kNode, name));
+    if (place != places_.end()) lifetimes[static_cast<std::size_t>(place->second.buffer)].last = last;
+  }
   return place(lifetimes);
 }
 

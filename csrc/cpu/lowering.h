@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,7 @@ class Lowering {
     std::int64_t max_outputs;
     const KernelTable* kernels;
     bool keep_values;  // no buffer is used twice, so that every value can be looked at after a run
+    std::span<const std::string> kept = {};  // the same for values of these names
   };
 
   Lowering(const Program& program, const Weights& weights, const Limits& limits)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace sterna {
@@ -39,6 +40,8 @@ struct Batch {
   std::span<const std::int32_t> output_rows;                   // [L], ascending: the rows whose logits are wanted
 
   std::span<const SequenceContext* const> contexts = {};  // [sequence], null for plain ones; or empty: all are
+
+  std::span<const std::string> kept = {};  // values that can be looked at after the run: see Plan::kept_row
 
   std::size_t num_pools = 1;
   /// Runs the function "encode" instead of "logits": an output row then stands for its sequence, of which it is the

@@ -283,7 +283,8 @@ std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   const ScoreRequest& score = *active->score();
   active->num_prompt = static_cast<std::int32_t>(num_tokens);
   active->score_rows = rows_end - static_cast<std::size_t>(score.positions_from);
-  active->score_columns = score.logits ? static_cast<std::size_t>(vocab_size()) : 0;
+  const std::int32_t width = score.hidden.empty() ? vocab_size() : core_->value_size(score.hidden);
+  active->score_columns = score.logits ? static_cast<std::size_t>(width) : 0;
   active->scores = allocate_scores(active->score_rows, active->score_columns);
   return submit(active, score.terms);
 }

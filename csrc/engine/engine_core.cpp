@@ -93,6 +93,13 @@ void EngineCore::check_adapter(const SequenceContext* context) const {
   if (!std::isfinite(context->adapter_scale)) throw ArgumentError("the scale of an adapter must be finite");
 }
 
+std::int32_t EngineCore::value_size(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  const std::int32_t size = plan_ ? plan_->value_size(name) : 0;
+  if (size == 0) throw ArgumentError("the model has no value \"" + name + "\"");
+  return size;
+}
+
 bool EngineCore::closed() const { return closing_; }
 
 EngineStats EngineCore::stats() const {
@@ -360,6 +367,7 @@ void EngineCore::build_batch() {
   batch_sequences_.clear();
   batch_page_tables_.clear();
   batch_contexts_.clear();
+  batch_kept_.clear();
   batch_output_rows_.clear();
   batch_first_rows_.clear();
   interrupt_.asked = false;
@@ -384,6 +392,9 @@ void EngineCore::build_batch() {
     ++sequence;
     for (const auto& table : request.pages) batch_page_tables_.emplace_back(table);
     batch_contexts_.push_back(terms_of(request).context.get());
+    if (const ScoreRequest* score = request.score(); score && !score->hidden.empty()) {
+      if (std::ranges::find(batch_kept_, score->hidden) == batch_kept_.end()) batch_kept_.push_back(score->hidden);
+    }
     request.in_prefill = encodes_ || own - rows.first > 1;
     only_decodes_ = only_decodes_ && !request.in_prefill;
     interrupt_.deadline = std::min(interrupt_.deadline, request.deadline);
@@ -394,6 +405,7 @@ void EngineCore::build_batch() {
 Batch EngineCore::batch() const {
   Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
   batch.contexts = batch_contexts_;
+  batch.kept = batch_kept_;
   batch.num_pools = cache_.num_pools();
   batch.encode = encodes_;
   return batch;

@@ -99,6 +99,8 @@ class EngineCore {
   std::int32_t context() const { return options_.context; }
   std::int32_t vocab_size() const { return vocab_size_; }
   std::int32_t hidden_size() const { return hidden_size_; }
+  /// Throws ArgumentError when there is no such value.
+  std::int32_t value_size(const std::string& name) const;
   /// Throws ArgumentError for one that the plan does not have.
   void check_adapter(const SequenceContext* context) const;
   const EncodingInfo& encoding() const { return encoding_; }
@@ -197,6 +199,7 @@ class EngineCore {
   std::vector<std::int32_t> batch_sequences_;
   std::vector<std::span<const std::int32_t>> batch_page_tables_;
   std::vector<const SequenceContext*> batch_contexts_;
+  std::vector<std::string> batch_kept_;
   std::vector<std::int32_t> batch_output_rows_;
   std::vector<std::int32_t> batch_first_rows_;  // by picked entry
   bool copied_ = false;                         // its pages were copied

@@ -75,7 +75,9 @@ void EngineCore::read_tokens(Outcome& outcome, const ScheduledRows& rows, std::s
 void EngineCore::read_scores(ActiveRequest& request, const ScoreRequest& score, const ScheduledRows& rows,
                              std::size_t first_output) {
   for (std::int32_t i = 0; i < rows.num_outputs; ++i) {
-    const std::span<const float> logits = logits_row(first_output + static_cast<std::size_t>(i));
+    const std::size_t output = first_output + static_cast<std::size_t>(i);
+    const std::span<const float> logits =
+        score.hidden.empty() ? logits_row(output) : plan_->kept_row(score.hidden, batch_output_rows_[output], output);
     const std::int32_t position = rows.first + rows.count - rows.num_outputs + i;
     const auto row = static_cast<std::size_t>(position - score.positions_from);
     if (score.logits) {

@@ -55,7 +55,8 @@ struct ScoreRequest {
   std::int32_t positions_from = 0;
   /// False: log p(tokens[i + 1]) for each row but the last token's; true: whole rows of logits, the last token's too.
   bool logits = false;
-  RequestTerms terms;
+  std::string hidden = {};  // with `logits`: rows of this value instead of the logits
+  RequestTerms terms = {};
 };
 
 /// Tokens to make one vector of, with the plan's function "encode".

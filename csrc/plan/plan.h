@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/batch.h"
@@ -67,6 +68,14 @@ class Plan {
   virtual std::span<const float> logits() const = 0;
   /// [num_outputs, encoding().size] of the last run, if it was one of "encode".
   virtual std::span<const float> encodings() const { return {}; }
+
+  /// Numbers in a row of a value of the function "logits"; 0 where there is no such value. Any thread may ask.
+  virtual std::int32_t value_size(std::string_view) const { return 0; }
+  /// A row of a value that the last run kept: that of the batch's row, or where only rows whose logits are wanted were
+  /// computed, of the output.
+  virtual std::span<const float> kept_row(std::string_view, std::int32_t /*row*/, std::size_t /*output*/) const {
+    return {};
+  }
 
   /// Runs the batch again, which must have been the last one, and names the first value of row `row` that is not
   /// finite, with its line in the model file; empty when there is none, or the plan cannot tell.

@@ -816,6 +816,7 @@ class Engine:
         *,
         positions_from: int = 0,
         logits: bool = False,
+        hidden: str = "",
         background: bool = False,
         timeout: float | None = None,
         context_key: bytes = b"",
@@ -824,7 +825,7 @@ class Engine:
         """Teacher-forced: `scores()` gives log p(tokens[i + 1] | tokens[: i + 1]) for i in [positions_from, n - 1).
 
         float32 [n - 1 - positions_from]; with `logits` the rows of i in [positions_from, n), float32
-        [n - positions_from, vocab_size].
+        [n - positions_from, vocab_size]; with `hidden`, the name of a value in the program, rows of that instead.
         """
     def close(self) -> None:
         """Ends all requests with an Error, joins the thread, frees cache and plan. Again is fine."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, Unpack, cast, overload
 
 from sterna.adapters import ContextMaker
 from sterna.arguments import GENERATE_ALIASES, is_array, keyword_arguments
 from sterna.async_methods import AsyncMethods
-from sterna.errors import ArgumentError, ContextOverflowError, MemoryBudgetError, SternaError, TemplateError
+from sterna.errors import ArgumentError, ContextOverflowError, SternaError, TemplateError
 from sterna.generation import Request, TextStream, wait_all
-from sterna.memory import BUDGET_SHARE, available_memory, readable
+from sterna.measuring import MeasuringMethods
 from sterna.request_options import REQUEST_OPTION_NAMES, RequestOptions, split_options, submitted
 from sterna.sampling import Sampling, encodable, engine_params, new_seed
 
@@ -24,13 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from sterna._core import Engine, RequestHandle
+    from sterna._core import Engine, Program
     from sterna.answers import Answer, ChatPrompt, ChatStream, OnEnd
     from sterna.chat import ChatTemplate, FoundTemplate, Message
-    from sterna.divergence import Divergence
     from sterna.info import ModelInfo
     from sterna.prefix_cache import PrefixCache
-    from sterna.results import Completion, Perplexity, Stats
+    from sterna.results import Completion, Stats
     from sterna.session import Session
     from sterna.tokenizer import Tokenizer
 
@@ -47,7 +45,7 @@ _TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "
 _generate_arguments = keyword_arguments(GENERATE_ALIASES, REQUEST_OPTION_NAMES)
 
 
-class LLM(AsyncMethods):
+class LLM(AsyncMethods, MeasuringMethods):
     """A loaded model, made by `sterna.load`. `with` or `close()` frees it; `info` tells what was loaded.
 
     Where a method takes sampling arguments, they may come as keywords (`temperature=0`), as `sampling=Sampling(...)`,
@@ -65,6 +63,7 @@ class LLM(AsyncMethods):
         seed: int | None = None,
         prefix_cache: PrefixCache | None = None,
         adapters: Mapping[str, int] | None = None,
+        program: Program,
     ) -> None:
         self._running = engine
         self._defaults = dict(defaults)
@@ -72,6 +71,7 @@ class LLM(AsyncMethods):
         self.tokenizer = tokenizer
         self._found_template = template
         self._prefix_cache = prefix_cache
+        self._program = program
         self._contexts = ContextMaker(adapters or {}, engine.hidden_size)
         self.info = info
 
@@ -261,95 +261,6 @@ class LLM(AsyncMethods):
         """The text of tokens; control tokens are left out unless `special`. ArgumentError for an id out of range."""
         return self.tokenizer.decode(self._checked(tokens), special=special)
 
-    def score(self, text: str | Tokens) -> npt.NDArray[np.float32]:
-        """Log-probability of each token after those before it: float32 [n - 1], as the first has none before it.
-
-        A str is tokenised as a prompt of `generate` is.
-        """
-        engine, tokens = self.engine, self._prompt_tokens(text)
-        if len(tokens) == 1:
-            import numpy as np
-
-            return np.zeros(0, np.float32)
-        return _scores(engine.submit_score(tokens))
-
-    @overload
-    def embed(
-        self, texts: str | list[int] | npt.NDArray[np.integer[Any]], *, normalize: bool = True
-    ) -> npt.NDArray[np.float32]: ...
-    @overload
-    def embed(self, texts: list[str] | list[list[int]], *, normalize: bool = True) -> npt.NDArray[np.float32]: ...
-    def embed(self, texts: Any, *, normalize: bool = True) -> npt.NDArray[np.float32]:
-        """The vector of a text, float32 [d]; for a list of texts those of all, [n, d], computed together.
-
-        Rows are pooled as the file says; where it does not, an encoder's by their mean, a decoder's last one is taken.
-        With `normalize` vectors have length 1. A str is tokenised with the special tokens that the vocabulary adds
-        ([CLS] and [SEP] of BERT), a list of ints is taken as tokens. UnsupportedModelError where the model makes no
-        vectors; ContextOverflowError for a text longer than `info.max_embedded` tokens, which is never cut;
-        NumericError, ArgumentError.
-        """
-        from sterna.embedding import embed
-
-        prompts = self._batch_of(texts)
-        if prompts is None:
-            vector: npt.NDArray[np.float32] = embed(self.engine, [self._text_tokens(texts)], normalize)[0]
-            return vector
-        return embed(self.engine, [self._text_tokens(item) for item in prompts], normalize)
-
-    def logits(
-        self,
-        tokens: Tokens,
-        *,
-        lora: str | tuple[str, float] | None = None,
-        embeddings: npt.ArrayLike | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """What the model says after each token: float32 [len(tokens), vocab_size]. MemoryBudgetError.
-
-        lora, embeddings: as in `generate`; input rows in front of the tokens have no rows in the result.
-        """
-        ids = self._prompt_tokens(self._checked(tokens))
-        needed, available = len(ids) * self.info.vocab_size * 4, available_memory()
-        if available is not None and needed > available * BUDGET_SHARE:
-            raise MemoryBudgetError(f"the logits need {readable(needed)}; {readable(available)} are available")
-        context, key, rows = self._contexts.make(lora, embeddings)
-        handle = self.engine.submit_score(ids, positions_from=rows, logits=True, context=context, context_key=key)
-        return _scores(handle)
-
-    def perplexity(
-        self,
-        text: str,
-        context: int = 512,
-        *,
-        save_logits: str | Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Perplexity:
-        """How well the model predicts a text, as llama-perplexity measures it; lower is better. `float()` gives it.
-
-        Windows of `context` tokens, each scored on its second half. `save_logits` is a file for the distributions at
-        all scored positions, what `divergence` compares with (llama-perplexity reads it as well). `progress` is called
-        with (windows done, windows). ArgumentError for a text shorter than one window; FileError.
-        """
-        from sterna.perplexity import perplexity
-
-        return perplexity(self.engine, self.tokenizer, text, context, progress, save_logits)
-
-    def divergence(
-        self,
-        reference: str | Path,
-        text: str | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Divergence:
-        """How far this model lies from a reference run, from the file that its `perplexity(save_logits=...)` wrote.
-
-        Also reads the files of llama-perplexity --kl-divergence-base. The windows are the file's; `text`, where it is
-        given, must have the same tokens. ArgumentError for another text, vocabulary or a longer context; FileError,
-        ModelFormatError for a file that is none or cut off.
-        """
-        from sterna.perplexity import divergence
-
-        return divergence(self.engine, self.tokenizer, reference, text, progress)
-
     # Below: how requests come about.
 
     def _chat_template(self) -> ChatTemplate:
@@ -510,11 +421,3 @@ class LLM(AsyncMethods):
                     f"token {token} at position {position} is not in the vocabulary of {self.info.vocab_size}"
                 )
         return ids
-
-
-def _scores(handle: RequestHandle) -> npt.NDArray[np.float32]:
-    try:
-        return handle.scores()
-    except BaseException:
-        handle.cancel()
-        raise

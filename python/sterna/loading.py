@@ -348,6 +348,7 @@ def _start(
         seed=seed,
         prefix_cache=cache,
         adapters={adapter.name: adapter.index for adapter in prepared.adapters},
+        program=prepared.program,
     )
 
 
