@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import gguf
 import numpy as np
@@ -201,6 +202,20 @@ def relative_rms(pairs: list[tuple[F32, F32]]) -> float:
     """||y - reference|| / ||reference|| over all positions of all sequences; pairs of (y, reference)."""
     error = sum(float(np.sum((y.astype(np.float64) - reference) ** 2)) for y, reference in pairs)
     return float(np.sqrt(error / sum(float(np.sum(reference.astype(np.float64) ** 2)) for _, reference in pairs)))
+
+
+class Record(Protocol):
+    """pytest's record_property: what docs/models.md is made of."""
+
+    def __call__(self, name: str, value: object, /) -> None: ...
+
+
+def record_pairs(record: Record, pairs: list[tuple[F32, F32]], *, kv_dtype: str) -> None:
+    """Notes the error of a model and its positions with another most likely token."""
+    record("kv_dtype", kv_dtype)
+    record("error", relative_rms(pairs))
+    record("misses", differing_argmax(pairs))
+    record("positions", sum(len(y) for y, _ in pairs))
 
 
 def differing_argmax(pairs: list[tuple[F32, F32]]) -> int:

@@ -53,7 +53,8 @@ def hidden_name(program: Program) -> str:
 @pytest.mark.reference
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_hidden_states(name: str, kv_dtype: str) -> None:
+def test_hidden_states(name: str, kv_dtype: str, record_property: oracle.Record) -> None:
+    record_property("oracle", name)
     path = require(name)
     program = program_of(path).fuse()
     plan = compiled(path, program, kv_dtype=kv_dtype, keep_values=True)
@@ -62,6 +63,8 @@ def test_hidden_states(name: str, kv_dtype: str) -> None:
         encode(plan, [case.tokens], [[3, 1]])
         pairs.append((plan.value(hidden_name(program)).reshape(case.logits.shape), case.logits))
     error = oracle.relative_rms(pairs)
+    record_property("kv_dtype", kv_dtype)
+    record_property("error", error)
     print(f"{name}, {kv_dtype}: {error:.2e}")
     # The oracles' marks are 2e-4 and 3e-3.
     assert error <= {"f32": 3e-6, "f16": 1e-3}[kv_dtype]

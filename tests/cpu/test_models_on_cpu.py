@@ -68,9 +68,11 @@ def run_cases(path: Path, cases: list[oracle.Case], **options: object) -> list[t
 
 @pytest.mark.parametrize("kv_dtype", KV_TYPES)
 @pytest.mark.parametrize("name", FLOAT_MODELS)
-def test_float_models(name: str, kv_dtype: str) -> None:
+def test_float_models(name: str, kv_dtype: str, record_property: oracle.Record) -> None:
+    record_property("oracle", name)
     pairs = run_cases(require(name), list(oracle.cases(name)), kv_dtype=kv_dtype)
     error = oracle.relative_rms(pairs)
+    oracle.record_pairs(record_property, pairs, kv_dtype=kv_dtype)
     print(f"{name}, {kv_dtype}: {error:.2e}")
     # The oracles' marks are 2e-4 and 3e-3; float32 itself is far closer. A coarser cache may send a row to another expert, which
     # moves it by 0.4: of a q8_0 cache what counts is the row in the middle.
@@ -91,11 +93,13 @@ def dense_models() -> list[str]:
 
 
 @pytest.mark.parametrize("name", dense_models())
-def test_quantised_twins(name: str, tmp_path: Path) -> None:
+def test_quantised_twins(name: str, tmp_path: Path, record_property: oracle.Record) -> None:
     """Families without a quantised oracle: Q8_0 moves the logits by what it rounds weights and activations."""
+    record_property("oracle", f"{name}.Q8_0")
     path = tmp_path / "model.gguf"
     oracle.quantised_twin(require(name), path, "Q8_0")
     pairs = run_cases(path, list(oracle.cases(name)), kv_dtype="f32")
+    oracle.record_pairs(record_property, pairs, kv_dtype="f32")
     error = oracle.relative_rms(pairs)
     print(f"{name}: {error:.2e}, {oracle.differing_argmax(pairs)} misses")
     assert 1e-4 <= error <= 6e-2
@@ -121,9 +125,11 @@ def quantised_errors(name: str, kv_dtype: str) -> tuple[float, float, int, int]:
 
 
 @pytest.mark.parametrize("name", quantised_folders())
-def test_quantised_models(name: str) -> None:
+def test_quantised_models(name: str, record_property: oracle.Record) -> None:
     """With an f32 cache, as the peer's numbers were made; with an f16 cache the rounding of activations falls anew."""
+    record_property("oracle", name)
     ours, peer, our_misses, peer_misses = quantised_errors(name, "f32")
+    record_property("ratio", ours / peer)
     print(f"{name}: {ours:.3e}, llama.cpp {peer:.3e}, ratio {ours / peer:.3f}; top-1 misses {our_misses} and {peer_misses}")
     assert ours <= 1.10 * peer
     # Of 88 rows, in some of which the first and the second logit are 0.01 deviations apart.
