@@ -164,10 +164,12 @@ RequestTerms terms(bool background, std::optional<double> timeout, const py::byt
 
 std::shared_ptr<SequenceContext> make_context(
     std::int32_t adapter, float adapter_scale,
-    const std::optional<py::array_t<float, py::array::c_style | py::array::forcecast>>& embeddings) {
+    const std::optional<py::array_t<float, py::array::c_style | py::array::forcecast>>& embeddings,
+    const py::object& encoder_tokens) {
   auto context = std::make_shared<SequenceContext>();
   context->adapter = adapter;
   context->adapter_scale = adapter_scale;
+  context->encoder_tokens = to_tokens(encoder_tokens, "encoder_tokens");
   if (embeddings) context->embeddings.assign(embeddings->data(), embeddings->data() + embeddings->size());
   return context;
 }
@@ -323,7 +325,7 @@ void bind_engine(py::module_& m) {
   py::class_<SequenceContext, std::shared_ptr<SequenceContext>>(
       m, "SequenceContext", "What beside its tokens a request is computed from; the same for all of one context_key.")
       .def(py::init(&make_context), py::kw_only(), "adapter"_a = -1, "adapter_scale"_a = 1.0f,
-           "embeddings"_a = py::none());
+           "embeddings"_a = py::none(), "encoder_tokens"_a = py::tuple());
 
   const auto open_engines = std::make_shared<OpenEngines>();
   py::module_::import("atexit").attr("register")(py::cpp_function([open_engines] { open_engines->close_all(); }));
@@ -367,6 +369,7 @@ void bind_engine(py::module_& m) {
            "context_key"_a = py::bytes())
       .def_property_readonly("encoding_size", [](const Engine& engine) { return engine.encoding().size; })
       .def_property_readonly("max_encoded", &Engine::max_encoded)
+      .def_property_readonly("needs_encoder_tokens", [](const Engine& engine) { return engine.encoding().keeps; })
       .def("close", &Engine::close, py::call_guard<GilRelease>());
 }
 

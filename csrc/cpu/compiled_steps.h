@@ -28,10 +28,11 @@ struct CompiledSteps {
 
   std::string function;
   std::vector<Step> few_rows, many_rows;
-  std::vector<WorkRange> ranges;  // [step][worker]
-  std::vector<KeptValue> kept;    // results of nodes that are kept, in execution order
-  Rows output;                    // one row per output of the batch, without gaps
-  std::int32_t output_size = 0;   // floats of such a row
+  std::vector<WorkRange> ranges;   // [step][worker]
+  std::vector<KeptValue> kept;     // results of nodes that are kept, in execution order
+  Rows output;                     // one row per output of the batch, without gaps
+  std::int32_t output_size = 0;    // floats of such a row
+  std::vector<std::size_t> pools;  // of KV pages, that it uses
   std::deque<std::shared_ptr<void>> arguments;
 };
 

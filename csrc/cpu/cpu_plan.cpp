@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "base/error.h"
 #include "base/float_mode.h"
@@ -49,6 +50,29 @@ void check_room(std::uint64_t bytes) {
   }
 }
 
+/// The pools whose pages a function's nodes write or read, ascending.
+std::vector<std::size_t> used_pools(const Function& function, const KvStorage& kv) {
+  std::set<std::size_t> pools;
+  for (const Node& node : function.nodes) {
+    if (node.op == "attention" || node.op == "store_kv") pools.insert(kv.layer(node.integer("layer")).pool);
+  }
+  if (kv.state_pool() >= 0) pools.insert(static_cast<std::size_t>(kv.state_pool()));
+  return {pools.begin(), pools.end()};
+}
+
+/// Of attention with a relative bias, most query heads that share keys.
+std::int64_t biased_heads(const Program& program) {
+  std::int64_t most = 0;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op != "attention" || node.input("relative_bias") == kNoValue) continue;
+      const auto slot = std::ranges::find(program.kv_slots, node.integer("layer"), &KvSlot::layer);
+      most = std::max(most, program.value(node.input("q")).shape[1].size / slot->num_kv_heads);
+    }
+  }
+  return std::min<std::int64_t>(most, kMaxAttentionQueries);
+}
+
 /// Rows that every table of such ids has.
 std::int32_t table_rows(const Program& program, EmbeddedIds ids) {
   std::int64_t count = std::numeric_limits<std::int32_t>::max();
@@ -88,6 +112,8 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   compiled_ = CompiledFunctions::compile(program_, function_names(program_), weights_,
                                          {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values},
                                          pool_->size());
+  for (CompiledSteps& steps : compiled_.functions) steps.pools = used_pools(program_.function(steps.function), kv_);
+  biased_heads_ = biased_heads(program_);
   num_token_ids_ = table_rows(program_, EmbeddedIds::kTokens);
   num_positions_ = table_rows(program_, EmbeddedIds::kPositions);
   for (const Function& function : program_.functions) {
@@ -103,7 +129,9 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
     num_token_ids_ = std::min(num_token_ids_, logits->output_size);
   }
   if (const CompiledSteps* encode = compiled_.find("encode")) {
-    encoding_ = {encode->output_size, needs_whole_sequences(program_.function("encode"))};
+    const bool keeps =
+        std::ranges::any_of(kv_.pools(), [](const auto& pool) { return pool.kind == KvPoolKind::kCross; });
+    encoding_ = {encode->output_size, keeps, needs_whole_sequences(program_.function("encode"))};
   }
 }
 
@@ -158,6 +186,8 @@ bool CpuPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interru
     if (scratch.key_tiles.size() < pages) {
       scratch.value_tiles.resize(pages);
       scratch.key_tiles.resize(pages);
+      // Offsets of all keys from all rows of a sequence that long, and of those that fill its pages.
+      scratch.key_biases.resize(static_cast<std::size_t>(biased_heads_) * 2 * (pages + 1) * kPageSlots);
     }
   }
   for (WorkRange& range : function.ranges) range.taken.store(0, std::memory_order_relaxed);
@@ -266,13 +296,20 @@ std::vector<float> CpuPlan::value(const std::string& name) const {
 /// The rows [first_row, last_row) of one sequence find the pages that they write and see.
 void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const {
   const std::int64_t position = batch.positions[first_row];
-  const std::int64_t last = batch.positions[last_row - 1];
-  if (batch.encode && encoding_.whole &&
-      (batch.positions[first_row] != 0 || last + 1 != static_cast<std::int64_t>(last_row - first_row))) {
+  const auto num_rows = static_cast<std::int64_t>(last_row - first_row);
+  if (batch.encode && encoding_.whole && (position != 0 || batch.positions[last_row - 1] + 1 != num_rows)) {
     throw ArgumentError("batch: a sequence to encode is not whole");
   }
-  for (std::size_t pool = 0; pool < kv_.pools().size(); ++pool) {
+  for (const std::size_t pool : compiled_.find(function_of(batch))->pools) {
     const auto table = batch.table(batch.sequences[first_row], pool);
+    std::int64_t last = batch.positions[last_row - 1];
+    if (kv_.pools()[pool].kind == KvPoolKind::kCross && !batch.encode) {
+      const SequenceContext* context = batch.context(batch.sequences[first_row]);
+      if (context == nullptr || context->encoder_tokens.empty()) {
+        throw ArgumentError("batch: nothing was encoded for sequence " + std::to_string(batch.sequences[first_row]));
+      }
+      last = static_cast<std::int64_t>(context->encoder_tokens.size()) - 1;
+    }
     if (position < 0 || last / kPageSlots >= static_cast<std::int64_t>(table.size())) {
       throw ArgumentError("batch: position " + std::to_string(last) + " has no page");
     }

@@ -90,6 +90,7 @@ class CpuPlan final : public Plan {
   CompiledFunctions keeping_;
   std::vector<std::string> kept_;
   EncodingInfo encoding_;
+  std::int64_t biased_heads_ = 0;   // query heads that share keys and have a relative bias
   std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
   std::int32_t num_positions_ = 0;  // those that every table of learned positions has a row for
   std::int32_t hidden_size_ = 0;

@@ -83,6 +83,8 @@ struct AttendArgs {
   const float* slopes = nullptr;            // [head], of ALiBi; null: none
   const float* sinks = nullptr;             // [head]: scores of a key without value that every row sees; null: none
   const std::int64_t* positions = nullptr;  // [row], for slopes
+  const float* const* biases = nullptr;     // [row][head]: of each key of the tiles, from biases_from on; null: none
+  std::int64_t biases_from = 0;
   /// [row]: keys first .. last, both included. A group of rows sees what each of its rows sees.
   const std::int64_t* first_keys = nullptr;
   const std::int64_t* last_keys = nullptr;

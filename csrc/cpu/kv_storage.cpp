@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "program/validate.h"
 
 namespace sterna::cpu {
 namespace {
@@ -26,8 +27,9 @@ std::int64_t tile_bytes(KvType type, std::int64_t dim, std::int64_t stride) {
   return kPageSlots * (stride + (dim + kKvGroup - 1) / kKvGroup * 2);
 }
 
-/// Whether rows of the layer's attention see later ones, which is so in all functions or in none.
-bool is_temporary(const Program& program, std::int64_t layer) {
+/// What store_kv writes is for other functions. Otherwise rows see later ones in all functions or in none.
+KvPoolKind kind_of(const Program& program, std::int64_t layer) {
+  if (cross_layers(program).contains(layer)) return KvPoolKind::kCross;
   bool causal = false;
   bool both_ways = false;
   for (const Function& function : program.functions) {
@@ -40,7 +42,7 @@ bool is_temporary(const Program& program, std::int64_t layer) {
     throw UnsupportedModelError("attention in layer " + std::to_string(layer) +
                                 " is causal in one function and not in another");
   }
-  return both_ways;
+  return both_ways ? KvPoolKind::kTemporary : KvPoolKind::kSequence;
 }
 
 /// How far back the layer's attention looks; 0 where one of its nodes sees all.
@@ -76,14 +78,14 @@ KvStorage::KvStorage(const Program& program, KvType type)
     : type_(type), layout_(std::string("cpu 1 ") + name_of(type)) {
   for (const KvSlot& slot : program.kv_slots) {
     if (slot.layer >= kMaxLayers) throw UnsupportedModelError("attention in layer " + std::to_string(slot.layer));
-    const bool temporary = is_temporary(program, slot.layer);
-    const auto window = temporary ? 0 : static_cast<std::int32_t>(window_of(program, slot.layer));
-    const auto found = std::find_if(pools_.begin(), pools_.end(), [&](const KvPoolInfo& pool) {
-      return pool.window == window && pool.temporary == temporary;
-    });
+    const KvPoolKind kind = kind_of(program, slot.layer);
+    const bool temporary = kind == KvPoolKind::kTemporary;
+    const auto window = kind == KvPoolKind::kSequence ? static_cast<std::int32_t>(window_of(program, slot.layer)) : 0;
+    const auto found = std::find_if(pools_.begin(), pools_.end(),
+                                    [&](const KvPoolInfo& pool) { return pool.window == window && pool.kind == kind; });
     Layer layer;
     layer.pool = static_cast<std::size_t>(found - pools_.begin());
-    if (found == pools_.end()) pools_.push_back({window, 0, temporary});
+    if (found == pools_.end()) pools_.push_back({window, 0, kind});
     KvPoolInfo& pool = pools_[layer.pool];
     layer.offset = temporary ? 0 : static_cast<std::int64_t>(pool.page_bytes);
     layer.num_heads = static_cast<int>(slot.num_kv_heads);
@@ -114,7 +116,8 @@ KvStorage::KvStorage(const Program& program, KvType type)
     }
     state_half_bytes_ = floats * 4;
     state_pool_ = static_cast<int>(pools_.size());
-    pools_.push_back({kStateWindow, static_cast<std::uint64_t>(kStateHeaderBytes + 2 * state_half_bytes_), false});
+    pools_.push_back(
+        {kStateWindow, static_cast<std::uint64_t>(kStateHeaderBytes + 2 * state_half_bytes_), KvPoolKind::kSequence});
   }
   if (pools_.empty()) pools_.emplace_back();
   pages_.resize(pools_.size());

@@ -2,9 +2,33 @@
 #include "base/error.h"
 #include "cpu/lower_ops.h"
 #include "program/attention_options.h"
+#include "program/validate.h"
 
 namespace sterna::cpu {
 namespace {
+
+/// The bias of each head by distance, computed once per run for all nodes that share it.
+void bind_relative_bias(Lowering& lowering, const Node& node, AttendStep& attend) {
+  const ValueId w = node.input("relative_bias");
+  if (w == kNoValue) return;
+  const std::int64_t farthest = node.integer("max_distance");
+  const bool causal = node.flag("causal");
+  const std::string key =
+      lowering.program().value(w).name + (causal ? " before " : " around ") + std::to_string(farthest);
+  const std::int64_t row = 2 * farthest + 1;
+  const auto [buffer, is_new] = lowering.shared_buffer(key, attend.query_heads * row * 4);
+  if (is_new) {
+    auto& table = lowering.make<RelativeBiasStep>();
+    table.w = &lowering.matrix(w);
+    table.farthest = farthest;
+    table.causal = causal;
+    lowering.bind(table.y, buffer);
+    lowering.need_scratch(table.w->k);
+    lowering.add(run_relative_bias, &table);
+  }
+  lowering.bind(attend.relative_bias, buffer);
+  attend.farthest = farthest;
+}
 
 /// K and V to the cache; where the queries are when their norm and rope are done, too.
 Place lower_store_kv(Lowering& lowering, const Node& node, Place queries) {
@@ -53,13 +77,28 @@ void lower_rope(Lowering& lowering, const Node& node) {
   lowering.add(run_rope, &step);
 }
 
+/// The result is another name for k.
+void lower_kept_kv(Lowering& lowering, const Node& node) {
+  const Shape& k = lowering.program().value(node.input("k")).shape;
+  const Shape& v = lowering.program().value(node.input("v")).shape;
+  auto& store = lowering.make<StoreKvStep>();
+  store.query_heads = 0;
+  store.layer = node.integer("layer");
+  lowering.bind(store.k, node.input("k"));
+  lowering.bind(store.v, node.input("v"));
+  lowering.alias(node.outputs[0], lowering.place_of(node.input("k")));
+  lowering.need_scratch(k[1].size * k[2].size + std::max(k[2].size, v[2].size) + 16);
+  lowering.add(run_store_kv, &store);
+}
+
 void lower_attention(Lowering& lowering, const Node& node) {
   const Shape& q = lowering.program().value(node.input("q")).shape;
   const int query_heads = static_cast<int>(q[1].size);
   Place queries = lowering.place_of(node.input("q"));
+  const bool cross = cross_layers(lowering.program()).contains(node.integer("layer"));
   if (node.input("k") != kNoValue) {
     queries = lower_store_kv(lowering, node, queries);
-  } else if (!node.flag("causal")) {  // all layers write the same temporary pages
+  } else if (!node.flag("causal") && !cross) {  // all layers write the same temporary pages
     throw UnsupportedModelError("attention " + node.name + ": only causal attention shares keys and values (" +
                                 node.source + ")");
   }
@@ -71,6 +110,8 @@ void lower_attention(Lowering& lowering, const Node& node) {
   attend.softcap = static_cast<float>(node.number("softcap"));
   attend.window = node.integer("window");
   attend.causal = node.flag("causal");
+  attend.cross = cross;
+  bind_relative_bias(lowering, node, attend);
   attend.chunk = node.integer("chunk");
   const std::vector<float>* sinks = lowering.optional_vector(node, "sinks");
   attend.sinks = sinks == nullptr ? nullptr : sinks->data();

@@ -208,6 +208,7 @@ constexpr Entry kLowerings[] = {
     {"reshape", lower_reshape},
     {"split", lower_split},
     {"concat", lower_concat},
+    {"store_kv", lower_kept_kv},
     {"take_rows", lower_take_rows},
     {"pool", lower_pool},
     {"short_conv", lower_short_conv},

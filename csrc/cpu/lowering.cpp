@@ -74,6 +74,11 @@ int Lowering::temporary(std::int64_t bytes) {
   return static_cast<int>(buffers_.size()) - 1;
 }
 
+std::pair<int, bool> Lowering::shared_buffer(const std::string& name, std::int64_t bytes) {
+  if (const auto found = shared_buffers_.find(name); found != shared_buffers_.end()) return {found->second, false};
+  return {shared_buffers_.emplace(name, temporary(bytes)).first->second, true};
+}
+
 std::int64_t Lowering::tile_space_bytes(const TileSpace& tiles, bool outputs) const {
   return tiles.bytes(*limits_.kernels, max_rows(outputs));
 }

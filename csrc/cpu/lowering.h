@@ -88,6 +88,8 @@ class Lowering {
   Place define(ValueId value);
   Place temporary_rows(std::int64_t row_floats, bool outputs);
   int temporary(std::int64_t bytes);
+  /// A buffer that lives as long as its users, by a name of its contents; whether it is new.
+  std::pair<int, bool> shared_buffer(const std::string& name, std::int64_t bytes);
   /// Bytes of prepared rows, for as many rows as a run can have.
   std::int64_t tile_space_bytes(const TileSpace& tiles, bool outputs) const;
   /// A second name for (part of) a value.
@@ -96,6 +98,7 @@ class Lowering {
   void bind(Rows& rows, const Place& place);
   void bind(Rows& rows, ValueId value) { bind(rows, places_.at(value)); }
   void bind(std::uint8_t*& pointer, int buffer);
+  void bind(float*& pointer, int buffer) { bind(reinterpret_cast<std::uint8_t*&>(pointer), buffer); }
   void need_scratch(std::int64_t floats) { scratch_floats_ = std::max(scratch_floats_, floats); }
   void need_tiles(const TileSpace& tiles);
   void need_unpacked(const PackedMatrix& w);
@@ -127,6 +130,7 @@ class Lowering {
   std::map<ValueId, Place> places_;
   std::vector<ValueId> outputs_;  // of the function: their rows lie side by side, without padding
   std::vector<RopeTable> rope_tables_;
+  std::map<std::string, int> shared_buffers_;
   std::vector<std::pair<Rows*, Place>> row_bindings_;
   std::vector<std::pair<std::uint8_t**, int>> pointer_bindings_;
   std::int64_t scratch_floats_ = 16;

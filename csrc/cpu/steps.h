@@ -23,6 +23,7 @@ struct WorkerScratch {
   Buffer tiles;     // the rows of a fused matmul, prepared
   std::vector<const std::uint8_t*> key_tiles;
   std::vector<const std::uint8_t*> value_tiles;
+  std::vector<float> key_biases;  // by head and offset of a key from a row
 };
 
 /// What a worker sees of a run.
@@ -212,13 +213,26 @@ struct StoreKvStep {
 };
 void run_store_kv(const void* arguments, const StepContext& context);
 
+/// A relative bias by distance: y[head][farthest + d] is that of a key d positions behind the row, d from -farthest to
+/// farthest; further keys have the bias of the farthest.
+struct RelativeBiasStep {
+  const PackedMatrix* w;  // [buckets, heads]
+  std::int64_t farthest;
+  bool causal;
+  float* y;
+};
+void run_relative_bias(const void* arguments, const StepContext& context);
+
 struct AttendStep {
   Rows q, y;
   int query_heads;
   std::int64_t layer;
   float scale, softcap;
-  std::int64_t window;        // keys seen, the own one included; 0: all
-  bool causal;                // otherwise keys at most window / 2 positions away, before and after
+  std::int64_t window;             // keys seen, the own one included; 0: all
+  bool causal;                     // otherwise keys at most window / 2 positions away, before and after
+  bool cross;                      // all keys of the sequence that was encoded for this one
+  float* relative_bias = nullptr;  // of RelativeBiasStep; null: none
+  std::int64_t farthest = 0;
   std::int64_t chunk;         // keys are seen from the last multiple of it on; 0: all
   const float* sinks;         // [query head]; null: none
   std::vector<float> slopes;  // [query head]; empty: none

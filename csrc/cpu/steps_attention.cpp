@@ -1,8 +1,10 @@
 /// Rotary positions, the KV cache, and attention.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "cpu/steps.h"
+#include "program/attention_options.h"
 
 namespace sterna::cpu {
 namespace {
@@ -96,6 +98,11 @@ std::int64_t last_position(const Batch& batch, std::int64_t row) {
   return batch.positions[r];
 }
 
+/// Of the text that was encoded for a sequence.
+std::int64_t encoded_positions(const Batch& batch, std::int32_t sequence) {
+  return static_cast<std::int64_t>(batch.context(sequence)->encoder_tokens.size());
+}
+
 /// Queries that go together: two full sets of registers, so that a tile is read from memory once for all of them.
 constexpr int kQueriesTogether = 24;
 
@@ -104,6 +111,35 @@ std::int64_t first_key_of(const AttendStep& step, std::int64_t position) {
   if (step.chunk != 0) return position / step.chunk * step.chunk;
   return step.window == 0 ? 0 : std::max<std::int64_t>(0, position - step.window + 1);
 }
+
+/// Biases of all keys in the pages of first_key .. last_key, for rows at positions first .. last.
+class KeyBiases {
+ public:
+  KeyBiases(const AttendStep& step, int first_query, int heads, std::int64_t first_position, std::int64_t last_position,
+            std::int64_t first_key, std::int64_t last_key, float* space)
+      : space_(space),
+        from_(first_key / kPageSlots * kPageSlots),
+        nearest_(from_ - last_position),
+        row_((last_key / kPageSlots + 1) * kPageSlots - first_position - nearest_) {
+    for (int h = 0; h < heads; ++h) {
+      const float* by_distance = step.relative_bias + (first_query + h) * (2 * step.farthest + 1) + step.farthest;
+      for (std::int64_t i = 0; i < row_; ++i) {
+        space_[h * row_ + i] = by_distance[std::clamp(nearest_ + i, -step.farthest, step.farthest)];
+      }
+    }
+  }
+
+  /// The first key.
+  std::int64_t from() const { return from_; }
+  /// From that key on.
+  const float* of(int head, std::int64_t position) const { return space_ + head * row_ + from_ - position - nearest_; }
+
+ private:
+  float* space_;
+  std::int64_t from_;
+  std::int64_t nearest_;  // the first of all offsets of keys from rows
+  std::int64_t row_;      // offsets, for each head
+};
 
 /// Query heads first_query .. first_query + heads - 1 of rows first_row .. last_row - 1, all of one sequence.
 void attend_rows(const AttendStep& step, const StepContext& context, int head, int first_query, int heads,
@@ -114,7 +150,9 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   float* outputs[kMaxAttentionQueries];
   std::int64_t first_keys[kMaxAttentionQueries];
   std::int64_t last_keys[kMaxAttentionQueries];
+  std::int64_t positions[kMaxAttentionQueries];
   float scales[kMaxAttentionQueries];
+  const float* biases[kMaxAttentionQueries];
   AttendArgs args;
   args.queries = queries;
   args.outputs = outputs;
@@ -127,17 +165,22 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
   args.softcap = step.softcap;
   args.sinks = step.sinks == nullptr ? nullptr : step.sinks + first_query;
   args.slopes = step.slopes.empty() ? nullptr : step.slopes.data() + first_query;
-  args.positions = last_keys;
+  args.positions = positions;
   args.first_keys = first_keys;
   args.last_keys = last_keys;
   args.scratch = context.scratch->floats.as<float>();
-  std::int64_t first_key = batch.positions[static_cast<std::size_t>(first_row)];
+  const std::int32_t sequence = batch.sequences[static_cast<std::size_t>(first_row)];
+  std::int64_t first_key = std::numeric_limits<std::int64_t>::max();
   std::int64_t last_key = 0;
-  const std::int64_t sequence_end = step.causal ? 0 : last_position(batch, last_row - 1);
+  const std::int64_t sequence_end = step.cross    ? encoded_positions(batch, sequence) - 1
+                                    : step.causal ? 0
+                                                  : last_position(batch, last_row - 1);
   for (int i = 0; i < args.rows; ++i) {
     const std::int64_t position = batch.positions[static_cast<std::size_t>(first_row + i)];
-    const KeyRange keys = step.causal ? KeyRange{first_key_of(step, position), position}
-                                      : surrounding_keys(position, step.window, sequence_end);
+    const KeyRange keys = step.cross    ? KeyRange{0, sequence_end}
+                          : step.causal ? KeyRange{first_key_of(step, position), position}
+                                        : surrounding_keys(position, step.window, sequence_end);
+    positions[i] = position;
     first_keys[i] = keys.first;
     last_keys[i] = keys.last;
     scales[i] = step.scale * step.temperature.at(position);
@@ -148,7 +191,14 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
       outputs[i * heads + h] = step.y.row(first_row + i) + (first_query + h) * layer.value_dim;
     }
   }
-  const auto table = batch.table(batch.sequences[static_cast<std::size_t>(first_row)], layer.pool);
+  if (step.relative_bias != nullptr) {
+    const KeyBiases all(step, first_query, heads, positions[0], positions[args.rows - 1], first_key, last_key,
+                        context.scratch->key_biases.data());
+    for (int q = 0; q < args.rows * heads; ++q) biases[q] = all.of(q % heads, positions[q / heads]);
+    args.biases = biases;
+    args.biases_from = all.from();
+  }
+  const auto table = batch.table(sequence, layer.pool);
   for (std::int64_t page = first_key / kPageSlots; page <= last_key / kPageSlots; ++page) {
     const auto p = static_cast<std::size_t>(page);
     context.scratch->key_tiles[p] = context.kv->keys(table[p], layer, head);
@@ -160,6 +210,19 @@ void attend_rows(const AttendStep& step, const StepContext& context, int head, i
 }
 
 }  // namespace
+
+void run_relative_bias(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const RelativeBiasStep*>(arguments);
+  const std::int64_t heads = step.w->k;
+  const std::int64_t row = 2 * step.farthest + 1;
+  float* bucket = context.scratch->floats.as<float>();
+  context.share(row, context.row_piece(row), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      dequantize_row(*step.w, relative_bucket(i - step.farthest, step.causal, step.w->n, step.farthest), bucket);
+      for (std::int64_t h = 0; h < heads; ++h) step.y[h * row + i] = bucket[h];
+    }
+  });
+}
 
 void run_rope(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const RopeStep*>(arguments);

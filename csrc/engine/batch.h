@@ -19,7 +19,8 @@ constexpr std::int32_t kNoPage = -1;
 struct SequenceContext {
   std::int32_t adapter = -1;  // of those that the plan was loaded with; -1: none
   float adapter_scale = 1.0f;
-  std::vector<float> embeddings;  // [n, hidden_size]: what the token ids -1, -2, ... -n stand for
+  std::vector<float> embeddings;             // [n, hidden_size]: what the token ids -1, -2, ... -n stand for
+  std::vector<std::int32_t> encoder_tokens;  // the text that is encoded for it, for models that need one
 };
 
 /// What a row sees of a pool, in place of a window: no keys, but the state of recurrent layers after the token before

@@ -54,6 +54,19 @@ void prepend_embeddings(std::vector<std::int32_t>& tokens, const SequenceContext
   tokens.insert(tokens.begin(), ids.begin(), ids.end());
 }
 
+void check_encoder_tokens(const std::vector<std::int32_t>& tokens, std::int32_t vocab_size) {
+  if (!tokens.empty()) check_tokens(tokens, vocab_size);
+}
+
+/// The text that is encoded before a request runs, or null.
+std::unique_ptr<Sequence> encoder_input(const SequenceContext* context) {
+  if (context == nullptr || context->encoder_tokens.empty()) return nullptr;
+  auto sequence = std::make_unique<Sequence>();
+  sequence->tokens = context->encoder_tokens;
+  sequence->output_from = sequence->num_tokens() - 1;
+  return sequence;
+}
+
 std::string too_long(std::size_t num_tokens, std::int32_t context) {
   return "the prompt has " + std::to_string(num_tokens) + " tokens; the context holds " + std::to_string(context);
 }
@@ -224,6 +237,8 @@ std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   core_->check_has_logits();
   check_tokens(request.tokens, vocab_size());
   core_->check_adapter(request.terms.context.get());
+  core_->check_encoder_input(request.terms.context.get());
+  if (request.terms.context) check_encoder_tokens(request.terms.context->encoder_tokens, vocab_size());
   prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
   validate(request.sampling, vocab_size());
   if (request.max_tokens && *request.max_tokens < 0) {
@@ -246,6 +261,7 @@ std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   active->num_prompt = static_cast<std::int32_t>(num_tokens);
   active->max_total = generate.max_tokens ? std::int64_t{active->num_prompt} + *generate.max_tokens
                                           : std::numeric_limits<std::int64_t>::max();
+  active->encoder_input = encoder_input(generate.terms.context.get());
   return submit(active, generate.terms);
 }
 
@@ -271,6 +287,8 @@ std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   core_->check_has_logits();
   check_tokens(request.tokens, vocab_size());
   core_->check_adapter(request.terms.context.get());
+  core_->check_encoder_input(request.terms.context.get());
+  if (request.terms.context) check_encoder_tokens(request.terms.context->encoder_tokens, vocab_size());
   prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
   const std::size_t num_tokens = request.tokens.size();
   if (num_tokens > static_cast<std::size_t>(context())) throw ContextOverflowError(too_long(num_tokens, context()));
@@ -286,6 +304,7 @@ std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   const std::int32_t width = score.hidden.empty() ? vocab_size() : core_->value_size(score.hidden);
   active->score_columns = score.logits ? static_cast<std::size_t>(width) : 0;
   active->scores = allocate_scores(active->score_rows, active->score_columns);
+  active->encoder_input = encoder_input(score.terms.context.get());
   return submit(active, score.terms);
 }
 

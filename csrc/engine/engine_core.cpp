@@ -22,9 +22,25 @@ std::int64_t kv_tokens_of(const EngineOptions& options) {
   return options.kv_tokens > 0 ? options.kv_tokens : options.context;
 }
 
-std::uint64_t page_bytes_of(const Plan& plan) {
+/// The plan's pools of sequences, or of what is encoded for them.
+std::vector<std::size_t> pools_of(const Plan& plan, bool encoded) {
+  std::vector<std::size_t> numbers;
+  for (std::size_t i = 0; i < plan.kv_pools().size(); ++i) {
+    if ((plan.kv_pools()[i].kind != KvPoolKind::kSequence) == encoded) numbers.push_back(i);
+  }
+  return numbers;
+}
+
+/// What is said about these pools.
+std::vector<std::int32_t> chosen(const std::vector<std::int32_t>& values, std::span<const std::size_t> pools) {
+  std::vector<std::int32_t> result;
+  for (const std::size_t pool : pools) result.push_back(values[pool]);
+  return result;
+}
+
+std::uint64_t page_bytes_of(const Plan& plan, std::span<const std::size_t> pools) {
   std::uint64_t bytes = 0;
-  for (const KvPoolInfo& pool : plan.kv_pools()) bytes += pool.page_bytes;
+  for (const std::size_t pool : pools) bytes += plan.kv_pools()[pool].page_bytes;
   return bytes;
 }
 
@@ -62,10 +78,15 @@ EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces>
       process_(getpid()),
       plan_(std::move(plan)),
       pieces_(std::move(pieces)),
-      page_bytes_(page_bytes_of(*plan_)),
+      page_bytes_(page_bytes_of(*plan_, pools_of(*plan_, false))),
       kv_layout_(plan_->kv_layout()),
       sampler_(vocab_size_),
-      cache_(pool_windows(*plan_), pool_page_limits(*plan_, kv_tokens_of(options), options.max_sequences)),
+      sequence_pools_(pools_of(*plan_, false)),
+      encoded_pools_(pools_of(*plan_, true)),
+      cache_(chosen(pool_windows(*plan_), sequence_pools_),
+             chosen(pool_page_limits(*plan_, kv_tokens_of(options), options.max_sequences), sequence_pools_)),
+      encoded_(chosen(pool_windows(*plan_), encoded_pools_),
+               chosen(pool_page_limits(*plan_, kv_tokens_of(options), options.max_sequences), encoded_pools_)),
       scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, cache_),
       drafter_(*plan_, std::move(draft_plan), kv_tokens_of(options), options.max_sequences) {}
 
@@ -107,12 +128,14 @@ EngineStats EngineCore::stats() const {
   EngineStats stats = totals_;
   stats.running = scheduler_.num_running();
   stats.waiting = scheduler_.num_waiting() + submitted_.size() + encoding_line_.size();
-  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
-    const KvPages& pages = cache_.pages(pool);
-    if (pool > 0 && pages.num_in_use() <= stats.pages_in_use) continue;
-    stats.pages_in_use = pages.num_in_use();
-    stats.pages_cached = pages.num_idle();
-    stats.page_limit = pages.limit();
+  for (const KvCache* cache : {&cache_, &encoded_}) {
+    for (std::size_t pool = 0; pool < cache->num_pools(); ++pool) {
+      const KvPages& pages = cache->pages(pool);
+      if (stats.page_limit > 0 && pages.num_in_use() <= stats.pages_in_use) continue;
+      stats.pages_in_use = pages.num_in_use();
+      stats.pages_cached = pages.num_idle();
+      stats.page_limit = pages.limit();
+    }
   }
   stats.preemptions = scheduler_.num_preemptions();
   return stats;
@@ -215,10 +238,14 @@ bool EngineCore::turn() {
     return true;
   }
   build_batch();
-  std::vector<std::int32_t> num_pages;
-  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
-    num_pages.push_back(std::min(cache_.pages(pool).high_water(), cache_.pages(pool).limit()));
-  }
+  std::vector<std::int32_t> num_pages(sequence_pools_.size() + encoded_pools_.size());
+  const auto count_pages = [&](const KvCache& cache, std::span<const std::size_t> pools) {
+    for (std::size_t i = 0; i < pools.size(); ++i) {
+      num_pages[pools[i]] = std::min(cache.pages(i).high_water(), cache.pages(i).limit());
+    }
+  };
+  count_pages(cache_, sequence_pools_);
+  count_pages(encoded_, encoded_pools_);
   lock.unlock();
 
   RunResult result = RunResult::kInterrupted;
@@ -276,9 +303,13 @@ void EngineCore::finish_batch(RunResult result, const std::exception_ptr& error)
 
 /// What the plan has is all that there will be.
 void EngineCore::lower_page_limits() {
-  for (std::size_t pool = 0; pool < cache_.num_pools(); ++pool) {
-    cache_.pages(pool).set_limit(std::min(cache_.pages(pool).limit(), plan_->num_pages(pool)));
-  }
+  const auto lower = [&](KvCache& cache, std::span<const std::size_t> pools) {
+    for (std::size_t i = 0; i < pools.size(); ++i) {
+      cache.pages(i).set_limit(std::min(cache.pages(i).limit(), plan_->num_pages(pools[i])));
+    }
+  };
+  lower(cache_, sequence_pools_);
+  lower(encoded_, encoded_pools_);
 }
 
 /// Ends what was cancelled or is late, and hands to the scheduler what is new.
@@ -324,6 +355,10 @@ void EngineCore::start(ActiveRequest& request) {
     request.output_from = score->positions_from;
   } else {
     request.output_from = request.generate()->max_tokens == 0 ? num_tokens : num_tokens - 1;
+  }
+  if (request.encoder_input) {
+    request.timings.prompt_tokens = request.encoder_input->num_tokens();
+    return add_to_encode(request);
   }
   scheduler_.add(request);
 }
@@ -375,22 +410,24 @@ void EngineCore::build_batch() {
   only_decodes_ = !encodes_;
   const auto now = Clock::now();
   std::int32_t sequence = 0;
-  for (const ScheduledRows& rows : picked()) {
-    auto& request = static_cast<ActiveRequest&>(*rows.sequence);
-    const std::int32_t own = request.num_tokens();
+  for (std::size_t entry = 0; entry < picked().size(); ++entry) {
+    const ScheduledRows& rows = picked()[entry];
+    ActiveRequest& request = request_of(entry);
+    const Sequence& part = *rows.sequence;
+    const std::int32_t own = part.num_tokens();
     batch_first_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
     for (std::int32_t i = 0; i < rows.count; ++i) {
       if (i >= rows.count - rows.num_outputs) {
         batch_output_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
       }
       const std::int32_t position = rows.first + i;
-      batch_tokens_.push_back(position < own ? request.tokens[static_cast<std::size_t>(position)]
-                                             : request.draft[static_cast<std::size_t>(position - own)]);
+      batch_tokens_.push_back(position < own ? part.tokens[static_cast<std::size_t>(position)]
+                                             : part.draft[static_cast<std::size_t>(position - own)]);
       batch_positions_.push_back(position);
       batch_sequences_.push_back(sequence);
     }
     ++sequence;
-    for (const auto& table : request.pages) batch_page_tables_.emplace_back(table);
+    add_page_tables(request);
     batch_contexts_.push_back(terms_of(request).context.get());
     if (const ScoreRequest* score = request.score(); score && !score->hidden.empty()) {
       if (std::ranges::find(batch_kept_, score->hidden) == batch_kept_.end()) batch_kept_.push_back(score->hidden);
@@ -402,11 +439,29 @@ void EngineCore::build_batch() {
   }
 }
 
+ActiveRequest& EngineCore::request_of(std::size_t entry) const {
+  return encodes_ ? *picked_requests_[entry] : static_cast<ActiveRequest&>(*picked()[entry].sequence);
+}
+
+void EngineCore::add_page_tables(const ActiveRequest& request) {
+  const std::size_t first = batch_page_tables_.size();
+  batch_page_tables_.resize(first + sequence_pools_.size() + encoded_pools_.size());
+  const auto set = [&](const Sequence& sequence, std::span<const std::size_t> pools) {
+    for (std::size_t i = 0; i < sequence.pages.size(); ++i) batch_page_tables_[first + pools[i]] = sequence.pages[i];
+  };
+  if (request.embed()) {
+    set(request, encoded_pools_.empty() ? sequence_pools_ : encoded_pools_);
+  } else {
+    set(request, sequence_pools_);
+    if (request.encoder_input) set(*request.encoder_input, encoded_pools_);
+  }
+}
+
 Batch EngineCore::batch() const {
   Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
   batch.contexts = batch_contexts_;
   batch.kept = batch_kept_;
-  batch.num_pools = cache_.num_pools();
+  batch.num_pools = sequence_pools_.size() + encoded_pools_.size();
   batch.encode = encodes_;
   return batch;
 }
@@ -422,7 +477,7 @@ EngineCore::RunResult EngineCore::run_batch(std::span<const std::int32_t> num_pa
     }
   }
   if (!encodes_) {
-    for (const PageCopy& copy : scheduler_.copies()) plan_->copy_page(copy.pool, copy.from, copy.to);
+    for (const PageCopy& copy : scheduler_.copies()) plan_->copy_page(sequence_pools_[copy.pool], copy.from, copy.to);
   }
   copied_ = true;
   return plan_->run(batch(), &interrupt_) ? RunResult::kDone : RunResult::kInterrupted;
@@ -433,11 +488,18 @@ void EngineCore::end(ActiveRequest& request, FinishReason reason, std::exception
   request.timings.cached_tokens = std::min(request.num_reused, request.num_prompt);
   drafter_.release(request.drafting, request.tokens);
   std::erase(encoding_line_, &request);
-  if (error || (request.embed() && encoding_.whole)) {
+  if (request.embed()) {
+    if (error || encoding_.whole) {
+      encoding_cache().drop(request);
+    } else {
+      encoding_cache().retire(request);
+    }
+  } else if (error) {
     scheduler_.remove(request);
   } else {
     scheduler_.retire(request);
   }
+  if (request.encoder_input) encoded_.drop(*request.encoder_input);
   const auto now = Clock::now();
   const auto started = request.started.value_or(now);
   const auto first_output = request.first_output.value_or(now);

@@ -42,6 +42,7 @@ struct ActiveRequest : Sequence {
   std::span<const std::int32_t> history() const { return forgot ? std::span(all_tokens) : std::span(tokens); }
 
   std::variant<GenerateRequest, ScoreRequest, EmbedRequest> request;
+  std::unique_ptr<Sequence> encoder_input;  // the text that is encoded for it before it runs, if the model needs one
   ResultQueue results;
   std::atomic<bool> cancelled = false;
   Clock::time_point submitted = Clock::now();
@@ -105,6 +106,9 @@ class EngineCore {
   void check_adapter(const SequenceContext* context) const;
   const EncodingInfo& encoding() const { return encoding_; }
   std::int32_t max_encoded() const;
+  /// Throws what is wrong with a context: an adapter that the plan does not have, a text to encode too much, or
+  /// missing.
+  void check_encoder_input(const SequenceContext* context) const;
   /// Throws UnsupportedModelError for a model that only encodes.
   void check_has_logits() const;
   /// With a word before them that tells which pools' parts are there.
@@ -125,6 +129,9 @@ class EngineCore {
   void make_drafts();
   /// Of the batch that runs.
   const std::vector<ScheduledRows>& picked() const { return encodes_ ? picked_encodes_ : scheduler_.picked(); }
+  ActiveRequest& request_of(std::size_t entry) const;
+  /// Page tables of its rows, by pool of the plan.
+  void add_page_tables(const ActiveRequest& request);
   void build_batch();
   Batch batch() const;
   enum class RunResult { kDone, kInterrupted, kNoMemory };
@@ -134,6 +141,11 @@ class EngineCore {
 
   void add_to_encode(ActiveRequest& request);
   bool pick_encodes();
+  /// What is encoded of a request, and who has its pages: where others than sequences' are needed, they have a cache of
+  /// their own.
+  Sequence& encoded_part(ActiveRequest& request) const;
+  KvCache& encoding_cache() { return encoded_pools_.empty() ? cache_ : encoded_; }
+  void forget_encoded(ActiveRequest& request);
   void read_encodings();
   void finish_encodes(RunResult result, const std::exception_ptr& error);
 
@@ -175,7 +187,11 @@ class EngineCore {
   bool work_ = false;                  // something changed since the thread last looked
   Interrupt interrupt_;                // of the run in progress, be it the plan's or the draft model's
   bool drafting_ = false;              // the draft model runs
+  // The plan's pools: those of sequences, which `cache_` and the scheduler know, and those of what is encoded.
+  const std::vector<std::size_t> sequence_pools_;
+  const std::vector<std::size_t> encoded_pools_;
   KvCache cache_;
+  KvCache encoded_;
   Scheduler scheduler_;
   std::list<std::shared_ptr<ActiveRequest>> submitted_;  // not yet seen by the thread
   std::list<std::shared_ptr<ActiveRequest>> active_;
@@ -192,7 +208,8 @@ class EngineCore {
   EngineStats totals_;
 
   // The batch that runs.
-  std::vector<ScheduledRows> picked_encodes_;  // its rows, if it encodes
+  std::vector<ScheduledRows> picked_encodes_;    // its rows, if it encodes
+  std::vector<ActiveRequest*> picked_requests_;  // whose they are
   bool encodes_ = false;
   std::vector<std::int32_t> batch_tokens_;
   std::vector<std::int32_t> batch_positions_;

@@ -66,12 +66,12 @@ std::vector<std::vector<std::uint8_t>> EngineCore::export_pages(const std::strin
       std::vector<std::uint8_t> bytes(page_bytes());
       Presence present = 0;
       auto rest = std::span(bytes).subspan(sizeof present);
-      for (std::size_t pool = 0; pool < pools.size(); ++pool) {
-        const auto part = rest.first(pools[pool].page_bytes);
+      for (std::size_t pool = 0; pool < sequence_pools_.size(); ++pool) {
+        const auto part = rest.first(pools[sequence_pools_[pool]].page_bytes);
         rest = rest.subspan(part.size());
         if (page[pool] == kNoPage) continue;
         present |= Presence{1} << pool;
-        plan_->read_page(pool, page[pool], part);
+        plan_->read_page(sequence_pools_[pool], page[pool], part);
       }
       std::memcpy(bytes.data(), &present, sizeof present);
       pages.push_back(std::move(bytes));
@@ -103,11 +103,12 @@ std::int32_t EngineCore::import_pages(const std::string& context_key, std::span<
       std::memcpy(&present, bytes.data(), sizeof present);
       auto rest = bytes.subspan(sizeof present);
       try {
-        for (std::size_t pool = 0; pool < pools.size(); ++pool) {
+        for (std::size_t pool = 0; pool < sequence_pools_.size(); ++pool) {
           const std::int32_t number = sequence.pages[pool].back();
-          if (plan_->num_pages(pool) <= number) plan_->reserve_pages(pool, number + 1);
-          plan_->write_page(pool, number, rest.first(pools[pool].page_bytes));
-          rest = rest.subspan(pools[pool].page_bytes);
+          if (plan_->num_pages(sequence_pools_[pool]) <= number)
+            plan_->reserve_pages(sequence_pools_[pool], number + 1);
+          plan_->write_page(sequence_pools_[pool], number, rest.first(pools[sequence_pools_[pool]].page_bytes));
+          rest = rest.subspan(pools[sequence_pools_[pool]].page_bytes);
         }
       } catch (const MemoryBudgetError&) {
         break;

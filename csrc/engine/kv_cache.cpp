@@ -348,6 +348,10 @@ void KvCache::retire(Sequence& sequence) {
   drop(sequence);
 }
 
+void KvCache::drop_pool(Sequence& sequence, std::size_t pool) {
+  for (std::size_t page = 0; page < sequence.pages[pool].size(); ++page) release(sequence, pool, page);
+}
+
 void KvCache::drop(Sequence& sequence) {
   sequence.num_computed = 0;
   sequence.num_indexed = 0;

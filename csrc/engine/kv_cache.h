@@ -76,6 +76,8 @@ class KvCache {
   void release_unused(Sequence& sequence);
   /// The sequence ends; what it computed stays in the index, a page that is not full as well.
   void retire(Sequence& sequence);
+  /// The sequence lets go of its pages of one pool.
+  void drop_pool(Sequence& sequence, std::size_t pool);
   /// The sequence lets go of all pages, and nothing of it counts as computed. What is in the index stays there.
   void drop(Sequence& sequence);
 

@@ -21,19 +21,26 @@ enum class KvType { kF16, kF32, kQ8_0 };
 /// Elements of a head's key or value row that share a scale in a q8_0 cache.
 constexpr int kKvGroup = 32;
 
+/// Whose positions the pages of a pool hold.
+enum class KvPoolKind {
+  kSequence,   // those of the sequence: its rows write them and see those before
+  kTemporary,  // of a sequence that is encoded, while its batch runs: layers that see later positions too write them
+               // one after the other
+  kCross,      // of the sequence that was encoded for this one, which reads them
+};
+
 /// Layers whose pages live and die together: those that see all positions (window 0), the last `window`, or a state
 /// (kStateWindow).
 struct KvPoolInfo {
   std::int32_t window = 0;
   std::uint64_t page_bytes = 0;  // one page over these layers; of a temporary pool, the largest of them
-  /// Pages mean nothing once their batch is computed: those of layers that see later positions too, which write them
-  /// one after the other.
-  bool temporary = false;
+  KvPoolKind kind = KvPoolKind::kSequence;
 };
 
 /// What a plan's function "encode" gives.
 struct EncodingInfo {
   std::int32_t size = 0;  // floats of a vector; 0: there is no such function
+  bool keeps = false;     // it writes pages of cross pools, which "logits" needs
   bool whole = false;     // a sequence must be computed in one batch; otherwise in any chunks, as for logits
 };
 

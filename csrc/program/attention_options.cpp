@@ -1,7 +1,9 @@
 #include "program/attention_options.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 
 namespace sterna {
 
@@ -44,6 +46,19 @@ float AttentionTemperature::at(std::int64_t position) const {
 
 AttentionTemperature attention_temperature(const Node& node) {
   return {node.number("temperature.scale"), node.integer("temperature.length"), node.integer("temperature.offset")};
+}
+
+std::int64_t relative_bucket(std::int64_t offset, bool causal, std::int64_t num_buckets, std::int64_t max_distance) {
+  const std::int64_t side = causal ? num_buckets : num_buckets / 2;
+  const std::int64_t first = causal || offset <= 0 ? 0 : side;
+  const std::int64_t distance = causal ? std::max<std::int64_t>(-offset, 0) : std::abs(offset);
+  const std::int64_t single = side / 2;
+  if (distance < single) return first + distance;
+  const double share = (natural_logarithm(distance) - natural_logarithm(single)) /
+                       (natural_logarithm(max_distance) - natural_logarithm(single));
+  // A little more than rounding: where the logarithms' ratio is a whole number, the bucket begins.
+  const auto further = static_cast<std::int64_t>(share * static_cast<double>(side - single) + 1e-6);
+  return first + std::min(single + further, side - 1);
 }
 
 }  // namespace sterna

@@ -24,4 +24,9 @@ struct AttentionTemperature {
 
 AttentionTemperature attention_temperature(const Node& node);
 
+/// The bucket of a key that lies `offset` positions behind a row (negative: before it): half of a side's buckets are
+/// for single distances, the others grow up to max_distance (arXiv:1910.10683; transformers, models/t5). Without
+/// `causal`, later keys have the second half of the buckets.
+std::int64_t relative_bucket(std::int64_t offset, bool causal, std::int64_t num_buckets, std::int64_t max_distance);
+
 }  // namespace sterna

@@ -11,9 +11,8 @@ namespace sterna {
 namespace {
 
 bool stores_layer(const Function& function, std::int64_t layer) {
-  return std::ranges::any_of(function.nodes, [layer](const Node& node) {
-    return node.op == "attention" && node.input("k") != kNoValue && node.integer("layer") == layer;
-  });
+  return std::ranges::any_of(function.nodes,
+                             [layer](const Node& node) { return stores_kv(node) && node.integer("layer") == layer; });
 }
 
 }  // namespace
@@ -60,7 +59,7 @@ std::vector<ValueId> ProgramBuilder::emit(Node node, const std::vector<std::stri
     const std::string own = i == 0 ? node.name : node.name + "." + std::to_string(i);
     node.outputs.push_back(add_value({names.empty() ? own : names[i], ValueKind::kNode, shapes[i], FormatId::kF32}));
   }
-  if (node.op == "attention" && node.input("k") != kNoValue) {
+  if (stores_kv(node)) {
     const KvSlot slot = kv_slot(program_, node);
     const auto place = std::ranges::lower_bound(program_.kv_slots, slot.layer, {}, &KvSlot::layer);
     if (place == program_.kv_slots.end() || place->layer != slot.layer) {

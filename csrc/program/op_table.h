@@ -52,6 +52,9 @@ struct OpSpec {
 /// The largest constant extent; products of two never overflow.
 constexpr std::int64_t kMaxDim = (std::int64_t{1} << 31) - 1;
 
+/// The farthest distance with a bucket of its own in a relative bias.
+constexpr std::int64_t kMaxRelativeDistance = 1 << 14;
+
 std::span<const OpSpec> op_table();
 /// The entry of that name, or null.
 const OpSpec* find_op(std::string_view name);

@@ -128,6 +128,17 @@ void check_rope(const Program& program, const Node& node, const std::string& pre
   if (positions.shape != Shape{{Dim::kTokens}}) fail(node, "positions must have shape [T]");
 }
 
+KvSlot stored_slot(const Program& program, const Node& node) {
+  const std::int64_t layer = node.integer("layer");
+  if (layer < 0) fail(node, "layer is " + std::to_string(layer));
+  const Shape& k = tokens_of(program, node, "k", 3);
+  const Shape& v = tokens_of(program, node, "v", 3);
+  if (k[1] != v[1]) {
+    fail(node, "k has " + std::to_string(k[1].size) + " heads, v " + std::to_string(v[1].size));
+  }
+  return {layer, k[1].size, k[2].size, v[2].size};
+}
+
 /// Where an attention node finds its keys and values: its own, or those that an earlier node of that layer has stored.
 KvSlot attended_slot(const Program& program, const Node& node) {
   const std::int64_t layer = node.integer("layer");
@@ -144,14 +155,7 @@ KvSlot attended_slot(const Program& program, const Node& node) {
     return {layer, k[1].size, k[2].size, latent, true};
   }
   if ((node.input("k") == kNoValue) != (node.input("v") == kNoValue)) fail(node, "k and v come together");
-  if (node.input("k") != kNoValue) {
-    const Shape& k = tokens_of(program, node, "k", 3);
-    const Shape& v = tokens_of(program, node, "v", 3);
-    if (k[1] != v[1]) {
-      fail(node, "k has " + std::to_string(k[1].size) + " heads, v " + std::to_string(v[1].size));
-    }
-    return {layer, k[1].size, k[2].size, v[2].size};
-  }
+  if (node.input("k") != kNoValue) return stored_slot(program, node);
   for (const char* role : {"q_norm", "positions"}) {
     if (node.input(role) != kNoValue) fail(node, std::string(role) + " without k and v");
   }
@@ -174,6 +178,20 @@ void check_attention_options(const Program& program, const Node& node, std::int6
   }
   check_positive(node, "scale");
   check_optional_vector(program, node, "sinks", heads);
+  if (node.input("relative_bias") == kNoValue) return;
+  const Value& bias = operand(program, node, "relative_bias");
+  const Shape& buckets = matrix(node, bias);
+  // At least one bucket for single distances and one beyond them, on each side.
+  const std::int64_t fewest = node.flag("causal") ? 2 : 4;
+  if (buckets[1].size != heads || buckets[0].size < fewest || buckets[0].size % fewest != 0) {
+    fail(node, "relative_bias " + bias.name + " has shape " + to_string(buckets) + ", expected a multiple of " +
+                   std::to_string(fewest) + " buckets for each of " + std::to_string(heads) + " heads");
+  }
+  const std::int64_t distance = node.integer("max_distance");
+  if (distance <= buckets[0].size / fewest || distance > kMaxRelativeDistance) {
+    fail(node, "max_distance is " + std::to_string(distance) + ", must be above " +
+                   std::to_string(buckets[0].size / fewest) + " and at most " + std::to_string(kMaxRelativeDistance));
+  }
 }
 
 }  // namespace
@@ -303,6 +321,11 @@ std::vector<Shape> lora_shapes(const Program& program, const Node& node) {
   }
   if (node.integer("adapter") < 0) fail(node, "adapter is " + std::to_string(node.integer("adapter")));
   return {y};
+}
+
+std::vector<Shape> store_kv_shapes(const Program& program, const Node& node) {
+  stored_slot(program, node);
+  return {operand(program, node, "k").shape};
 }
 
 std::vector<Shape> glu_shapes(const Program& program, const Node& node) {

@@ -16,6 +16,7 @@ std::vector<Shape> layer_norm_shapes(const Program& program, const Node& node);
 std::vector<Shape> rope_shapes(const Program& program, const Node& node);
 std::vector<Shape> attention_shapes(const Program& program, const Node& node);
 std::vector<Shape> lora_shapes(const Program& program, const Node& node);
+std::vector<Shape> store_kv_shapes(const Program& program, const Node& node);
 std::vector<Shape> glu_shapes(const Program& program, const Node& node);
 std::vector<Shape> route_shapes(const Program& program, const Node& node);
 std::vector<Shape> expert_glu_shapes(const Program& program, const Node& node);

@@ -123,20 +123,26 @@ void experts_come_from_a_route(const Program& program, const Function& function)
   }
 }
 
-// The KV slots are those of the attention nodes that store keys and values, by layer; others of the function share them
-// afterwards, and other functions may use them too.
+// The KV slots are those of the nodes that store keys and values, by layer; others of the function share them
+// afterwards, and other functions may use them too. What store_kv keeps is there for attention in other functions.
 void slots_fit_the_attention_nodes(const Program& program) {
   std::map<std::int64_t, KvSlot> slots;
+  const std::unordered_set<std::int64_t> kept = cross_layers(program);
   for (const Function& function : program.functions) {
     std::unordered_set<std::int64_t> stored;
     for (const Node& node : function.nodes) {
-      if (node.op != "attention") continue;
+      if (node.op != "attention" && node.op != "store_kv") continue;
       const std::int64_t layer = node.integer("layer");
-      if (node.input("k") != kNoValue) {
+      if (stores_kv(node)) {
+        if (node.op == "attention" && kept.contains(layer)) broken("two nodes share layer " + std::to_string(layer));
         const KvSlot slot = kv_slot(program, node);
         if (!stored.insert(layer).second) broken("two attention nodes share a layer");
         if (slots.try_emplace(layer, slot).first->second != slot) {
           broken("two functions keep different things in layer " + std::to_string(layer));
+        }
+      } else if (kept.contains(layer)) {
+        if (node.flag("causal") || stored.contains(layer)) {
+          fail(node, "what store_kv keeps is for attention in another function, which is not causal");
         }
       } else if (!stored.contains(layer)) {
         fail(node, "layer " + std::to_string(layer) + " has stored no keys and values yet");
@@ -202,9 +208,23 @@ std::string value_problem(const Value& value) {
   return "";
 }
 
+bool stores_kv(const Node& node) {
+  return node.op == "store_kv" || (node.op == "attention" && node.input("k") != kNoValue);
+}
+
+std::unordered_set<std::int64_t> cross_layers(const Program& program) {
+  std::unordered_set<std::int64_t> layers;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.op == "store_kv") layers.insert(node.integer("layer"));
+    }
+  }
+  return layers;
+}
+
 KvSlot kv_slot(const Program& program, const Node& node) {
   const Shape& k = program.value(node.input("k")).shape;
-  const std::int64_t latent = node.integer("latent");
+  const std::int64_t latent = node.has("latent") ? node.integer("latent") : 0;
   if (latent != 0) return {node.integer("layer"), k.at(1).size, k.at(2).size, latent, true};
   const Shape& v = program.value(node.input("v")).shape;
   return {node.integer("layer"), k.at(1).size, k.at(2).size, v.at(2).size, false};

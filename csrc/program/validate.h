@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <unordered_set>
 
 #include "program/program.h"
 
@@ -17,7 +18,11 @@ bool is_name(std::string_view name);
 bool is_source(std::string_view source);
 /// What is wrong with a value on its own (name, shape, format), or an empty string.
 std::string value_problem(const Value& value);
-/// What an attention node with keys and values keeps in the cache.
+/// Whether a node writes keys and values: attention with k and v, or store_kv.
+bool stores_kv(const Node& node);
+/// The layers of store_kv, whose keys and values attention in another function reads (cross attention).
+std::unordered_set<std::int64_t> cross_layers(const Program& program);
+/// What such a node keeps in the cache.
 KvSlot kv_slot(const Program& program, const Node& node);
 /// Whether the op keeps a state of its sequence.
 bool is_recurrent(std::string_view op);

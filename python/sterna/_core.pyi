@@ -713,11 +713,16 @@ class EngineStats:
 class SequenceContext:
     """What beside its tokens a request is computed from; the same for all requests of one context_key.
 
-    `embeddings`, [n, hidden_size], are input rows in front of the tokens.
+    `embeddings`, [n, hidden_size], are input rows in front of the tokens. `encoder_tokens` are encoded before it runs.
     """
 
     def __init__(
-        self, *, adapter: int = -1, adapter_scale: float = 1.0, embeddings: npt.NDArray[np.float32] | None = None
+        self,
+        *,
+        adapter: int = -1,
+        adapter_scale: float = 1.0,
+        embeddings: npt.NDArray[np.float32] | None = None,
+        encoder_tokens: IntsLike = (),
     ) -> None: ...
 
 class Engine:
@@ -807,6 +812,9 @@ class Engine:
     @property
     def encoding_size(self) -> int:
         """Floats of the vector of a text; 0 where the model makes none."""
+    @property
+    def needs_encoder_tokens(self) -> bool:
+        """Whether requests need a context with a text to encode: the model has an encoder and a decoder."""
     @property
     def max_encoded(self) -> int:
         """Most tokens of a text that `submit_embed` takes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -120,12 +120,15 @@ class ContextMaker:
         self._adapters = dict(adapters)
         self._hidden_size = hidden_size
 
-    def make(self, lora: object, embeddings: object) -> tuple[SequenceContext | None, bytes, int]:
+    def make(
+        self, lora: object, embeddings: object, encoder_tokens: Sequence[int] = ()
+    ) -> tuple[SequenceContext | None, bytes, int]:
         """The context (None for a plain request), its key, and how many input rows stand before the tokens.
 
-        lora: a name, or (name, scale). embeddings: numbers [n, hidden_size]. ArgumentError.
+        lora: a name, or (name, scale). embeddings: numbers [n, hidden_size]. encoder_tokens: the text that is encoded
+        first, of models that need one. ArgumentError.
         """
-        if lora is None and embeddings is None:
+        if lora is None and embeddings is None and not encoder_tokens:
             return None, b"", 0
         from sterna._core import SequenceContext
 
@@ -134,7 +137,11 @@ class ContextMaker:
         digest = hashlib.sha256(f"adapter {index} {scale.hex()}\n".encode())
         if rows is not None:
             digest.update(rows.tobytes())
-        context = SequenceContext(adapter=index, adapter_scale=scale, embeddings=rows)
+        if encoder_tokens:
+            digest.update(f"\nencoder {list(encoder_tokens)}".encode())
+        context = SequenceContext(
+            adapter=index, adapter_scale=scale, embeddings=rows, encoder_tokens=list(encoder_tokens)
+        )
         return context, digest.digest(), 0 if rows is None else len(rows)
 
     def _adapter(self, lora: object) -> tuple[int, float]:

@@ -441,6 +441,10 @@ class Weights:
         """The first of `names` that the file has: ("output", "token_embd") where embeddings may be tied."""
         return self[next((name for name in names if name in self), names[0])]
 
+    def part(self, name: str) -> Weights:
+        """The tensors "{name}.*" under their names without that."""
+        return Weights(self._table, f"{self._prefix}{name}.")
+
     def layer(self, index: int) -> Weights:
         """The tensors "blk.{index}.*" under their names without that."""
         return Weights(self._table, f"{self._prefix}blk.{index}.")
@@ -496,16 +500,19 @@ _F = TypeVar("_F", bound=ModelFunction)
 
 
 def register(
-    *names: str, config: type[DecoderConfig] = DecoderConfig, when: Callable[[Metadata], bool] | None = None
+    *names: str,
+    config: type[DecoderConfig] = DecoderConfig,
+    when: Callable[[Metadata], bool] | None = None,
+    encode: ModelFunction | None = None,
 ) -> Callable[[_F], _F]:
     """Declares the function of a model file for the values `names` of general.architecture.
 
     `when` tells files apart that share one (Mixtral says "llama"): it sees the metadata and says whether this function
-    is meant.
+    is meant. `encode` is that of a model with an encoder and a decoder, which reads what the encoder keeps.
     """
 
     def add(logits: _F) -> _F:
-        architectures.extend(Architecture(name, config, logits, None, when) for name in names)
+        architectures.extend(Architecture(name, config, logits, encode, when) for name in names)
         return logits
 
     return add

@@ -18,6 +18,7 @@ from sterna._core import Program, ProgramNode, rope_inverse_frequencies
 from sterna.errors import ArgumentError
 from sterna.memory import KvDtype
 from sterna.recurrence import States
+from sterna.relative_bias import relative_buckets
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -212,7 +213,13 @@ def alibi_slopes(heads: int, max_bias: float) -> Array:
 
 
 def attend(
-    q: F32, keys: F32, values: F32, positions: Array, attributes: dict[str, Any], sinks: F32 | None = None
+    q: F32,
+    keys: F32,
+    values: F32,
+    positions: Array,
+    attributes: dict[str, Any],
+    sinks: F32 | None = None,
+    relative_bias: F32 | None = None,
 ) -> F32:
     """Rows of q [rows, heads, head_dim] over keys and values [length, kv_heads, ...]; key j stands at position j."""
     rows, heads, _ = q.shape
@@ -228,6 +235,9 @@ def attend(
     distance = positions[:, None] - key_positions[None, :]
     if attributes["max_alibi_bias"] > 0:
         scores -= alibi_slopes(heads, attributes["max_alibi_bias"])[:, None, None] * np.abs(distance)
+    if relative_bias is not None:
+        buckets = relative_buckets(-distance, attributes["causal"], len(relative_bias), attributes["max_distance"])
+        scores += np.moveaxis(relative_bias.astype(np.float64)[buckets], 2, 0)
     visible = np.ones(distance.shape, bool)
     if attributes["causal"]:
         visible &= distance >= 0
@@ -288,11 +298,14 @@ class Interpreter:
         quantize_activations: bool = True,
         function: str = "logits",
         adapter: tuple[int, float] | None = None,
+        memory: Interpreter | None = None,
     ) -> None:
         """`weights` gives the numbers of a weight by its name in the Program, in the shape that it has there.
 
-        `adapter`: the LoRA adapter that the sequence uses, and its scale.
+        `adapter`: the LoRA adapter that the sequence uses, and its scale. `memory` has run "encode" on the text whose
+        kept K and V this function reads.
         """
+        self._memory = memory
         self._adapter = adapter
         self.values: dict[str, Array] = {}
         self._table = program.values
@@ -423,6 +436,9 @@ class Interpreter:
     def _attention(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
         q, positions, layer = operands["q"][0], self.values["positions"], attributes["layer"]
         sinks = operands["sinks"][0] if "sinks" in operands else None
+        bias = operands["relative_bias"][0] if "relative_bias" in operands else None
+        if "k" not in operands and self._memory is not None and layer not in self._cache:
+            return attend(q, *self._memory._cache[layer], positions, attributes)
         if "k" not in operands:  # those that another node of the layer has stored
             keys, values = self._cache[layer]
             return attend(q, keys[: self._length], values[: self._length], positions, attributes, sinks)
@@ -439,7 +455,12 @@ class Interpreter:
         keys, values = self._store(layer, positions, k, k[..., :latent] if latent else operands["v"][0])
         if latent:
             values = keys[..., :latent]
-        return attend(q, keys, values, positions, attributes, sinks)
+        return attend(q, keys, values, positions, attributes, sinks, bias)
+
+    def _store_kv(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        k, v = operands["k"][0], operands["v"][0]
+        self._store(attributes["layer"], self.values["positions"], k, v)
+        return k
 
     def _store(self, layer: int, positions: Array, k: F32, v: F32) -> tuple[F32, F32]:
         """Writes K and V of the batch to the cache and gives all of the layer's, as the cache rounds them."""

@@ -62,6 +62,7 @@ class LLM(AsyncMethods, MeasuringMethods):
         defaults: Mapping[str, Any],
         seed: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        decoder_start: int | None = None,
         adapters: Mapping[str, int] | None = None,
         program: Program,
     ) -> None:
@@ -72,6 +73,7 @@ class LLM(AsyncMethods, MeasuringMethods):
         self._found_template = template
         self._prefix_cache = prefix_cache
         self._program = program
+        self._decoder_start = decoder_start
         self._contexts = ContextMaker(adapters or {}, engine.hidden_size)
         self.info = info
 
@@ -333,9 +335,11 @@ class LLM(AsyncMethods, MeasuringMethods):
             raise ArgumentError(f"max_tokens is {max_tokens!r:.60}, must be 0 or more, or None for no limit")
         texts, ids = merged.stops
         seed = new_seed() if merged.seed is None or merged.seed == -1 else int(merged.seed)
-        context, context_key, rows = self._contexts.make(terms.lora, terms.embeddings)
+        # A model with an encoder and a decoder encodes the prompt, and the text begins with a token of its own.
+        encoded, begun = ((), tokens) if self._decoder_start is None else (tokens, [self._decoder_start])
+        context, context_key, rows = self._contexts.make(terms.lora, terms.embeddings, encoded)
         handle = self.engine.submit(
-            tokens,
+            begun,
             max_tokens=None if max_tokens is None else min(max_tokens, self.info.context),
             sampling=engine_params(merged, self._defaults, self.tokenizer.suppress_ids, seed),
             stop_ids=sorted({*ids, *(() if merged.ignore_eos else self.tokenizer.end_ids)}),

@@ -19,6 +19,7 @@ from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program
+    from sterna.arch import Metadata
     from sterna.draft import PreparedDraft
     from sterna.hub import Progress, ResolvedModel
     from sterna.llm import LLM
@@ -266,6 +267,7 @@ def _start(
 ) -> LLM:
     """Allocates: packs the weights and starts the engine."""
     from sterna._core import Engine, Pieces, compile_cpu
+    from sterna.arch import Metadata
     from sterna.chat.source import find_template
     from sterna.llm import LLM
     from sterna.tokenizer import Tokenizer
@@ -333,6 +335,7 @@ def _start(
         fingerprint=fingerprint(file, prepared.program),
         draft=None if prepared.draft is None else prepared.draft.file.path,
     )
+    start = decoder_start(Metadata(file, prepared.architecture)) if engine.needs_encoder_tokens else None
     cache = None
     if prefix_cache is not None:
         from sterna.prefix_cache import PrefixCache
@@ -349,7 +352,14 @@ def _start(
         prefix_cache=cache,
         adapters={adapter.name: adapter.index for adapter in prepared.adapters},
         program=prepared.program,
+        decoder_start=start,
     )
+
+
+def decoder_start(metadata: Metadata) -> int:
+    """The token that begins what a decoder writes beside an encoder; padding in T5. ModelFormatError."""
+    last = metadata.file.array_length("tokenizer.ggml.tokens") - 1
+    return metadata.integer("decoder_start_token_id", 0, last, 0)
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -299,6 +299,24 @@ class AttentionTemperature:
     offset: int = 0
 
 
+def store_kv(k: Value, v: Value, *, layer: int) -> Value:
+    """Keeps k [num_tokens, num_kv_heads, head_dim] and v [num_tokens, num_kv_heads, value_head_dim] of a sequence that
+    is encoded, for `attention` of `layer` in the function of the logits. A view of k."""
+    return _emit("store_kv", f"{k.label}.kept", ("k", k), ("v", v), layer=layer)
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """What is added to scores by the distance of the key: w, [num_buckets, num_heads] (arXiv:1910.10683).
+
+    Half of the buckets of a side are for single distances, the others grow up to `max_distance`; without `causal` later
+    keys have half of all buckets.
+    """
+
+    w: Value
+    max_distance: int
+
+
 def attention(
     q: Value,
     k: Value | None,
@@ -314,6 +332,7 @@ def attention(
     max_alibi_bias: float = 0.0,
     temperature: AttentionTemperature | None = None,
     latent: int = 0,
+    relative_bias: RelativeBias | None = None,
 ) -> Value:
     """Grouped-query attention through the KV cache of `layer` -> [num_tokens, num_heads * value_head_dim].
 
@@ -325,11 +344,14 @@ def attention(
     position, then softcap * tanh(score / softcap) where softcap > 0, then minus the distance times a slope of each
     head where `max_alibi_bias` > 0 (arXiv:2108.12409). `sinks`, [num_heads], are scores of a key without value that
     every row sees (arXiv:2309.17453). With `latent` > 0 there is no v: the values are the first `latent` elements of
-    the keys, which the cache holds once (arXiv:2405.04434).
+    the keys, which the cache holds once (arXiv:2405.04434). Without `causal`, k and v, a row sees all that `store_kv`
+    has kept for `layer`.
     """
     optional: dict[str, Attribute] = {}
     if temperature is not None:
         optional = {f"temperature.{name}": value for name, value in vars(temperature).items()}
+    if relative_bias is not None:
+        optional["max_distance"] = relative_bias.max_distance
     return _emit(
         "attention",
         "attention",
@@ -337,6 +359,7 @@ def attention(
         ("k", k),
         ("v", v),
         ("sinks", sinks),
+        ("relative_bias", None if relative_bias is None else relative_bias.w),
         layer=layer,
         scale=q.size**-0.5 if scale is None else scale,
         window=window,

@@ -65,7 +65,7 @@ def trace(file: ModelFile, adapters: Sequence[Adapter] = (), *, embed: bool = Fa
             for function, build in functions.items():
                 tracer.builder.begin_function(function)
                 tracer.adapters = adapters if function == "logits" else ()
-                with ops.scope(function) if function != next(iter(functions)) else contextlib.nullcontext():
+                with ops.scope(function) if build.__module__ == __name__ else contextlib.nullcontext():
                     tracer.builder.set_outputs([build(config, Weights(table), batch).id])
         program = tracer.builder.finish()
     except ArgumentError as error:
@@ -79,11 +79,11 @@ def _functions(architecture: Architecture, pooling: ops.Pooling | None) -> dict[
     """The functions of a program by name; `pooling` is that of a decoder's vectors, None where it makes none."""
     functions: dict[str, ModelFunction] = {}
     logits = architecture.logits
+    if architecture.encode is not None:  # first, as the decoder reads what it keeps
+        functions["encode"] = architecture.encode
     if logits is not None:
         functions["logits"] = logits
-    if architecture.encode is not None:
-        functions["encode"] = architecture.encode
-    elif logits is not None and pooling is not None:
+    if architecture.encode is None and logits is not None and pooling is not None:
 
         def encode(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
             return ops.pool(ops.hidden_state(lambda: logits(config, weights, batch)), pooling)

@@ -38,6 +38,21 @@ def deepseek() -> FakeModel:
     return model.with_layer_tensor("exp_probs_b.bias", (8,))
 
 
+def t5_model() -> FakeModel:
+    """One layer of the encoder and one of the decoder."""
+    model = FakeModel("t5", layers=1, **{"attention.relative_buckets_count": 8})
+    for side, kinds in (("enc", ["attn"]), ("dec", ["attn", "cross_attn"])):
+        model = model.with_tensor(f"{side}.output_norm.weight", (32,)).with_tensor(f"{side}.blk.0.attn_rel_b.weight", (8, 4))
+        for kind in kinds:
+            model = model.with_tensor(f"{side}.blk.0.{kind}_norm.weight", (32,))
+            for name in "qkvo":
+                model = model.with_tensor(f"{side}.blk.0.{kind}_{name}.weight", (32, 32))
+        model = model.with_tensor(f"{side}.blk.0.ffn_norm.weight", (32,))
+        for name, shape in (("gate", (64, 32)), ("up", (64, 32)), ("down", (32, 64))):
+            model = model.with_tensor(f"{side}.blk.0.ffn_{name}.weight", shape)
+    return model
+
+
 def models() -> dict[str, FakeModel]:
     """A tiny model for each file, with what sets it apart."""
     llama3 = FakeModel("llama").with_tensor("rope_freqs.weight", (4,)).without_tensor("output.weight")
@@ -66,6 +81,7 @@ def models() -> dict[str, FakeModel]:
     embedding = embedding.with_tensor("dense_2.weight", (96, 32)).with_tensor("dense_3.weight", (32, 96))
     return {
         "bert": with_norm(bert, "token_embd_norm"),
+        "t5": t5_model(),
         "nomic-bert": with_norm(nomic, "token_embd_norm"),
         "modernbert": modern,
         "gemma-embedding": embedding,

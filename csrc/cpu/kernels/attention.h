@@ -3,7 +3,7 @@
 ///
 /// Contract for one query (s: scores of a tile's visible keys, others left out):
 ///   score      q.k by fma over head_dim ascending, times scale, then softcap * tanh(score / softcap), then
-///              fma(-slope, |position - key|, score) (ALiBi, arXiv:2108.12409)
+///              fma(-slope, |position - key|, score) (ALiBi, arXiv:2108.12409), then score + bias of the key
 ///   tile       m' = max(m, s); a = exp(m - m'); p = exp(s - m'); l = l a + sum p; o = o a, then o = fma(p_j, v_j, o),
 ///   j ascending
 ///              (sum p: four vectors of 16 keys added in order, then the reduction tree; invisible keys count as 0)
@@ -108,6 +108,10 @@ inline void tile_scores(const AttendArgs& a, int query, std::int64_t tile, const
         V::F s = V::mul(acc[q][j], scale);
         if (a.softcap != 0.0f) s = V::mul(V::set(a.softcap), tanh(V::div(s, V::set(a.softcap))));
         if (a.slopes != nullptr) s = add_alibi(a, query + q, tile * kPageSlots + 16 * (first + j), s);
+        if (a.biases != nullptr) {
+          const std::int64_t key = tile * kPageSlots + 16 * (first + j) - a.biases_from;
+          s = V::add(s, V::load(a.biases[query + q] + key));
+        }
         V::store(p + q * kPageSlots + 16 * (first + j), s);
       }
     }
