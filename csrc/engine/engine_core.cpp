@@ -49,10 +49,6 @@ std::string deadline_message(const ActiveRequest& request, double timeout) {
          std::to_string(request.timings.generated_tokens) + " tokens were generated";
 }
 
-const RequestTerms& terms_of(const ActiveRequest& request) {
-  return std::visit([](const auto& r) -> const RequestTerms& { return r.terms; }, request.request);
-}
-
 }  // namespace
 
 ActiveRequest::ActiveRequest(GenerateRequest r)
@@ -317,7 +313,7 @@ void EngineCore::take_requests() {
   const auto now = Clock::now();
   const auto late = [&](const ActiveRequest& request) {
     if (now < request.deadline) return std::exception_ptr();
-    return std::make_exception_ptr(DeadlineError(deadline_message(request, *terms_of(request).timeout_seconds)));
+    return std::make_exception_ptr(DeadlineError(deadline_message(request, *request.terms().timeout_seconds)));
   };
   for (auto at = active_.begin(); at != active_.end();) {
     ActiveRequest& request = **at++;
@@ -343,8 +339,8 @@ void EngineCore::take_requests() {
 
 void EngineCore::start(ActiveRequest& request) {
   const auto num_tokens = request.num_tokens();
-  request.priority = terms_of(request).priority;
-  request.context_key = terms_of(request).context_key;
+  request.priority = request.terms().priority;
+  request.context_key = request.terms().context_key;
   request.timings.prompt_tokens = num_tokens;
   if (request.embed()) {
     request.output_from = num_tokens - 1;
@@ -394,76 +390,6 @@ void EngineCore::make_drafts() {
   if (drafter_.has_model()) set_drafting(true);
   drafter_.draft(jobs, rows, interrupt_);
   if (drafter_.has_model()) set_drafting(false);
-}
-
-void EngineCore::build_batch() {
-  batch_tokens_.clear();
-  batch_positions_.clear();
-  batch_sequences_.clear();
-  batch_page_tables_.clear();
-  batch_contexts_.clear();
-  batch_kept_.clear();
-  batch_output_rows_.clear();
-  batch_first_rows_.clear();
-  interrupt_.asked = false;
-  interrupt_.deadline = Clock::time_point::max();
-  only_decodes_ = !encodes_;
-  const auto now = Clock::now();
-  std::int32_t sequence = 0;
-  for (std::size_t entry = 0; entry < picked().size(); ++entry) {
-    const ScheduledRows& rows = picked()[entry];
-    ActiveRequest& request = request_of(entry);
-    const Sequence& part = *rows.sequence;
-    const std::int32_t own = part.num_tokens();
-    batch_first_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
-    for (std::int32_t i = 0; i < rows.count; ++i) {
-      if (i >= rows.count - rows.num_outputs) {
-        batch_output_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
-      }
-      const std::int32_t position = rows.first + i;
-      batch_tokens_.push_back(position < own ? part.tokens[static_cast<std::size_t>(position)]
-                                             : part.draft[static_cast<std::size_t>(position - own)]);
-      batch_positions_.push_back(position);
-      batch_sequences_.push_back(sequence);
-    }
-    ++sequence;
-    add_page_tables(request);
-    batch_contexts_.push_back(terms_of(request).context.get());
-    if (const ScoreRequest* score = request.score(); score && !score->hidden.empty()) {
-      if (std::ranges::find(batch_kept_, score->hidden) == batch_kept_.end()) batch_kept_.push_back(score->hidden);
-    }
-    request.in_prefill = encodes_ || own - rows.first > 1;
-    only_decodes_ = only_decodes_ && !request.in_prefill;
-    interrupt_.deadline = std::min(interrupt_.deadline, request.deadline);
-    if (!request.started) request.started = now;
-  }
-}
-
-ActiveRequest& EngineCore::request_of(std::size_t entry) const {
-  return encodes_ ? *picked_requests_[entry] : static_cast<ActiveRequest&>(*picked()[entry].sequence);
-}
-
-void EngineCore::add_page_tables(const ActiveRequest& request) {
-  const std::size_t first = batch_page_tables_.size();
-  batch_page_tables_.resize(first + sequence_pools_.size() + encoded_pools_.size());
-  const auto set = [&](const Sequence& sequence, std::span<const std::size_t> pools) {
-    for (std::size_t i = 0; i < sequence.pages.size(); ++i) batch_page_tables_[first + pools[i]] = sequence.pages[i];
-  };
-  if (request.embed()) {
-    set(request, encoded_pools_.empty() ? sequence_pools_ : encoded_pools_);
-  } else {
-    set(request, sequence_pools_);
-    if (request.encoder_input) set(*request.encoder_input, encoded_pools_);
-  }
-}
-
-Batch EngineCore::batch() const {
-  Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
-  batch.contexts = batch_contexts_;
-  batch.kept = batch_kept_;
-  batch.num_pools = sequence_pools_.size() + encoded_pools_.size();
-  batch.encode = encodes_;
-  return batch;
 }
 
 EngineCore::RunResult EngineCore::run_batch(std::span<const std::int32_t> num_pages) {

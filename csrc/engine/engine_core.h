@@ -38,6 +38,9 @@ struct ActiveRequest : Sequence {
   const GenerateRequest* generate() const { return std::get_if<GenerateRequest>(&request); }
   const ScoreRequest* score() const { return std::get_if<ScoreRequest>(&request); }
   const EmbedRequest* embed() const { return std::get_if<EmbedRequest>(&request); }
+  const RequestTerms& terms() const {
+    return std::visit([](const auto& r) -> const RequestTerms& { return r.terms; }, request);
+  }
   /// All tokens, those too that a full context made the sequence forget.
   std::span<const std::int32_t> history() const { return forgot ? std::span(all_tokens) : std::span(tokens); }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from attention_layer import KV_TYPES, SEED, Attention, Shape, cached, run
 from kernel_cases import LEVELS, Array, Floats, Net, assert_same_bits, compiled, value
-from sterna.interpreter import round_to_q8_0
+from sterna.rounding import round_to_q8_0
 
 GRID = [
     *(Shape(heads=group * 2, kv_heads=2, dim=16, value_dim=16) for group in (1, 2, 3, 4, 8)),

@@ -11,21 +11,8 @@ import pytest
 from fake_model import FakeModel
 from sterna._core import Program, ProgramBuilder, rope_inverse_frequencies
 from sterna.errors import ArgumentError
-from sterna.interpreter import (
-    Interpreter,
-    activate,
-    activation_group,
-    attend,
-    layer_norm,
-    matmul,
-    q8_0_ties,
-    quantize_activations,
-    rms_norm,
-    rope,
-    round_to_q8_0,
-    rounding_ties,
-    route,
-)
+from sterna.interpreter import Interpreter, activate, attend, layer_norm, matmul, rms_norm, rope, route
+from sterna.rounding import activation_group, q8_0_ties, quantize_activations, round_to_q8_0, rounding_ties
 from sterna.trace import trace
 
 RNG = np.random.default_rng(20261121)
