@@ -16,21 +16,24 @@ class Gemma3Config(DecoderConfig):
     """Sliding-window layers have a rope of their own: another base, no scaling."""
 
     rope_local: RopeSpec
-    sliding_window_pattern: int  # every n-th layer is global
+    is_sliding: tuple[bool, ...]  # by layer; the others are global
     attention_scale: float
+    final_logit_softcapping: float  # 0: none
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads the keys of gemma3; the scale of attention is not among them and follows llama.cpp."""
-        fields = decoder_fields(metadata)
+        fields = decoder_fields(metadata, handles=("final_logit_softcapping",))
         # 1 / sqrt(query_pre_attn_scalar): the head's width in every model but the 27B, which has hidden_size / heads.
-        is_27b = fields["num_hidden_layers"] == 62
+        layers = fields["num_hidden_layers"]
+        is_27b = layers == 62
         width = fields["hidden_size"] / fields["num_attention_heads"] if is_27b else fields["head_dim"]
         return cls(
             **fields,
             rope_local=fields["rope"].unscaled(metadata.number("rope.freq_base_swa", 10000.0)),
-            sliding_window_pattern=metadata.integer("attention.sliding_window_pattern", 1, 1024, 6),
+            is_sliding=metadata.sliding_layers(layers, 6) if fields["sliding_window"] else (False,) * layers,
             attention_scale=width**-0.5,
+            final_logit_softcapping=metadata.number("final_logit_softcapping", 0.0, zero=True),
         )
 
 
@@ -46,19 +49,21 @@ def logits(config: Gemma3Config, weights: Weights, batch: Batch) -> ops.Value:
             x = x + ops.rms_norm(y, w["post_attention_norm"], eps)
             y = mlp(w, ops.rms_norm(x, w["ffn_norm"], eps))
             x = x + ops.rms_norm(y, w["post_ffw_norm"], eps)
-    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+    y = ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
+    cap = config.final_logit_softcapping
+    return ops.activation(y * (1 / cap), "tanh") * cap if cap else y
 
 
 def attention(config: Gemma3Config, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; every sixth layer sees all positions."""
-    is_global = (layer + 1) % config.sliding_window_pattern == 0
-    rope = config.rope if is_global else config.rope_local
+    is_sliding = config.is_sliding[layer]
+    rope = config.rope_local if is_sliding else config.rope
     q = ops.linear(x, w["attn_q"]).heads(config.head_dim)
     k = ops.linear(x, w["attn_k"]).heads(config.head_dim)
     v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, rope)
-    window = 0 if is_global else config.sliding_window
+    window = config.sliding_window if is_sliding else 0
     y = ops.attention(q, k, v, layer=layer, scale=config.attention_scale, window=window)
     return ops.linear(y, w["attn_output"])
 

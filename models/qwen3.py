@@ -28,7 +28,8 @@ def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, lay
     v = linear(config, w, "attn_v", x).heads(config.value_head_dim)
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, config.rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, config.rope)
-    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
+    y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
+    return linear(config, w, "attn_output", y)
 
 
 def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:

@@ -16,7 +16,6 @@ from reference import reference_dir
 from sterna._core import Gguf
 
 F32 = npt.NDArray[np.float32]
-
 SUBSET = Path(__file__).parent / "data" / "oracle"
 
 # Models in float32, which must give the logits of transformers. One a line, so that branches merge.
@@ -48,6 +47,8 @@ FLOAT_MODELS = [
     "gemma",
     "gemma2",
     "gemma3",
+    "gemma4",
+    "gemma4-small",
     "glm4",
     "glm4moe",
     "gpt-oss-q",
@@ -78,6 +79,7 @@ FLOAT_MODELS = [
     "mamba2-small",
     "minicpm",
     "minimax-m2",
+    "ministral3",
     "mistral",
     "mixtral",
     "mpt",
@@ -91,6 +93,10 @@ FLOAT_MODELS = [
     "orion",
     "persimmon",
     "phi2",
+    "phi3",
+    "phi3-longrope",
+    "phi3-small",
+    "phi3-swa",
     "qwen",
     "qwen2",
     "qwen2moe",

@@ -77,7 +77,7 @@ def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
         for part, data in recipe.change(model.config, target, kind, values).items():
             full = f"{prefix}{part}" if part in ("ssm_a", "ssm_d") else f"{prefix}{part}.{kind}"
             found[full] = np.concatenate([found[full], data]) if full in found else data
-    return found
+    return found | {name: np.asarray(values, np.float32) for name, values in recipe.tensors.items()}
 
 
 def write_model(path: Path, recipe: Recipe, model: Any) -> None:

@@ -95,6 +95,7 @@ class Recipe:
     layer_norm: bool = False
     sizes: dict[str, str] = field(default_factory=dict)  # names of sizes in configs that do not use the usual ones
     intermediate: int = INTERMEDIATE_SIZE
+    tensors: dict[str, list[float]] = field(default_factory=dict)  # beside those of the model
 
     def config(self) -> Any:
         import transformers
@@ -157,6 +158,11 @@ PARTIAL = {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}
 def dense(architecture: str, hf_class: str, notes: str, **fields: Any) -> Recipe:
     return Recipe(architecture, hf_class, notes, **fields)
 
+
+# Of the three quarters of a head that turn: one number a pair.
+SHORT, LONG = [1.0, 1.03, 1.06], [1.0, 1.6, 2.2]
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16}
+GEMMA4 = ["sliding_attention", "full_attention"] * 2
 
 RECIPES: dict[str, Recipe] = {
     "gpt2": dense(
@@ -344,5 +350,52 @@ RECIPES: dict[str, Recipe] = {
         options={"embedding_multiplier": 12.0, "attention_multiplier": HEAD_DIM**-0.5,
                  "residual_multiplier": 1.4 / 2**0.5, "logits_scaling": HIDDEN_SIZE / 256},
         change=permuted, tied=True,
+    ),
+    "phi3-small": dense(
+        "phi3", "Phi3ForCausalLM", "longrope over 32 positions, three quarters of each head turn, window of 24",
+        options={"original_max_position_embeddings": 32, "sliding_window": 24, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": SHORT, "long_factor": LONG,
+            "partial_rotary_factor": 0.75}},
+        keys={"rope.dimension_count": 6, "rope.scaling.original_context_length": 32, "attention.sliding_window": 24,
+              "rope.scaling.attn_factor": float(np.sqrt(1 + np.log(CONTEXT / 32) / np.log(32)))},
+        names={"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}, tied=True,
+        tensors={"rope_factors_short.weight": SHORT, "rope_factors_long.weight": LONG},
+    ),
+    "ministral3": dense(
+        "mistral3", "Ministral3ForCausalLM", "yarn without magnitude; the temperature changes every 16 positions",
+        options={"head_dim": HEAD_DIM, "rope_parameters": {
+            **YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3}},
+        keys={**HEADS, "rope.scaling.type": "yarn", "rope.scaling.factor": 16.0, "attention.temperature_scale": 0.3,
+              "rope.scaling.original_context_length": 16, "rope.scaling.yarn_log_multiplier": 1.0},
+        change=permuted,
+    ),
+    "gemma4-small": dense(
+        "gemma4", "Gemma4ForCausalLM", "shared K/V, global layers with v = k and one K/V head, per-layer embeddings",
+        options={
+            "vocab_size_per_layer_input": VOCAB_SIZE, "num_global_key_value_heads": 1, "head_dim": HEAD_DIM,
+            "global_head_dim": 2 * HEAD_DIM, "layer_types": GEMMA4, "sliding_window": WINDOW,
+            "rope_parameters": {"sliding_attention": ROPE, "full_attention": {
+                "rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}},
+            "final_logit_softcapping": 6.0, "hidden_size_per_layer_input": 32, "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True, "attention_k_eq_v": True, "enable_moe_block": False,
+        },
+        keys={
+            "attention.head_count_kv": [2, 1, 2, 1],
+            "feed_forward_length": [INTERMEDIATE_SIZE] * 2 + [2 * INTERMEDIATE_SIZE] * 2,
+            "attention.key_length": 2 * HEAD_DIM, "attention.value_length": 2 * HEAD_DIM,
+            "attention.key_length_swa": HEAD_DIM, "attention.value_length_swa": HEAD_DIM,
+            "attention.shared_kv_layers": 2, "attention.sliding_window": WINDOW,
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in GEMMA4],
+            "embedding_length_per_layer_input": 32, "final_logit_softcapping": 6.0, "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 10000.0, "rope.dimension_count": 2 * HEAD_DIM, "rope.dimension_count_swa": HEAD_DIM,
+        },
+        names={
+            **SANDWICH, "post_per_layer_input_norm": "post_norm", "per_layer_input_gate": "inp_gate",
+            "per_layer_projection": "proj", "embed_tokens_per_layer": "per_layer_token_embd",
+            "per_layer_model_projection": "per_layer_model_proj", "per_layer_projection_norm": "per_layer_proj_norm",
+        },
+        tied=True, layers=4,
+        tensors={"rope_freqs.weight": [1.0] * 2 + [1e30] * 6},  # a quarter of a global head's 8 pairs turn
     ),
 }

@@ -72,7 +72,7 @@ std::span<const std::int32_t> span_of(const Ints& array) {
 
 py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
                        const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows,
-                       const std::string& function) {
+                       const std::string& function, const std::vector<std::uint8_t>& long_sequences) {
   if (function != "logits" && function != "encode") throw ArgumentError("a plan runs no function " + function);
   std::vector<std::span<const std::int32_t>> tables;
   for (const auto& table : page_tables) tables.insert(tables.end(), plan.kv_pools().size(), table);
@@ -84,6 +84,7 @@ py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& posit
   batch.num_pools = plan.kv_pools().size();
   batch.output_rows = span_of(output_rows);
   batch.encode = function == "encode";
+  batch.long_sequences = long_sequences;
   {
     const GilRelease release;
     plan.run(batch, nullptr);
@@ -179,9 +180,11 @@ void bind_plan(py::module_& m) {
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
   py::class_<cpu::CpuPlan, Plan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
       .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
-           py::arg("output_rows"), py::arg("function") = "logits",
+           py::arg("output_rows"), py::arg("function") = "logits", py::kw_only(),
+           py::arg("long_sequences") = std::vector<std::uint8_t>(),
            "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
            "vectors [num_outputs, encoding_size].")
+      .def_property_readonly("longrope_context", &cpu::CpuPlan::longrope_context)
       .def(
           "reserve_pages",
           [](cpu::CpuPlan& plan, std::int32_t num_pages) {

@@ -142,6 +142,7 @@ void bind_program(py::module_& m) {
           [](const Program& program, const std::string& function) { return program.function(function).outputs; },
           py::arg("function") = "logits", "The values that a function returns.")
       .def_property_readonly("values", [](const Program& program) { return program.values; })
+      .def_property_readonly("longrope_context", &longrope_context)
       .def_property_readonly("kv_slots", [](const Program& program) { return program.kv_slots; })
       .def_property_readonly("state_slots", [](const Program& program) { return program.state_slots; })
       .def(

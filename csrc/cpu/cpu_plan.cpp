@@ -10,6 +10,7 @@
 #include "cpu/cores.h"
 #include "cpu/isa.h"
 #include "cpu/lower_ops.h"
+#include "program/rope.h"
 
 namespace sterna::cpu {
 namespace {
@@ -114,11 +115,13 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
                                          pool_->size());
   for (CompiledSteps& steps : compiled_.functions) steps.pools = used_pools(program_.function(steps.function), kv_);
   biased_heads_ = biased_heads(program_);
+  longrope_context_ = static_cast<std::int32_t>(
+      std::min<std::int64_t>(sterna::longrope_context(program_), std::numeric_limits<std::int32_t>::max()));
   num_token_ids_ = table_rows(program_, EmbeddedIds::kTokens);
   num_positions_ = table_rows(program_, EmbeddedIds::kPositions);
   for (const Function& function : program_.functions) {
     for (const Node& node : function.nodes) {
-      if (node.op == "embed" && embedded_ids(program_, node) == EmbeddedIds::kTokens) {
+      if (node.op == "embed" && is_first_embedding(program_, node)) {
         hidden_size_ = static_cast<std::int32_t>(program_.value(node.input("w")).shape[1].size);
       } else if (node.op == "lora") {
         num_adapters_ = std::max(num_adapters_, static_cast<std::int32_t>(node.integer("adapter")) + 1);
@@ -346,6 +349,10 @@ void CpuPlan::check(const Batch& batch) const {
     fail(std::to_string(batch.page_tables.size()) + " page tables, each sequence has " + std::to_string(pools));
   }
   const std::size_t num_sequences = batch.page_tables.size() / pools;
+  if (!batch.long_sequences.empty() && batch.long_sequences.size() != num_sequences) {
+    fail(std::to_string(batch.long_sequences.size()) + " of " + std::to_string(num_sequences) +
+         " sequences say whether they are long");
+  }
   for (std::size_t i = 0; i < batch.page_tables.size(); ++i) {
     const std::int32_t limit = num_pages(i % pools);
     for (const std::int32_t page : batch.page_tables[i]) {

@@ -50,6 +50,7 @@ class CpuPlan final : public Plan {
   void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const override;
   void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override;
   std::string kv_layout() const override { return kv_.layout(); }
+  std::int32_t longrope_context() const override { return longrope_context_; }
   /// Width of the logits; where there are none, the number of tokens.
   std::int32_t vocab_size() const override;
   bool has_logits() const override { return compiled_.find("logits") != nullptr; }
@@ -96,6 +97,7 @@ class CpuPlan final : public Plan {
   std::int32_t hidden_size_ = 0;
   std::int32_t num_adapters_ = 0;
   const CompiledSteps* last_ = nullptr;  // function that ran last
+  std::int32_t longrope_context_ = 0;
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;
 };

@@ -15,6 +15,7 @@ void lower_embed(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<EmbedStep>();
   step.w = &lowering.matrix(node.input("w"));
   step.ids = embedded_ids(lowering.program(), node);
+  step.is_first = is_first_embedding(lowering.program(), node);
   lowering.bind(step.y, lowering.define(node.outputs[0]));
   lowering.add(run_embed, &step);
 }
@@ -229,6 +230,16 @@ EmbeddedIds embedded_ids(const Program& program, const Node& embed) {
   const std::string& name = program.value(embed.input("tokens")).name;
   if (name == "positions") return EmbeddedIds::kPositions;
   return name == "token_types" ? EmbeddedIds::kTokenTypes : EmbeddedIds::kTokens;
+}
+
+bool is_first_embedding(const Program& program, const Node& embed) {
+  for (const Function& function : program.functions) {
+    const auto first = std::ranges::find_if(function.nodes, [&](const Node& node) {
+      return node.op == "embed" && embedded_ids(program, node) == EmbeddedIds::kTokens;
+    });
+    if (first != function.nodes.end() && first->outputs == embed.outputs) return true;
+  }
+  return false;
 }
 
 ActivationKind activation_kind(const Node& node, std::string_view attribute) {

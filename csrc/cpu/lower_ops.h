@@ -15,6 +15,9 @@ LowerFunction find_lowering(std::string_view op);
 /// What an embed node gathers by.
 EmbeddedIds embedded_ids(const Program& program, const Node& embed);
 
+/// Whether an embed node is the first of tokens in its function: the one whose rows embeddings can stand for.
+bool is_first_embedding(const Program& program, const Node& embed);
+
 /// The activation function that an attribute names.
 ActivationKind activation_kind(const Node& node, std::string_view attribute);
 

@@ -98,15 +98,20 @@ void Lowering::bind(std::uint8_t*& pointer, int buffer) {
 void Lowering::bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix) {
   const RopeSpec spec = rope_spec(node, prefix);
   const ValueId factors = node.input("factors");
-  auto table = std::find_if(rope_tables_.begin(), rope_tables_.end(),
-                            [&](const RopeTable& t) { return t.spec == spec && t.factors == factors; });
+  const ValueId long_factors = node.input("long_factors");
+  auto table = std::find_if(rope_tables_.begin(), rope_tables_.end(), [&](const RopeTable& t) {
+    return t.spec == spec && t.factors == factors && t.long_factors == long_factors;
+  });
   if (table == rope_tables_.end()) {
     const std::int64_t pairs = spec.rotary_dim / 2;
-    table = rope_tables_.insert(rope_tables_.end(),
-                                {spec, factors, temporary_rows(pairs, false), temporary_rows(pairs, false)});
+    table = rope_tables_.insert(
+        rope_tables_.end(), {spec, factors, long_factors, temporary_rows(pairs, false), temporary_rows(pairs, false)});
     auto& step = make<RopeTableStep>();
     const std::vector<float>* divisors = optional_vector(node, "factors");
     step.frequencies = inverse_frequencies(spec, divisors == nullptr ? std::span<const float>() : *divisors);
+    if (long_factors != kNoValue) {
+      step.long_frequencies = inverse_frequencies(spec, *optional_vector(node, "long_factors"));
+    }
     step.factor = static_cast<float>(spec.attention_factor);
     bind(step.cosines, table->cosines);
     bind(step.sines, table->sines);

@@ -112,7 +112,7 @@ class Lowering {
  private:
   struct RopeTable {
     RopeSpec spec;
-    ValueId factors;
+    ValueId factors, long_factors;
     Place cosines, sines;
   };
   struct BufferUse {

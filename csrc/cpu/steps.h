@@ -92,6 +92,7 @@ enum class EmbeddedIds : std::uint8_t { kTokens, kPositions, kTokenTypes };
 struct EmbedStep {
   const PackedMatrix* w;
   EmbeddedIds ids;
+  bool is_first;  // of tokens: given embeddings replace its rows; other tables have row 0 for them
   Rows y;
 };
 void run_embed(const void* arguments, const StepContext& context);
@@ -181,6 +182,7 @@ void run_pool(const void* arguments, const StepContext& context);
 /// Cosines and sines of every row's position, [T][pairs] each.
 struct RopeTableStep {
   std::vector<float> frequencies;
+  std::vector<float> long_frequencies;  // of long sequences; empty: the same
   float factor;
   Rows cosines, sines;
 };

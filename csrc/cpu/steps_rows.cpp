@@ -27,8 +27,8 @@ void run_embed(const void* arguments, const StepContext& context) {
     std::int32_t id = batch.tokens[at];
     if (step.ids == EmbeddedIds::kPositions) id = batch.positions[at];
     if (step.ids == EmbeddedIds::kTokenTypes) id = 0;  // every text is one segment
-    if (id >= 0) {
-      dequantize_row(*step.w, id, step.y.row(row));
+    if (id >= 0 || !step.is_first) {
+      dequantize_row(*step.w, std::max(id, 0), step.y.row(row));
     } else {
       const SequenceContext& given = *batch.context(batch.sequences[at]);
       std::copy_n(given.embeddings.data() + (-1 - std::int64_t{id}) * step.w->k, step.w->k, step.y.row(row));
@@ -166,8 +166,10 @@ void run_pool(const void* arguments, const StepContext& context) {
 void run_rope_table(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const RopeTableStep*>(arguments);
   each_row(context, false, [&](std::int64_t row) {
-    const std::int32_t position = context.batch->positions[static_cast<std::size_t>(row)];
-    rope_angles(position, step.frequencies, step.factor, step.cosines.row(row), step.sines.row(row));
+    const auto t = static_cast<std::size_t>(row);
+    const bool is_long = !step.long_frequencies.empty() && context.batch->is_long(context.batch->sequences[t]);
+    rope_angles(context.batch->positions[t], is_long ? step.long_frequencies : step.frequencies, step.factor,
+                step.cosines.row(row), step.sines.row(row));
   });
 }
 

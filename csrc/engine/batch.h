@@ -41,6 +41,9 @@ struct Batch {
   std::span<const std::int32_t> output_rows;                   // [L], ascending: the rows whose logits are wanted
 
   std::span<const SequenceContext* const> contexts = {};  // [sequence], null for plain ones; or empty: all are
+  /// [sequence]: whether its positions turn with the long factors of longrope, which is so for all its life; empty:
+  /// no sequence's do.
+  std::span<const std::uint8_t> long_sequences = {};
 
   std::span<const std::string> kept = {};  // values that can be looked at after the run: see Plan::kept_row
 
@@ -48,6 +51,10 @@ struct Batch {
   /// Runs the function "encode" instead of "logits": an output row then stands for its sequence, of which it is the
   /// last row. Where that function needs whole sequences (Plan::encoding), they begin at position 0.
   bool encode = false;
+
+  bool is_long(std::int32_t sequence) const {
+    return !long_sequences.empty() && long_sequences[static_cast<std::size_t>(sequence)] != 0;
+  }
 
   std::span<const std::int32_t> table(std::int32_t sequence, std::size_t pool) const {
     return page_tables[static_cast<std::size_t>(sequence) * num_pools + pool];

@@ -12,6 +12,7 @@ void EngineCore::build_batch() {
   batch_page_tables_.clear();
   batch_contexts_.clear();
   batch_kept_.clear();
+  batch_long_sequences_.clear();
   batch_output_rows_.clear();
   batch_first_rows_.clear();
   interrupt_.asked = false;
@@ -38,6 +39,7 @@ void EngineCore::build_batch() {
     ++sequence;
     add_page_tables(request);
     batch_contexts_.push_back(request.terms().context.get());
+    if (longrope_context_ > 0) batch_long_sequences_.push_back(request.is_long ? 1 : 0);
     if (const ScoreRequest* score = request.score(); score && !score->hidden.empty()) {
       if (std::ranges::find(batch_kept_, score->hidden) == batch_kept_.end()) batch_kept_.push_back(score->hidden);
     }
@@ -70,6 +72,7 @@ Batch EngineCore::batch() const {
   Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
   batch.contexts = batch_contexts_;
   batch.kept = batch_kept_;
+  batch.long_sequences = batch_long_sequences_;
   batch.num_pools = sequence_pools_.size() + encoded_pools_.size();
   batch.encode = encodes_;
   return batch;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/error.h"
@@ -17,6 +18,9 @@ using Clock = ActiveRequest::Clock;
 double seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
+
+/// Ends the context keys of long sequences.
+constexpr std::string_view kLongContext = "/longrope";
 
 std::int64_t kv_tokens_of(const EngineOptions& options) {
   return options.kv_tokens > 0 ? options.kv_tokens : options.context;
@@ -71,6 +75,7 @@ EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces>
       has_logits_(plan->has_logits()),
       encoding_(plan->encoding()),
       max_rows_(plan->max_tokens()),
+      longrope_context_(plan->longrope_context()),
       process_(getpid()),
       plan_(std::move(plan)),
       pieces_(std::move(pieces)),
@@ -352,9 +357,16 @@ void EngineCore::start(ActiveRequest& request) {
   } else {
     request.output_from = request.generate()->max_tokens == 0 ? num_tokens : num_tokens - 1;
   }
+  // Whether it is long is settled for all that it may become, since its pages cannot change over.
+  const std::int64_t most = request.score() ? num_tokens : std::min(request.max_total, request.max_positions);
+  if (longrope_context_ > 0 && most > longrope_context_) {
+    request.is_long = true;
+    request.context_key += kLongContext;
+  }
   if (request.encoder_input) {
     request.timings.prompt_tokens = request.encoder_input->num_tokens();
     return add_to_encode(request);
+  }
   }
   scheduler_.add(request);
 }

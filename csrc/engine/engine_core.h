@@ -177,6 +177,7 @@ class EngineCore {
   const bool has_logits_;
   const EncodingInfo encoding_;
   const std::int32_t max_rows_;  // of a batch
+  const std::int32_t longrope_context_;
   const pid_t process_;
   std::shared_ptr<Plan> plan_;
   const std::shared_ptr<const Pieces> pieces_;
@@ -221,8 +222,9 @@ class EngineCore {
   std::vector<const SequenceContext*> batch_contexts_;
   std::vector<std::string> batch_kept_;
   std::vector<std::int32_t> batch_output_rows_;
-  std::vector<std::int32_t> batch_first_rows_;  // by picked entry
-  bool copied_ = false;                         // its pages were copied
+  std::vector<std::uint8_t> batch_long_sequences_;  // empty where the plan has no long ones
+  std::vector<std::int32_t> batch_first_rows_;      // by picked entry
+  bool copied_ = false;                             // its pages were copied
   bool only_decodes_ = false;
   std::vector<Outcome> outcomes_;
   Drafter drafter_;

@@ -24,6 +24,7 @@ struct Sequence {
   std::int32_t num_computed = 0;     // how many tokens, from the first on, are in the cache
   std::int32_t output_from = 0;      // rows from this position on want logits
   std::string context_key;           // what else its K and V depend on; see PrefixIndex
+  bool is_long = false;              // see Batch::long_sequences
   Priority priority = Priority::kInteractive;
 
   // KvCache's.

@@ -100,6 +100,9 @@ class Plan {
   virtual void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) = 0;
   virtual std::string kv_layout() const = 0;
 
+  /// Sequences longer than this are long ones (Batch::long_sequences); 0: there are none.
+  virtual std::int32_t longrope_context() const { return 0; }
+
   virtual std::int32_t vocab_size() const = 0;
   /// Of an input row that is no token: see SequenceContext::embeddings. 0: the plan takes none.
   virtual std::int32_t hidden_size() const { return 0; }

@@ -21,7 +21,7 @@ const std::vector<std::string_view> kRouteScores = {"softmax", "sigmoid"};
 const std::vector<std::string_view> kGroupScores = {"best", "two_best"};
 const std::vector<std::string_view> kPoolings = {"mean", "cls", "last"};
 const std::vector<std::string_view> kRopeStyles = {"halves", "interleaved"};
-const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn"};
+const std::vector<std::string_view> kRopeScalings = {"none", "linear", "yarn", "longrope"};
 
 // Gated activations: those of one operand, and those that change gate and up.
 std::vector<std::string_view> glu_kinds() {
@@ -42,6 +42,7 @@ std::vector<AttributeSpec> rope_attributes() {
       {"original_context", kDefault, std::int64_t{0}, {}, {}},
       {"beta_fast", kDefault, 32.0, {}, {}},
       {"beta_slow", kDefault, 1.0, {}, {}},
+      {"truncate", kDefault, true, {}, {}},
       {"attention_factor", kDefault, 1.0, {}, {}},
   };
 }
@@ -62,9 +63,10 @@ std::vector<AttributeSpec> attention_attributes() {
       {"eps", kRequired, 0.0, {}, "q_norm"},
       {"max_distance", kRequired, std::int64_t{0}, {}, "relative_bias"},
   };
-  static constexpr std::string_view kPrefixed[] = {"rope.theta",     "rope.rotary_dim", "rope.style",
-                                                   "rope.scaling",   "rope.factor",     "rope.original_context",
-                                                   "rope.beta_fast", "rope.beta_slow",  "rope.attention_factor"};
+  static constexpr std::string_view kPrefixed[] = {"rope.theta",           "rope.rotary_dim", "rope.style",
+                                                   "rope.scaling",         "rope.factor",     "rope.original_context",
+                                                   "rope.beta_fast",       "rope.beta_slow",  "rope.truncate",
+                                                   "rope.attention_factor"};
   std::vector<AttributeSpec> rope = rope_attributes();
   for (std::size_t i = 0; i < rope.size(); ++i) {
     rope[i].name = kPrefixed[i];
@@ -101,7 +103,10 @@ std::vector<OpSpec> make_table() {
        {{"eps", kRequired, 0.0, {}, {}}},
        layer_norm_shapes},
       {"rope",
-       {{"x", kResult, kOne}, {"positions", kInput, kOne}, {"factors", kWeight, kOptional}},
+       {{"x", kResult, kOne},
+        {"positions", kInput, kOne},
+        {"factors", kWeight, kOptional},
+        {"long_factors", kWeight, kOptional}},
        rope_attributes(),
        rope_shapes},
       {"attention",
@@ -113,7 +118,8 @@ std::vector<OpSpec> make_table() {
         {"q_norm", kWeight, kOptional},
         {"k_norm", kWeight, kOptional},
         {"positions", kInput, kOptional},
-        {"factors", kWeight, kOptional}},
+        {"factors", kWeight, kOptional},
+        {"long_factors", kWeight, kOptional}},
        attention_attributes(),
        attention_shapes},
       {"lora",

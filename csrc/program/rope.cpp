@@ -15,10 +15,12 @@ RopeSpec rope_spec(const Node& node, std::string_view prefix) {
   const std::string& scaling = node.text(name("scaling"));
   if (scaling == "linear") spec.scaling = RopeScaling::kLinear;
   if (scaling == "yarn") spec.scaling = RopeScaling::kYarn;
+  if (scaling == "longrope") spec.scaling = RopeScaling::kLongrope;
   spec.factor = node.number(name("factor"));
   spec.original_context = node.integer(name("original_context"));
   spec.beta_fast = node.number(name("beta_fast"));
   spec.beta_slow = node.number(name("beta_slow"));
+  spec.truncate = node.flag(name("truncate"));
   spec.attention_factor = node.number(name("attention_factor"));
   return spec;
 }
@@ -39,8 +41,10 @@ std::vector<float> inverse_frequencies(const RopeSpec& spec, std::span<const flo
   double low = 0;
   double high = 0;
   if (spec.scaling == RopeScaling::kYarn) {
-    low = std::max(std::floor(pair_of_rotations(spec, spec.beta_fast)), 0.0);
-    high = std::min(std::ceil(pair_of_rotations(spec, spec.beta_slow)), dim - 1.0);
+    low = pair_of_rotations(spec, spec.beta_fast);
+    high = pair_of_rotations(spec, spec.beta_slow);
+    low = std::max(spec.truncate ? std::floor(low) : low, 0.0);
+    high = std::min(spec.truncate ? std::ceil(high) : high, dim - 1.0);
     if (low == high) high += 0.001;
   }
   std::vector<float> frequencies(static_cast<std::size_t>(spec.rotary_dim / 2));
@@ -55,6 +59,18 @@ std::vector<float> inverse_frequencies(const RopeSpec& spec, std::span<const flo
     frequencies[i] = static_cast<float>(frequency);
   }
   return frequencies;
+}
+
+std::int64_t longrope_context(const Program& program) {
+  std::int64_t context = 0;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (node.input("long_factors") == kNoValue) continue;
+      const std::int64_t own = rope_spec(node, node.op == "rope" ? "" : "rope.").original_context;
+      context = context == 0 ? own : std::min(context, own);
+    }
+  }
+  return context;
 }
 
 }  // namespace sterna

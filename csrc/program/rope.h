@@ -14,7 +14,7 @@ enum class RopeStyle {
   kHalves,       // element i turns with i + rotary_dim / 2
   kInterleaved,  // element 2 i turns with 2 i + 1
 };
-enum class RopeScaling { kNone, kLinear, kYarn };
+enum class RopeScaling { kNone, kLinear, kYarn, kLongrope };
 
 struct RopeSpec {
   double theta = 10000.0;
@@ -22,9 +22,10 @@ struct RopeSpec {
   RopeStyle style = RopeStyle::kHalves;
   RopeScaling scaling = RopeScaling::kNone;
   double factor = 1.0;
-  std::int64_t original_context = 0;  // yarn
+  std::int64_t original_context = 0;  // yarn, and longrope: longer sequences turn with the long factors
   double beta_fast = 32.0;
   double beta_slow = 1.0;
+  bool truncate = true;           // yarn: the ends of the ramp are whole pairs
   double attention_factor = 1.0;  // cos and sin are multiplied by it
 
   bool operator==(const RopeSpec&) const = default;
@@ -35,8 +36,11 @@ RopeSpec rope_spec(const Node& node, std::string_view prefix);
 
 /// Angle per position of each of the rotary_dim / 2 pairs: computed in double, rounded to float. Linear divides by
 /// `factor`; yarn blends as transformers' _compute_yarn_parameters does. `factors` is empty or has one divisor per pair
-/// (rope_freqs.weight: the llama3 scaling, worked out by the converter). The angle of a row is float(position) *
-/// frequency, rounded to float.
+/// (rope_freqs.weight: the llama3 scaling, worked out by the converter; one of two sets of longrope, arXiv:2402.13753).
+/// The angle of a row is float(position) * frequency, rounded to float.
 std::vector<float> inverse_frequencies(const RopeSpec& spec, std::span<const float> factors);
+
+/// Sequences longer than this turn with the long factors of the program's ropes; 0: there are none.
+std::int64_t longrope_context(const Program& program);
 
 }  // namespace sterna

@@ -120,10 +120,16 @@ void check_rope(const Program& program, const Node& node, const std::string& pre
     fail(node, "rotary_dim is " + std::to_string(rotary_dim) + ", must be even and from 2 to head_dim " +
                    std::to_string(head_dim));
   }
-  if (node.text(prefix + "scaling") == "yarn" && node.integer(prefix + "original_context") < 1) {
-    fail(node, "yarn needs original_context above 0");
+  const std::string& scaling = node.text(prefix + "scaling");
+  if ((scaling == "yarn" || scaling == "longrope") && node.integer(prefix + "original_context") < 1) {
+    fail(node, scaling + " needs original_context above 0");
   }
+  if (scaling == "longrope" && (node.input("factors") == kNoValue || node.input("long_factors") == kNoValue)) {
+    fail(node, "longrope needs factors and long_factors");
+  }
+  if (scaling != "longrope" && node.input("long_factors") != kNoValue) fail(node, "long_factors without longrope");
   check_optional_vector(program, node, "factors", rotary_dim / 2);
+  check_optional_vector(program, node, "long_factors", rotary_dim / 2);
   const Value& positions = operand(program, node, "positions");
   if (positions.shape != Shape{{Dim::kTokens}}) fail(node, "positions must have shape [T]");
 }
@@ -301,8 +307,10 @@ std::vector<Shape> attention_shapes(const Program& program, const Node& node) {
   if (node.has("eps")) check_positive(node, "eps");
   if (node.input("positions") != kNoValue) {
     check_rope(program, node, "rope.", q[2].size);
-  } else if (node.input("factors") != kNoValue) {
-    fail(node, "factors without positions");
+  } else {
+    for (const char* role : {"factors", "long_factors"}) {
+      if (node.input(role) != kNoValue) fail(node, std::string(role) + " without positions");
+    }
   }
   return {{q[0], {q[1].size * slot.value_head_dim}}};
 }

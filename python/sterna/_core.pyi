@@ -259,6 +259,9 @@ class Program:
     def values(self) -> list[ProgramValue]:
         """By value id."""
     @property
+    def longrope_context(self) -> int:
+        """Sequences longer than this turn with the long factors of longrope; 0: there are none."""
+    @property
     def kv_slots(self) -> list[KvSlot]: ...
     @property
     def state_slots(self) -> list[StateSlot]: ...
@@ -319,14 +322,20 @@ class CpuPlan(Plan):
         page_tables: Sequence[Sequence[int]],
         output_rows: IntsLike,
         function: str = "logits",
+        *,
+        long_sequences: Sequence[int] = (),
     ) -> npt.NDArray[np.float32]:
         """Runs one batch and gives the logits of its output rows, [num_outputs, vocab_size]. ArgumentError.
 
         With `function` "encode" the vectors of the sequences that end in its output rows, [num_outputs, encoding_size].
 
         tokens, positions, sequences [num_tokens]: a row's token, its place in its sequence, and the index of the sequence,
-        whose pages `page_tables` lists. Pages must have been reserved.
+        whose pages `page_tables` lists. Pages must have been reserved. `long_sequences` says for each sequence whether
+        it is a long one (1) or not (0); empty: none is.
         """
+    @property
+    def longrope_context(self) -> int:
+        """As its program's."""
     def reserve_pages(self, num_pages: int) -> None:
         """Makes room for at least so many pages of 64 tokens; those there are keep their contents. MemoryBudgetError."""
     def value(self, name: str) -> npt.NDArray[np.float32]:

@@ -34,6 +34,9 @@ NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
     "attention.scale": (0,),
+    "attention.temperature_scale": (0,),
+    "attention.shared_kv_layers": (0,),
+    "rope.scaling.yarn_ext_factor": (1, -1),
     "attn_logit_softcapping": (0,),
     "final_logit_softcapping": (0,),
     "embedding_scale": (0, 1),
@@ -148,6 +151,18 @@ class Metadata(TypedReads):
             raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
         return items.pop()
 
+    def sliding_layers(self, count: int, period: int | None = None) -> tuple[bool, ...]:
+        """Which of `count` layers have a sliding window: a flag each, or all but every n-th; by default `period`."""
+        name = "attention.sliding_window_pattern"
+        value = self.value_or(name, period)
+        if isinstance(value, int | float | str):
+            every = self.integer(name, 1, MAX_LAYERS, period)
+            return tuple((i + 1) % every != 0 for i in range(count))
+        flags: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
+        if len(flags) != count or not all(type(flag) is bool for flag in flags):
+            self.fail(name, f"is {shown(flags)}, expected {count} times true or false, one a layer")
+        return tuple(flags)
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -155,11 +170,12 @@ class RopeSpec:
 
     theta: float
     rotary_dim: int
-    scaling: Literal["none", "linear", "yarn"] = "none"
+    scaling: Literal["none", "linear", "yarn", "longrope"] = "none"
     factor: float = 1.0
-    original_context: int = 0  # yarn: positions that the model was trained on before it was stretched
+    original_context: int = 0  # yarn, longrope: positions that the model was trained on before it was stretched
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True  # yarn: the ends of the ramp are whole pairs
     attention_factor: float = 1.0
 
     def unscaled(self, theta: float) -> RopeSpec:
@@ -239,6 +255,8 @@ class DecoderConfig:
             "ffn_sub_norm": (intermediate,),
             "post_ffw_norm": (hidden,),
             "rope_freqs": (self.rope.rotary_dim // 2,),
+            "rope_factors_short": (self.rope.rotary_dim // 2,),
+            "rope_factors_long": (self.rope.rotary_dim // 2,),
         }
 
 
@@ -246,8 +264,8 @@ def decoder_fields(m: Metadata, handles: Collection[str] = (), *, hybrid: bool =
     """GGUF metadata (keys as in its specification) -> the fields of DecoderConfig: the one place that maps them.
 
     `handles` names those of NEUTRAL_VALUES that the model file implements; others raise UnsupportedModelError when set.
-    With "attention.layer_norm_epsilon" in it there are no RMS norms; sizes in it may differ from layer to layer, and
-    the field is the largest.
+    With "attention.layer_norm_epsilon" in it there are no RMS norms; with "attention.sliding_window" 0 stands for none;
+    sizes in it may differ from layer to layer, and the field is the largest.
     In a `hybrid`, layers may have no heads or no feed-forward network; the sizes are those of the layers that have.
     """
     _refuse_unknown_variants(m, handles)
@@ -273,8 +291,8 @@ def decoder_fields(m: Metadata, handles: Collection[str] = (), *, hybrid: bool =
         m.fail("attention.head_count", f"is {heads}, does not divide embedding_length {hidden}")
     head_dim = m.integer("attention.key_length", 1, MAX_EXTENT, hidden // heads)
     context = m.integer("context_length", 1, MAX_CONTEXT)
-    windowed = m.has("attention.sliding_window")
     other_norms = "attention.layer_norm_epsilon" in handles
+    window = "attention.sliding_window"
     return {
         "vocab_size": _vocab_size(m),
         "hidden_size": hidden,
@@ -288,7 +306,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = (), *, hybrid: bool =
         "rms_norm_eps": 0.0 if other_norms else m.number("attention.layer_norm_rms_epsilon", high=1.0),
         "input_norm_eps": m.number("input_norm_rms_epsilon", 1e-6, high=1.0),
         "max_position_embeddings": context,
-        "sliding_window": m.integer("attention.sliding_window", 1, MAX_CONTEXT) if windowed else 0,
+        "sliding_window": m.integer(window, 0 if window in handles else 1, MAX_CONTEXT) if m.has(window) else 0,
         "rope": _rope(m, head_dim, context),
     }
 
@@ -338,13 +356,20 @@ def _vocab_size(m: Metadata) -> int:
     return rows
 
 
+def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
+    """What YaRN multiplies cosines and sines by where positions are stretched by `factor`."""
+    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
 def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
     """The rope keys. Llama 3's scaling is not among them: the converter turns it into the tensor rope_freqs.weight."""
     rotary_dim = m.integer("rope.dimension_count", 2, head_dim, head_dim)
     if rotary_dim % 2:
         m.fail("rope.dimension_count", f"is {rotary_dim}, expected an even number")
     plain = RopeSpec(m.number("rope.freq_base", 10000.0), rotary_dim)
-    scaling = m.text("rope.scaling.type", "linear")
+    # Phi 3 has the tensors only.
+    stretched = "linear" if m.shape("rope_factors_long.weight") is None else "longrope"
+    scaling = m.text("rope.scaling.type", stretched)
     factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
     if scaling == "none" or (scaling == "linear" and factor == 1.0):
         return plain
@@ -353,9 +378,10 @@ def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
     if scaling == "yarn":
         if plain.theta == 1.0:
             m.fail("rope.freq_base", "is 1, which yarn cannot scale")
-        # YaRN's magnitude is 0.1 ln(factor) + 1 (arXiv:2309.00071, equation 22); the key multiplies it, as in
-        # llama.cpp.
-        magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+        # YaRN's magnitude is 0.1 ln(factor) + 1 (arXiv:2309.00071, equation 22), over the same with the logarithm's
+        # multiplier (transformers' mscale_all_dim) where there is one; the other keys multiply it, as in llama.cpp.
+        multiplier = m.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
+        magnitude = yarn_magnitude(factor) / yarn_magnitude(factor, multiplier)
         return replace(
             plain,
             scaling="yarn",
@@ -363,7 +389,16 @@ def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
             original_context=m.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, context),
             beta_fast=m.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=m.number("rope.scaling.yarn_beta_slow", 1.0),
-            attention_factor=magnitude * m.number("rope.scaling.attn_factor", 1.0),
+            attention_factor=magnitude
+            * m.number("rope.scaling.yarn_attn_factor", 1.0)
+            * m.number("rope.scaling.attn_factor", 1.0),
+        )
+    if scaling == "longrope":
+        return replace(
+            plain,
+            scaling="longrope",
+            original_context=m.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT),
+            attention_factor=m.number("rope.scaling.attn_factor", 1.0),
         )
     raise UnsupportedModelError(f"{m.file.path}: {m.key('rope.scaling.type')} is {shown(scaling)}: not known")
 

@@ -79,7 +79,9 @@ def diff(
     plan.reserve_pages(pages)
     rows = np.arange(count, dtype=np.int32)
     outputs = rows if function == "logits" else rows[-1:]
-    plan.run(np.asarray(tokens, np.int32), rows, np.zeros(count, np.int32), [list(range(pages))], outputs, function)
+    is_long = 0 < program.longrope_context < count
+    sequences, tables = np.zeros(count, np.int32), [list(range(pages))]
+    plan.run(np.asarray(tokens, np.int32), rows, sequences, tables, outputs, function, long_sequences=[is_long])
 
     values = program.values
 
@@ -91,7 +93,7 @@ def diff(
         extents = [sizes[extent] if isinstance(extent, str) else extent for extent in values[id].shape]
         return plan.value(values[id].name).reshape(extents)
 
-    interpreter = Interpreter(program, TensorValues(file), kv_dtype=kv_dtype, function=function)
+    interpreter = Interpreter(program, TensorValues(file), kv_dtype=kv_dtype, function=function, is_long=is_long)
     interpreter.begin(tokens)
     for node in program.nodes(function):
         references = interpreter.eval_node(node, [kept(id) for _, id in node.inputs])

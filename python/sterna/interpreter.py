@@ -199,11 +199,12 @@ class Interpreter:
         function: str = "logits",
         adapter: tuple[int, float] | None = None,
         memory: Interpreter | None = None,
+        is_long: bool = False,
     ) -> None:
         """`weights` gives the numbers of a weight by its name in the Program, in the shape that it has there.
 
         `adapter`: the LoRA adapter that the sequence uses, and its scale. `memory` has run "encode" on the text whose
-        kept K and V this function reads.
+        kept K and V this function reads. `is_long`: the sequence takes the long factors of longrope.
         """
         self._memory = memory
         self._adapter = adapter
@@ -214,6 +215,7 @@ class Interpreter:
         self._weights = weights
         self._kv_dtype = kv_dtype
         self._quantize = quantize_activations
+        self._is_long = is_long
         self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
         self._states = States()
         self._length = 0
@@ -325,7 +327,8 @@ class Interpreter:
         return layer_norm(operands["x"][0], w, bias, attributes["eps"])
 
     def _turn(self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], prefix: str) -> F32:
-        factors = operands["factors"][0].tolist() if "factors" in operands else []
+        role = "long_factors" if self._is_long and "long_factors" in operands else "factors"
+        factors = operands[role][0].tolist() if role in operands else []
         frequencies = np.asarray(rope_inverse_frequencies(node, prefix, factors), np.float32)
         style, magnitude = node.attributes[f"{prefix}style"], node.attributes[f"{prefix}attention_factor"]
         return rope(x, operands["positions"][0], frequencies, str(style), float(magnitude))

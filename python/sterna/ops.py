@@ -266,11 +266,14 @@ def rope(
     *,
     style: Literal["halves", "interleaved"] = "halves",
     factors: Value | None = None,
+    long_factors: Value | None = None,
 ) -> Value:
     """Rotary position embedding of x, [num_tokens, num_heads, head_dim] (arXiv:2104.09864). Same shape.
 
     "halves" turns element i with i + rotary_dim / 2 (GPT-NeoX, Hugging Face), "interleaved" 2i with 2i + 1 (GPT-J, and
     Llama as GGUF files permute it). `factors`, [rotary_dim / 2], divide the frequencies (rope_freqs.weight of Llama 3).
+    With scaling "longrope" sequences that may grow longer than the original context take `long_factors` instead
+    (arXiv:2402.13753).
     """
     return _emit(
         "rope",
@@ -278,6 +281,7 @@ def rope(
         ("x", x),
         ("positions", positions),
         ("factors", factors),
+        ("long_factors", long_factors),
         theta=spec.theta,
         rotary_dim=spec.rotary_dim,
         style=style,
@@ -286,6 +290,7 @@ def rope(
         original_context=spec.original_context,
         beta_fast=spec.beta_fast,
         beta_slow=spec.beta_slow,
+        truncate=spec.truncate,
         attention_factor=spec.attention_factor,
     )
 

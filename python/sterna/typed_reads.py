@@ -47,15 +47,18 @@ class TypedReads(ABC):
             self.fail(name, f"is {shown(value)}, expected an integer from {low} to {high}")
         return value
 
-    def number(self, name: str, default: float | None = None, *, high: float | None = None) -> float:
-        """A finite number above 0 and at most `high`."""
+    def number(
+        self, name: str, default: float | None = None, *, high: float | None = None, zero: bool = False
+    ) -> float:
+        """A finite number above 0 and at most `high`; with `zero` also 0."""
         value = self.value_or(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(name, f"is {shown(value)}, expected a number")
         high = self.largest if high is None else high
-        if not (self.smallest < value <= high and value < math.inf):
+        if not (self.smallest < value <= high and value < math.inf) and not (zero and value == 0):
             limit = f" up to {high}" if high < self.largest else ""
-            self.fail(name, f"is {shown(value)}, expected a finite number above 0{limit}")
+            lowest = "from 0" if zero else "above 0"
+            self.fail(name, f"is {shown(value)}, expected a finite number {lowest}{limit}")
         return float(value)
 
     def number_or_zero(self, name: str) -> float:

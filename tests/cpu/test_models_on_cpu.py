@@ -44,20 +44,28 @@ def require(name: str) -> Path:
 def compiled(path: Path, *, fused: bool = True, **options: object) -> _core.CpuPlan:
     file = Gguf(path)
     program = trace(file).program
-    options = {"threads": 2, "max_tokens": 128, "max_outputs": 128, **options}
+    options = {"threads": 2, "max_tokens": 512, "max_outputs": 512, **options}
     plan = _core.compile_cpu(program.fuse() if fused else program, file, **options)
-    plan.reserve_pages(4)
+    plan.reserve_pages(5)
     return plan
 
 
-def run(plan: _core.CpuPlan, tokens: np.ndarray, chunk: int = 0, pages: tuple[int, ...] = (0, 1)) -> Floats:
-    """Logits at every position of one sequence, computed in chunks."""
+def run(
+    plan: _core.CpuPlan,
+    tokens: np.ndarray,
+    chunk: int = 0,
+    pages: tuple[int, ...] = (0, 1, 2, 3, 4),
+    total: int = 0,
+) -> Floats:
+    """Logits at every position of one sequence, computed in chunks; it begins one of `total` tokens."""
     length = len(tokens)
+    is_long = [int(0 < plan.longrope_context < max(length, total))]
     got = []
     for first in range(0, length, chunk or length):
         last = min(first + (chunk or length), length)
         rows = np.arange(last - first, dtype=np.int32)
-        got.append(plan.run(tokens[first:last], rows + first, np.zeros_like(rows), [list(pages)], rows))
+        sequences = np.zeros_like(rows)
+        got.append(plan.run(tokens[first:last], rows + first, sequences, [list(pages)], rows, long_sequences=is_long))
     return np.concatenate(got)
 
 
@@ -79,7 +87,9 @@ def test_float_models(name: str, kv_dtype: str, record_property: oracle.Record) 
     routed = has_experts(name)
     if routed and kv_dtype == "q8_0":
         error = median_error(pairs)
-    limits = {"f32": 5e-6 if name in oracle.DELTA_NETS else 3e-6, "f16": 3e-3 if routed else 1e-3, "q8_0": (3 if routed else 2) * Q8_0_ERROR}
+    # Scores of Gemma 4 are not divided by the root of the head's width: what rounds its keys moves them more.
+    times = 3 if routed or name.startswith("gemma4") else 2
+    limits = {"f32": 5e-6 if name in oracle.DELTA_NETS else 3e-6, "f16": 3e-3 if routed else 1e-3, "q8_0": times * Q8_0_ERROR}
     assert error <= limits[kv_dtype]
     # Of 88 rows. Random models have no sharp preferences.
     assert oracle.differing_argmax(pairs) <= {"f32": 0, "f16": 1, "q8_0": 6}[kv_dtype]
@@ -215,7 +225,7 @@ def test_every_path_gives_the_same_bits(name: str, kv_dtype: str, tmp_path: Path
             what = f"{threads} threads, chunks of {chunk}, {level}, {'fused' if fused else 'unfused'}"
             assert_same_bits(run(plan, tokens, chunk, pages=(3, 1)), want, what)
     scalar = compiled(path, kv_dtype=kv_dtype, isa="scalar")
-    assert_same_bits(run(scalar, tokens[:20], 7), want[:20], "scalar")
+    assert_same_bits(run(scalar, tokens[:20], 7, total=70), want[:20], "scalar")
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -229,7 +239,7 @@ def test_paths_of_other_models(name: str) -> None:
         plan = compiled(path, kv_dtype=kv_dtype, threads=threads, fused=fused, isa=level)
         assert_same_bits(run(plan, tokens, chunk, pages=(3, 1)), want, f"{threads} threads, chunks of {chunk}, {level}")
     scalar = compiled(path, kv_dtype=kv_dtype, isa="scalar")
-    assert_same_bits(run(scalar, tokens[:20], 7), want[:20], "scalar")
+    assert_same_bits(run(scalar, tokens[:20], 7, total=70), want[:20], "scalar")
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])

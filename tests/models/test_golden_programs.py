@@ -79,6 +79,27 @@ def models() -> dict[str, FakeModel]:
     embedding = FakeModel("gemma-embedding", layers=2, **{"attention.sliding_window": 4, "attention.sliding_window_pattern": 2})
     embedding = embedding.with_head_norms().with_layer_vectors("post_attention_norm", "post_ffw_norm")
     embedding = embedding.with_tensor("dense_2.weight", (96, 32)).with_tensor("dense_3.weight", (32, 96))
+    longrope = {"rope.scaling.original_context_length": 16, "rope.scaling.attn_factor": 1.2}
+    phi3 = FakeModel("phi3", **{**longrope, "attention.sliding_window": 0})
+    phi3 = phi3.with_layer_tensor("attn_qkv.weight", (64, 32)).with_layer_tensor("ffn_up.weight", (128, 32))
+    for name in ("short", "long"):
+        phi3 = phi3.with_tensor(f"rope_factors_{name}.weight", (4,))
+    gemma4 = FakeModel(
+        "gemma4",
+        layers=3,
+        **{
+            "attention.sliding_window": 4,
+            "attention.sliding_window_pattern": [True, False, True],
+            "attention.shared_kv_layers": 1,
+            "embedding_length_per_layer_input": 8,
+            "final_logit_softcapping": 30.0,
+        },
+    )
+    gemma4 = gemma4.with_head_norms().with_layer_vectors("post_attention_norm", "post_ffw_norm", "post_norm")
+    gemma4 = gemma4.with_layer_tensor("inp_gate.weight", (8, 32)).with_layer_tensor("proj.weight", (32, 8))
+    gemma4 = gemma4.with_tensor("per_layer_token_embd.weight", (50, 24)).with_tensor("rope_freqs.weight", (4,))
+    gemma4 = gemma4.with_tensor("per_layer_model_proj.weight", (24, 32)).with_tensor("per_layer_proj_norm.weight", (8,))
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.yarn_log_multiplier": 1.0}
     return {
         "bert": with_norm(bert, "token_embd_norm"),
         "t5": t5_model(),
@@ -86,6 +107,9 @@ def models() -> dict[str, FakeModel]:
         "modernbert": modern,
         "gemma-embedding": embedding,
         "llama": FakeModel("llama"),
+        "phi3": phi3,
+        "gemma4": gemma4,
+        "mistral3": FakeModel("mistral3", **yarn, **{"attention.temperature_scale": 0.1}),
         "llama-ternary-input-norms": norms.with_layer_format("TQ2_0"),
         "llama-tied-rope-freqs": llama3,
         "llama-yarn-biases": biased,

@@ -44,7 +44,11 @@ def run(
     pairs = []
     for case in cases:
         interpreter = Interpreter(
-            program, tensors.__getitem__, kv_dtype="f32", quantize_activations=quantize_activations
+            program,
+            tensors.__getitem__,
+            kv_dtype="f32",
+            quantize_activations=quantize_activations,
+            is_long=0 < program.longrope_context < len(case.tokens),
         )
         pairs.append((interpreter.run(case.tokens.tolist()), case.logits))
     return pairs

@@ -102,10 +102,18 @@ def test_bad_yarn_keys_are_named(key: str, value: Any) -> None:
         trace(FakeModel("llama", **{**YARN, key: value}))
 
 
-@pytest.mark.parametrize("scaling", ["longrope", "dynamic", "%s"])
+@pytest.mark.parametrize("scaling", ["dynamic", "%s"])
 def test_unknown_rope_scaling_is_unsupported(scaling: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"llama\.rope\.scaling\.type"):
         trace(FakeModel("llama", **{"rope.scaling.type": scaling}))
+
+
+def test_longrope_needs_its_tensors_and_its_context() -> None:
+    with pytest.raises(ModelFormatError, match=r"llama\.rope\.scaling\.original_context_length: is missing"):
+        trace(FakeModel("llama", **{"rope.scaling.type": "longrope"}))
+    keys = {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 64}
+    with pytest.raises(ModelFormatError, match="longrope needs factors and long_factors"):
+        trace(FakeModel("llama", **keys))
 
 
 @pytest.mark.parametrize(
@@ -191,9 +199,23 @@ def test_config_reads_what_the_file_says() -> None:
     assert config.rope.attention_factor == pytest.approx(0.1 * math.log(4.0) + 1.0)
 
 
+@pytest.mark.parametrize(
+    ("keys", "magnitude"),
+    [
+        ({"yarn_log_multiplier": 1.0}, 1.0),
+        ({"yarn_log_multiplier": 0.0}, 0.1 * math.log(4.0) + 1.0),
+        ({"yarn_log_multiplier": 0.5}, (0.1 * math.log(4.0) + 1.0) / (0.05 * math.log(4.0) + 1.0)),
+        ({"yarn_attn_factor": 0.5, "attn_factor": 3.0}, 1.5 * (0.1 * math.log(4.0) + 1.0)),
+    ],
+)
+def test_the_magnitude_of_yarn(keys: dict[str, float], magnitude: float) -> None:
+    config = trace(FakeModel("llama", **YARN, **{f"rope.scaling.{key}": value for key, value in keys.items()})).config
+    assert config.rope.attention_factor == pytest.approx(magnitude)
+
+
 @pytest.mark.parametrize("value", [0, "6", -1])
 def test_keys_of_a_subclass_are_checked_too(value: Any) -> None:
-    model = FakeModel("gemma3", **{"attention.sliding_window_pattern": value})
+    model = FakeModel("gemma3", **{"attention.sliding_window": 4, "attention.sliding_window_pattern": value})
     with pytest.raises(ModelFormatError, match=r"gemma3\.attention\.sliding_window_pattern"):
         trace(model)
 

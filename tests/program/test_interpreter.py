@@ -292,6 +292,19 @@ def test_inverse_frequencies_plain_linear_and_by_factors() -> None:
         rope_inverse_frequencies(node, "", [1.0, 2.0, 3.0])
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_ramps_between_two_pairs(truncate: bool) -> None:
+    """As transformers' _compute_yarn_parameters has it; gpt-oss does not round the ends of the ramp."""
+    plain = 10000.0 ** (-np.arange(32) / 32)
+    node = rope_node(theta=1e4, rotary_dim=64, scaling="yarn", factor=4.0, original_context=2048, truncate=truncate)
+    low, high = (64 * math.log(2048 / (turns * 2 * math.pi)) / (2 * math.log(1e4)) for turns in (32.0, 1.0))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    ramp = np.clip((np.arange(32) - low) / (high - low), 0, 1)
+    want = plain / 4 * ramp + plain * (1 - ramp)
+    assert np.array(rope_inverse_frequencies(node, "", [])) == pytest.approx(want, rel=1e-6)
+
+
 def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
     plain = 1.0 / 10000.0 ** (np.arange(0, 64, 2) / 64)
     node = rope_node(theta=10000.0, rotary_dim=64, scaling="yarn", factor=4.0, original_context=2048)

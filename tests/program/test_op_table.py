@@ -89,6 +89,7 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], tuple[Any, ...]]] = [
     ("layer_norm", {"x": "q_heads", "w": "v8"}, {"eps": 1e-5}, (("T", 4, 8),)),
     ("layer_norm", {"x": "q_heads", "w": "v32", "bias": "v32"}, {"eps": 1e-5}, (("T", 4, 8),)),
     ("rope", {"x": "q_heads", "positions": "positions", "factors": "v4"}, ROPE, (("T", 4, 8),)),
+    ("rope", {"x": "q_heads", "positions": "positions", "factors": "v4", "long_factors": "v4"}, {**ROPE, "scaling": "longrope", "original_context": 64}, (("T", 4, 8),)),
     ("attention", {"q": "q_heads", "k": "k_heads", "v": "k_heads"}, ATTENTION, (("T", 32),)),
     ("attention", {"q": "q_heads", "k": "k_heads", "v": "k_heads", "sinks": "v4"}, ATTENTION, (("T", 32),)),
     ("attention", {"q": "q_heads", "k": "k_heads"}, {**ATTENTION, "latent": 5}, (("T", 20),)),
@@ -133,6 +134,8 @@ def test_shapes(op: str, roles: dict[str, Any], attributes: dict[str, Any], shap
 
 QKV = {"q": "q_heads", "k": "k_heads", "v": "k_heads"}
 NORMS = {"q_norm": "v8", "k_norm": "v8"}
+TURNED = {"x": "q_heads", "positions": "positions"}
+LONGROPE = {**ROPE, "scaling": "longrope", "original_context": 64}
 FOLDED = {**ATTENTION, "rope.theta": 1e4, "rope.rotary_dim": 8}
 BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("melt", {"x": "x"}, {}, "there is no such op"),
@@ -187,6 +190,10 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "rotary_dim": 10}, "from 2 to head_dim 8"),
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "theta": -1.0}, "theta is -1.000000"),
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "scaling": "yarn"}, "yarn needs original_context"),
+    ("rope", {**TURNED, "factors": "v4"}, LONGROPE, "longrope needs factors and long_factors"),
+    ("rope", {**TURNED, "factors": "v4", "long_factors": "v8"}, LONGROPE, "long_factors v8 has shape [8], expected [4]"),
+    ("rope", {**TURNED, "factors": "v4", "long_factors": "v4"}, ROPE, "long_factors without longrope"),
+    ("rope", TURNED, {**LONGROPE, "original_context": 0}, "longrope needs original_context above 0"),
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "style": "round"}, 'style is "round"'),
     (
         "rope",

@@ -37,10 +37,11 @@ void fold_ropes(const Uses& uses, Node& attention, std::vector<bool>& erased) {
   if (attention.input("positions") != kNoValue || attention.input("q_norm") != kNoValue) return;
   const Pair ropes = producers(uses, attention, "rope");
   if (!ropes) return;
-  for (const char* role : {"positions", "factors"}) {
+  constexpr const char* kRoles[] = {"positions", "factors", "long_factors"};
+  for (const char* role : kRoles) {
     if (ropes.q->input(role) != ropes.k->input(role)) return;
   }
-  for (const char* role : {"positions", "factors"}) {
+  for (const char* role : kRoles) {
     if (const ValueId id = ropes.q->input(role); id != kNoValue) attention.inputs.push_back({role, id});
   }
   for (const auto& [name, value] : ropes.q->attributes) attention.attributes["rope." + name] = value;
