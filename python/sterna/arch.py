@@ -10,18 +10,20 @@ import functools
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from sterna import ops
 from sterna.errors import ModelFormatError, UnsupportedModelError
 from sterna.ops import Value
+from sterna.rope_spec import MAX_CONTEXT as MAX_CONTEXT
+from sterna.rope_spec import RopeSpec as RopeSpec
+from sterna.rope_spec import read_rope
 from sterna.typed_reads import TypedReads, shown
 
 MAX_LAYERS = 1024
 MAX_EXTENT = 1 << 24  # hidden, feed-forward and vocabulary sizes
 MAX_HEADS = 4096
-MAX_CONTEXT = 1 << 31
 
 # Keys that change what a decoder computes, with the values that do not: nothing is left out silently.
 NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
@@ -165,25 +167,6 @@ class Metadata(TypedReads):
 
 
 @dataclass(frozen=True)
-class RopeSpec:
-    """How positions turn queries and keys (csrc/program/rope.h)."""
-
-    theta: float
-    rotary_dim: int
-    scaling: Literal["none", "linear", "yarn", "longrope"] = "none"
-    factor: float = 1.0
-    original_context: int = 0  # yarn, longrope: positions that the model was trained on before it was stretched
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True  # yarn: the ends of the ramp are whole pairs
-    attention_factor: float = 1.0
-
-    def unscaled(self, theta: float) -> RopeSpec:
-        """The same dimensions with another base and without scaling (local layers of Gemma 3)."""
-        return RopeSpec(theta, self.rotary_dim)
-
-
-@dataclass(frozen=True)
 class DecoderConfig:
     """Hyper-parameters of a decoder, in the words of Hugging Face. A model file may subclass it for keys of its own."""
 
@@ -307,7 +290,7 @@ def decoder_fields(m: Metadata, handles: Collection[str] = (), *, hybrid: bool =
         "input_norm_eps": m.number("input_norm_rms_epsilon", 1e-6, high=1.0),
         "max_position_embeddings": context,
         "sliding_window": m.integer(window, 0 if window in handles else 1, MAX_CONTEXT) if m.has(window) else 0,
-        "rope": _rope(m, head_dim, context),
+        "rope": read_rope(m, head_dim, context),
     }
 
 
@@ -354,53 +337,6 @@ def _vocab_size(m: Metadata) -> int:
         if tokens != rows:
             m.fail("tokenizer.ggml.tokens", f"has {tokens} elements, token_embd.weight {rows} rows")
     return rows
-
-
-def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
-    """What YaRN multiplies cosines and sines by where positions are stretched by `factor`."""
-    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1.0 else 1.0
-
-
-def _rope(m: Metadata, head_dim: int, context: int) -> RopeSpec:
-    """The rope keys. Llama 3's scaling is not among them: the converter turns it into the tensor rope_freqs.weight."""
-    rotary_dim = m.integer("rope.dimension_count", 2, head_dim, head_dim)
-    if rotary_dim % 2:
-        m.fail("rope.dimension_count", f"is {rotary_dim}, expected an even number")
-    plain = RopeSpec(m.number("rope.freq_base", 10000.0), rotary_dim)
-    # Phi 3 has the tensors only.
-    stretched = "linear" if m.shape("rope_factors_long.weight") is None else "longrope"
-    scaling = m.text("rope.scaling.type", stretched)
-    factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
-    if scaling == "none" or (scaling == "linear" and factor == 1.0):
-        return plain
-    if scaling == "linear":
-        return replace(plain, scaling="linear", factor=factor)
-    if scaling == "yarn":
-        if plain.theta == 1.0:
-            m.fail("rope.freq_base", "is 1, which yarn cannot scale")
-        # YaRN's magnitude is 0.1 ln(factor) + 1 (arXiv:2309.00071, equation 22), over the same with the logarithm's
-        # multiplier (transformers' mscale_all_dim) where there is one; the other keys multiply it, as in llama.cpp.
-        multiplier = m.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
-        magnitude = yarn_magnitude(factor) / yarn_magnitude(factor, multiplier)
-        return replace(
-            plain,
-            scaling="yarn",
-            factor=factor,
-            original_context=m.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, context),
-            beta_fast=m.number("rope.scaling.yarn_beta_fast", 32.0),
-            beta_slow=m.number("rope.scaling.yarn_beta_slow", 1.0),
-            attention_factor=magnitude
-            * m.number("rope.scaling.yarn_attn_factor", 1.0)
-            * m.number("rope.scaling.attn_factor", 1.0),
-        )
-    if scaling == "longrope":
-        return replace(
-            plain,
-            scaling="longrope",
-            original_context=m.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT),
-            attention_factor=m.number("rope.scaling.attn_factor", 1.0),
-        )
-    raise UnsupportedModelError(f"{m.file.path}: {m.key('rope.scaling.type')} is {shown(scaling)}: not known")
 
 
 _LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
