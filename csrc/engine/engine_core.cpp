@@ -367,7 +367,6 @@ void EngineCore::start(ActiveRequest& request) {
     request.timings.prompt_tokens = request.encoder_input->num_tokens();
     return add_to_encode(request);
   }
-  }
   scheduler_.add(request);
 }
 

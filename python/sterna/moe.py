@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from sterna import ops
+from sterna import expert_ops, ops
 from sterna.arch import MAX_EXTENT, DecoderConfig, Metadata, Weights, decoder_fields
 from sterna.typed_reads import shown
 
@@ -128,20 +128,20 @@ def experts(
     Groups of experts count as their best one under softmax scores (DeepSeek V2), as the sum of the two best under
     sigmoid scores (V3).
     """
-    chosen, weights = ops.route(
+    chosen, weights = expert_ops.route(
         ops.linear(x, w["ffn_gate_inp"], w.get("ffn_gate_inp.bias")),
         config.num_experts_per_tok,
         bias=w.get("exp_probs_b.bias"),
         scores=config.scoring_func,
         normalize=config.norm_topk_prob,
         scale=config.routed_scaling_factor,
-        groups=ops.Groups(
+        groups=expert_ops.Groups(
             config.n_group, config.topk_group, "best" if config.scoring_func == "softmax" else "two_best"
         ),
     )
-    biases = ops.Biases(w.get("ffn_gate_exps.bias"), w.get("ffn_up_exps.bias"), w.get("ffn_down_exps.bias"))
+    biases = expert_ops.Biases(w.get("ffn_gate_exps.bias"), w.get("ffn_up_exps.bias"), w.get("ffn_down_exps.bias"))
     matrices = w["ffn_gate_exps"], w["ffn_up_exps"], w["ffn_down_exps"]
-    return ops.expert_glu(x, chosen, weights, *matrices, biases=biases, glu=glu, weigh_input=weigh_input)
+    return expert_ops.expert_glu(x, chosen, weights, *matrices, biases=biases, glu=glu, weigh_input=weigh_input)
 
 
 def shared_expert(w: Weights, x: ops.Value) -> ops.Value:

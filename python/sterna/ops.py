@@ -127,7 +127,7 @@ def tracing(tracer: Tracer) -> Iterator[None]:
 @contextlib.contextmanager
 def scope(name: str) -> Iterator[None]:
     """Nodes traced inside are named "name/..."."""
-    scopes = _tracer().scopes
+    scopes = current_tracer().scopes
     scopes.append(name)
     try:
         yield
@@ -135,7 +135,7 @@ def scope(name: str) -> Iterator[None]:
         scopes.pop()
 
 
-def _tracer() -> Tracer:
+def current_tracer() -> Tracer:
     tracer = _current.get(None)
     if tracer is None:
         raise SternaError("ops can only be called while a model file is traced")
@@ -144,7 +144,8 @@ def _tracer() -> Tracer:
 
 # Calls from here are made for a model file.
 _OPS_FILES = frozenset(
-    __file__.removesuffix("ops.py") + f"{name}.py" for name in ("ops", "bitlinear", "layer_norm", "moe", "projections")
+    __file__.removesuffix("ops.py") + f"{name}.py"
+    for name in ("ops", "expert_ops", "bitlinear", "layer_norm", "moe", "projections")
 )
 
 
@@ -160,16 +161,16 @@ def _source(frame: FrameType) -> str:
 
 def weight(name: str, shape: Sequence[int], format: str) -> Value:
     """A tensor of the file in the Program being traced; model files get theirs from Weights."""
-    return _tracer().weight(name, shape, format)
+    return current_tracer().weight(name, shape, format)
 
 
-def _emit(op: str, label: str, *inputs: tuple[str, Value | None], **attributes: Attribute) -> Value:
-    return _tracer().emit(op, label, inputs, attributes)[0]
+def emit(op: str, label: str, *inputs: tuple[str, Value | None], **attributes: Attribute) -> Value:
+    return current_tracer().emit(op, label, inputs, attributes)[0]
 
 
 def batch_input(name: str) -> Value:
     """An int32 array of the batch, [num_tokens]; model files have theirs from Batch."""
-    return _tracer().input(name)
+    return current_tracer().input(name)
 
 
 def hidden_state(logits: Callable[[], Value]) -> Value:
@@ -177,7 +178,7 @@ def hidden_state(logits: Callable[[], Value]) -> Value:
 
     Raises SternaError where the function has no unembed.
     """
-    tracer = _tracer()
+    tracer = current_tracer()
     tracer.ends_at_unembed = True
     try:
         logits()
@@ -193,7 +194,7 @@ def embed(tokens: Value, w: Value) -> Value:
 
     With the batch's positions for tokens: learned positions, w [max_position_embeddings, hidden_size].
     """
-    return _emit("embed", "embed" if tokens.name == "tokens" else w.label, ("tokens", tokens), ("w", w))
+    return emit("embed", "embed" if tokens.name == "tokens" else w.label, ("tokens", tokens), ("w", w))
 
 
 def linear(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
@@ -208,8 +209,8 @@ def linear(x: Value, w: Value, bias: Value | None = None, activation: Activation
 
 def linear_alone(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
     """`linear` without the adapters of w: for a result that is changed before `adapt`."""
-    rule = activation or _tracer().activation_rule
-    return _emit("linear", w.label, ("x", x), ("w", w), ("bias", bias), activation=rule)
+    rule = activation or current_tracer().activation_rule
+    return emit("linear", w.label, ("x", x), ("w", w), ("bias", bias), activation=rule)
 
 
 def adapt(y: Value, x: Value, w: Value) -> Value:
@@ -217,14 +218,14 @@ def adapt(y: Value, x: Value, w: Value) -> Value:
 
     x [num_tokens, k], w [n, k], y [num_tokens, n]; arXiv:2106.09685.
     """
-    for adapter in _tracer().adapters:
+    for adapter in current_tracer().adapters:
         pair = adapter.use(w.name)
         if pair is None:
             continue
         # The prefix says in which file the tensors are.
         a, b = (weight(f"lora.{adapter.index}/{t.name}", t.shape, t.format) for t in (pair.a, pair.b))
         operands = [("x", x), ("y", y), ("a", a), ("b", b)]
-        y = _emit("lora", f"{w.label}.lora", *operands, adapter=adapter.index, factor=pair.factor)
+        y = emit("lora", f"{w.label}.lora", *operands, adapter=adapter.index, factor=pair.factor)
     return y
 
 
@@ -233,20 +234,20 @@ def head_linear(x: Value, w: Value, activation: ActivationRule | None = None) ->
 
     `activation` as in `linear`.
     """
-    return _emit("head_linear", w.label, ("x", x), ("w", w), activation=activation or _tracer().activation_rule)
+    return emit("head_linear", w.label, ("x", x), ("w", w), activation=activation or current_tracer().activation_rule)
 
 
 def unembed(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule = "auto") -> Value:
     """Logits of the rows that the batch asks for: x [num_tokens, k], w [vocab_size, k] -> [num_outputs, vocab_size]."""
-    if _tracer().ends_at_unembed:
+    if current_tracer().ends_at_unembed:
         raise _HiddenStateFoundError(x)
-    return _emit("unembed", "logits", ("x", x), ("w", w), ("bias", bias), activation=activation)
+    return emit("unembed", "logits", ("x", x), ("w", w), ("bias", bias), activation=activation)
 
 
 def rms_norm(x: Value, w: Value | None, eps: float) -> Value:
     """x / sqrt(mean(x^2) + eps) * w over the last dimension; w has its size (arXiv:1910.07467). Same shape as x."""
     label = f"{x.label}.rms_norm" if w is None else w.label
-    return _emit("rms_norm", label, ("x", x), ("w", w), eps=eps)
+    return emit("rms_norm", label, ("x", x), ("w", w), eps=eps)
 
 
 def layer_norm(x: Value, w: Value | None, bias: Value | None, eps: float) -> Value:
@@ -256,7 +257,7 @@ def layer_norm(x: Value, w: Value | None, bias: Value | None, eps: float) -> Val
     each head: [num_heads * head_dim]. No bias without w.
     """
     label = f"{x.label}.layer_norm" if w is None else w.label
-    return _emit("layer_norm", label, ("x", x), ("w", w), ("bias", bias), eps=eps)
+    return emit("layer_norm", label, ("x", x), ("w", w), ("bias", bias), eps=eps)
 
 
 def rope(
@@ -275,7 +276,7 @@ def rope(
     With scaling "longrope" sequences that may grow longer than the original context take `long_factors` instead
     (arXiv:2402.13753).
     """
-    return _emit(
+    return emit(
         "rope",
         f"{x.label}.rope",
         ("x", x),
@@ -307,7 +308,7 @@ class AttentionTemperature:
 def store_kv(k: Value, v: Value, *, layer: int) -> Value:
     """Keeps k [num_tokens, num_kv_heads, head_dim] and v [num_tokens, num_kv_heads, value_head_dim] of a sequence that
     is encoded, for `attention` of `layer` in the function of the logits. A view of k."""
-    return _emit("store_kv", f"{k.label}.kept", ("k", k), ("v", v), layer=layer)
+    return emit("store_kv", f"{k.label}.kept", ("k", k), ("v", v), layer=layer)
 
 
 @dataclass(frozen=True)
@@ -357,7 +358,7 @@ def attention(
         optional = {f"temperature.{name}": value for name, value in vars(temperature).items()}
     if relative_bias is not None:
         optional["max_distance"] = relative_bias.max_distance
-    return _emit(
+    return emit(
         "attention",
         "attention",
         ("q", q),
@@ -383,87 +384,7 @@ def glu(gate: Value, up: Value, activation: Gate = "silu") -> Value:
     "clamped_swiglu" is g * sigmoid(1.702 g) * (u + 1) with g = min(gate, 7) and u = up within -7 .. 7, as in gpt-oss
     (arXiv:2508.10925).
     """
-    return _emit("glu", "glu", ("gate", gate), ("up", up), activation=activation)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Experts in `count` groups of neighbours, of which only the `used` best may be chosen from.
-
-    A group counts as much as its best expert (DeepSeek V2, arXiv:2405.04434), or as the sum of its two best (V3,
-    arXiv:2412.19437).
-    """
-
-    count: int = 1
-    used: int = 1
-    scores: Literal["best", "two_best"] = "best"
-
-
-def route(
-    logits: Value,
-    used: int,
-    *,
-    bias: Value | None = None,
-    scores: Literal["softmax", "sigmoid"] = "softmax",
-    normalize: bool = True,
-    scale: float = 1.0,
-    groups: Groups = Groups(),
-) -> tuple[Value, Value]:
-    """The `used` experts of each row with the largest scores, [num_tokens, num_experts] -> ids, weights.
-
-    Both are [num_tokens, used], the largest first, ties to the lower id. Scores are the softmax or the sigmoid of the
-    logits; `bias`, [num_experts], is added to them for the choice alone. Weights are the chosen scores, with
-    `normalize` divided by their sum (for softmax that is the softmax over the chosen ones), times `scale`
-    (arXiv:2401.04088, arXiv:2101.03961, arXiv:2412.19437).
-    """
-    experts, weights = _tracer().emit(
-        "route",
-        f"{logits.label}.route",
-        [("x", logits), ("bias", bias)],
-        {
-            "used": used,
-            "scores": scores,
-            "normalize": normalize,
-            "scale": scale,
-            "groups": groups.count,
-            "groups_used": groups.used,
-            "group_scores": groups.scores,
-        },
-    )
-    return experts, weights
-
-
-@dataclass(frozen=True)
-class Biases:
-    """Biases of experts: gate and up [num_experts, n], down [num_experts, hidden_size]."""
-
-    gate: Value | None = None
-    up: Value | None = None
-    down: Value | None = None
-
-
-def expert_glu(
-    x: Value,
-    experts: Value,
-    weights: Value,
-    gate: Value,
-    up: Value,
-    down: Value,
-    *,
-    biases: Biases = Biases(),
-    glu: Gate = "silu",
-    weigh_input: bool = False,
-    activation: ActivationRule | None = None,
-) -> Value:
-    """Gated feed-forward networks of the experts that `route` chose, summed with its weights in its order.
-
-    x [num_tokens, k], gate and up [num_experts, n, k], down [num_experts, hidden_size, n] -> [num_tokens, hidden_size];
-    `activation` as in `linear`. With `weigh_input` an expert's weight scales what it reads, not what it says (Llama 4).
-    """
-    operands = [("x", x), ("experts", experts), ("weights", weights), ("gate", gate), ("up", up), ("down", down)]
-    rows = [("gate_bias", biases.gate), ("up_bias", biases.up), ("down_bias", biases.down)]
-    rule = activation or _tracer().activation_rule
-    return _emit("expert_glu", "experts", *operands, *rows, glu=glu, weigh_input=weigh_input, activation=rule)
+    return emit("glu", "glu", ("gate", gate), ("up", up), activation=activation)
 
 
 def short_conv(x: Value, w: Value, bias: Value | None = None, *, layer: int) -> Value:
@@ -472,7 +393,7 @@ def short_conv(x: Value, w: Value, bias: Value | None = None, *, layer: int) -> 
     w [channels, kernel], its last column for the token itself, bias [channels]. The layer keeps the last kernel - 1
     inputs of each sequence.
     """
-    return _emit("short_conv", f"{w.label}.conv", ("x", x), ("w", w), ("bias", bias), layer=layer)
+    return emit("short_conv", f"{w.label}.conv", ("x", x), ("w", w), ("bias", bias), layer=layer)
 
 
 def ssm_scan(x: Value, dt: Value, b: Value, c: Value, a: Value, d: Value, *, layer: int) -> Value:
@@ -484,7 +405,7 @@ def ssm_scan(x: Value, dt: Value, b: Value, c: Value, a: Value, d: Value, *, lay
     group, a may be [num_heads, state_size] (Mamba, arXiv:2312.00752).
     """
     operands = [("x", x), ("dt", dt), ("b", b), ("c", c), ("a", a), ("d", d)]
-    return _emit("ssm_scan", "ssm_scan", *operands, layer=layer)
+    return emit("ssm_scan", "ssm_scan", *operands, layer=layer)
 
 
 def delta_rule(q: Value, k: Value, v: Value, g: Value, beta: Value, *, layer: int) -> Value:
@@ -495,7 +416,7 @@ def delta_rule(q: Value, k: Value, v: Value, g: Value, beta: Value, *, layer: in
     as many heads as there are for each (arXiv:2412.06464).
     """
     operands = [("q", q), ("k", k), ("v", v), ("g", g), ("beta", beta)]
-    return _emit("delta_rule", "delta_rule", *operands, layer=layer)
+    return emit("delta_rule", "delta_rule", *operands, layer=layer)
 
 
 def activation(x: Value, kind: Activation) -> Value:
@@ -505,46 +426,46 @@ def activation(x: Value, kind: Activation) -> Value:
     relu2: max(x, 0)^2; sigmoid: 1 / (1 + exp(-x)); tanh; softplus:
     ln(1 + exp(x)).
     """
-    return _emit("activation", f"{x.label}.{kind}", ("x", x), kind=kind)
+    return emit("activation", f"{x.label}.{kind}", ("x", x), kind=kind)
 
 
 def add(a: Value, b: Value) -> Value:
     """a + b, of equal shape; b may also be a weight with one element per feature, or one in all."""
-    return _emit("add", f"{b.label}.add", ("a", a), ("b", b))
+    return emit("add", f"{b.label}.add", ("a", a), ("b", b))
 
 
 def mul(a: Value, b: Value) -> Value:
     """a * b, element by element; b may also have one element per row ([num_tokens, 1]), or be a weight with one element
     per feature, or one in all."""
-    return _emit("mul", f"{b.label}.mul", ("a", a), ("b", b))
+    return emit("mul", f"{b.label}.mul", ("a", a), ("b", b))
 
 
 def scale(x: Value, factor: float) -> Value:
     """x * factor; the factor is rounded to float32."""
-    return _emit("scale", f"{x.label}.scale", ("x", x), factor=factor)
+    return emit("scale", f"{x.label}.scale", ("x", x), factor=factor)
 
 
 def clamp(x: Value, limit: float) -> Value:
     """x, but -limit below that and limit above it; the limit is rounded to float32."""
-    return _emit("clamp", f"{x.label}.clamp", ("x", x), limit=limit)
+    return emit("clamp", f"{x.label}.clamp", ("x", x), limit=limit)
 
 
 def reshape(x: Value, *dims: int, label: str | None = None) -> Value:
     """The features of each row as `dims` (one or two of them): [num_tokens, *dims]. A view."""
     text = ", ".join(str(dim) for dim in dims)
-    return _emit("reshape", label or f"{x.label}.reshape", ("x", x), dims=text)
+    return emit("reshape", label or f"{x.label}.reshape", ("x", x), dims=text)
 
 
 def split(x: Value, *sizes: int) -> list[Value]:
     """Pieces of the last dimension, which `sizes` add up to."""
     text = ", ".join(str(size) for size in sizes)
-    return _tracer().emit("split", f"{x.label}.split", [("x", x)], {"sizes": text})
+    return current_tracer().emit("split", f"{x.label}.split", [("x", x)], {"sizes": text})
 
 
 def concat(*parts: Value) -> Value:
     """Values side by side along the last dimension; the others are equal."""
     label = f"{parts[0].label}.concat" if parts else "concat"
-    return _emit("concat", label, *(("x", part) for part in parts))
+    return emit("concat", label, *(("x", part) for part in parts))
 
 
 def pool(x: Value, kind: Pooling) -> Value:
@@ -552,4 +473,4 @@ def pool(x: Value, kind: Pooling) -> Value:
 
     "mean" of its rows, or its first ("cls") or "last" row.
     """
-    return _emit("pool", "pooled", ("x", x), kind=kind)
+    return emit("pool", "pooled", ("x", x), kind=kind)
