@@ -1,4 +1,4 @@
-"""Tiny random models with the logits that transformers gives them: the reference models of tests/data/oracle.
+"""Tiny random models with the logits, or hidden states, of transformers: the reference models of tests/data/oracle.
 
     python tools/make_oracle.py --list
     python tools/make_oracle.py FOLDER NAME...        # FOLDER/NAME/{model.gguf, reference.npz, meta.json}
@@ -19,7 +19,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-from oracle_recipes import NAMES, VOCAB_SIZE, Recipe
+from oracle_recipes import NAMES, TEXT_VOCAB_SIZE, Recipe
 from oracle_recipes import RECIPES as DENSE_RECIPES
 from oracle_recipes_moe import MOE_RECIPES
 from oracle_recurrent import RECURRENT
@@ -36,7 +36,7 @@ def all_weights(model: Any) -> list[tuple[str, Any]]:
     return [*model.named_parameters(), *buffers]
 
 
-def random_weights(model: Any, rng: np.random.Generator) -> None:
+def random_weights(recipe: Recipe, model: Any, rng: np.random.Generator) -> None:
     """Matrices that keep the size of what goes through them, norms near their neutral value, biases of a tenth."""
     import torch
 
@@ -48,6 +48,8 @@ def random_weights(model: Any, rng: np.random.Generator) -> None:
         elif "embed" not in name and "wte" not in name and "wpe" not in name:
             transposed = type(model.get_submodule(name.rsplit(".", 1)[0])).__name__ == "Conv1D"
             values /= np.sqrt(weight.shape[0 if transposed else 1])
+        else:
+            values *= recipe.embedding_scale
         weight.data = torch.tensor(values, dtype=torch.float32)
     model.tie_weights()
 
@@ -66,7 +68,7 @@ def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
             module, kind = name, "bias" if kind.endswith("bias") else "weight"
         if type(modules.get(module)).__name__ == "Conv1D" and kind == "weight":
             values = np.ascontiguousarray(values.T)
-        layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", module)
+        layer = re.search(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.", module)
         short = module[layer.end() :] if layer else module.rsplit(".", 1)[-1]
         prefix = f"blk.{layer[1]}." if layer else ""
         target = {**NAMES, **recipe.names}.get(short)
@@ -77,11 +79,39 @@ def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
         for part, data in recipe.change(model.config, target, kind, values).items():
             full = f"{prefix}{part}" if part in ("ssm_a", "ssm_d") else f"{prefix}{part}.{kind}"
             found[full] = np.concatenate([found[full], data]) if full in found else data
+    if (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
+        scaled = model.model.rotary_emb.inv_freq.numpy()
+        plain = model.config.rope_parameters["rope_theta"] ** -(np.arange(len(scaled)) / len(scaled))
+        found["rope_freqs.weight"] = (plain / scaled).astype(np.float32)
     return found | {name: np.asarray(values, np.float32) for name, values in recipe.tensors.items()}
 
 
+def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+    """One with bytes and syllables, or, of a small vocabulary, one that no test uses."""
+    tokens, types = ["<unk>", "<s>", "</s>"], [2, 3, 3]
+    if vocab == TEXT_VOCAB_SIZE:
+        tokens += [f"<0x{byte:02X}>" for byte in range(256)]
+        types += [6] * 256
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        tokens += [f"{'' if i % 2 else '▁'}{letters[i % 26]}{letters[i // 26]}" for i in range(vocab - len(tokens))]
+    else:
+        tokens += [f"<{i}>" for i in range(3, vocab)]
+    types += [1] * (vocab - len(types))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    first = types.index(1)
+    writer.add_token_scores([float(-max(i - first + 1, 0)) if first > 3 else 0.0 for i in range(vocab)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if vocab == TEXT_VOCAB_SIZE:
+        writer.add_unk_token_id(0)
+        writer.add_add_bos_token(False)
+        writer.add_add_space_prefix(False)
+
+
 def write_model(path: Path, recipe: Recipe, model: Any) -> None:
-    """The GGUF file, with a tokenizer that no test uses."""
+    """The GGUF file."""
     writer = gguf.GGUFWriter(path, recipe.architecture)
     writer.add_name(f"oracle-{path.parent.name}")
     for key, value in recipe.metadata(model.config).items():
@@ -96,12 +126,7 @@ def write_model(path: Path, recipe: Recipe, model: Any) -> None:
             writer.add_string(full, value)
         else:
             writer.add_array(full, value)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<{i}>" for i in range(3, VOCAB_SIZE))])
-    writer.add_token_scores([0.0] * VOCAB_SIZE)
-    writer.add_token_types([2, 3, 3, *([1] * (VOCAB_SIZE - 3))])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    add_tokenizer(writer, recipe.vocab)
     for name, data in tensors(recipe, model).items():
         writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
     writer.write_header_to_file()
@@ -120,14 +145,18 @@ def make(folder: Path, name: str) -> None:
     rng = np.random.default_rng([SEED, *name.encode()])
     config = recipe.config()
     config._attn_implementation = "eager"
-    model = getattr(transformers, recipe.hf_class)(config).eval().float()
-    random_weights(model, rng)
+    model = recipe.model_class()(config).eval().float()
+    random_weights(recipe, model, rng)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for i, length in enumerate(LENGTHS):
-        tokens = rng.integers(3, VOCAB_SIZE, length)
+        tokens = rng.integers(3, recipe.vocab, length)
+        ids = torch.tensor(tokens)[None]
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor(tokens)[None], use_cache=False).logits[0]
-        arrays |= {f"tokens_{i}": tokens.astype(np.int32), f"logits_{i}": logits.numpy().astype(np.float32)}
+            if hasattr(model, "lm_head"):
+                kind, values = "logits", model(input_ids=ids, use_cache=False).logits[0]
+            else:
+                kind, values = "hidden", model(input_ids=ids).last_hidden_state[0]
+        arrays |= {f"tokens_{i}": tokens.astype(np.int32), f"{kind}_{i}": values.numpy().astype(np.float32)}
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     write_model(target / "model.gguf", recipe, model)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 
 VOCAB_SIZE = 64
+TEXT_VOCAB_SIZE = 320  # 3 control tokens, 256 bytes, 61 syllables
 HIDDEN_SIZE = 32
 NUM_HEADS = 4
 HEAD_DIM = 8
@@ -96,23 +97,32 @@ class Recipe:
     sizes: dict[str, str] = field(default_factory=dict)  # names of sizes in configs that do not use the usual ones
     intermediate: int = INTERMEDIATE_SIZE
     tensors: dict[str, list[float]] = field(default_factory=dict)  # beside those of the model
+    vocab: int = VOCAB_SIZE  # or TEXT_VOCAB_SIZE, for a tokenizer that knows all texts
+    hidden: int = HIDDEN_SIZE
+    context: int = CONTEXT
+    embedding_scale: float = 1.0  # of the random embeddings: small ones do not make a tied model repeat its input
 
-    def config(self) -> Any:
+    def model_class(self) -> Any:
+        """That of transformers, or of `oracle_modules.py`, which has what transformers lacks."""
+        import oracle_modules
         import transformers
 
+        return getattr(oracle_modules, self.hf_class, None) or getattr(transformers, self.hf_class)
+
+    def config(self) -> Any:
         usual: dict[str, Any] = {
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": HIDDEN_SIZE,
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "num_attention_heads": NUM_HEADS,
             "num_key_value_heads": self.kv_heads,
             "intermediate_size": self.intermediate,
-            "max_position_embeddings": CONTEXT,
+            "max_position_embeddings": self.context,
         }
         sizes = {self.sizes.get(name, name): value for name, value in usual.items()}
         sizes.pop("", None)
         ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": self.tied}
-        return getattr(transformers, self.hf_class).config_class(**sizes, **ids, **self.options)
+        return self.model_class().config_class(**sizes, **ids, **self.options)
 
     def metadata(self, config: Any) -> dict[str, Any]:
         eps = "attention.layer_norm_epsilon" if self.layer_norm else "attention.layer_norm_rms_epsilon"
@@ -122,8 +132,8 @@ class Recipe:
         keys = {
             "rope.freq_base": theta,
             "block_count": self.layers,
-            "context_length": CONTEXT,
-            "embedding_length": HIDDEN_SIZE,
+            "context_length": self.context,
+            "embedding_length": self.hidden,
             "feed_forward_length": self.intermediate,
             "attention.head_count": NUM_HEADS,
             "attention.head_count_kv": self.kv_heads,
@@ -163,8 +173,93 @@ def dense(architecture: str, hf_class: str, notes: str, **fields: Any) -> Recipe
 SHORT, LONG = [1.0, 1.03, 1.06], [1.0, 1.6, 2.2]
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16}
 GEMMA4 = ["sliding_attention", "full_attention"] * 2
+TEXT_MODEL = {"vocab": TEXT_VOCAB_SIZE, "context": 512, "embedding_scale": 0.35}
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 128}
+WIDE_HEADS = {"attention.key_length": 2 * HEAD_DIM, "attention.value_length": 2 * HEAD_DIM}
+GEMMA3 = {"head_dim": 2 * HEAD_DIM, "query_pre_attn_scalar": 2 * HEAD_DIM, "sliding_window": WINDOW}
+GEMMA3_KEYS = {**WIDE_HEADS, "attention.sliding_window": WINDOW, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4}
+GLOBAL_ROPE = {"rope_theta": 1e6, "rope_type": "default"}
+BERT_NAMES = {
+    "position_embeddings": "position_embd",
+    "token_type_embeddings": "token_types",
+    "LayerNorm": "token_embd_norm",
+    **{f"attention.self.{name}": f"attn_{name[0]}" for name in ("query", "key", "value")},
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+    "post_attention_layernorm": "attn_output_norm",
+    "post_mlp_layernorm": "layer_output_norm",
+    "dense": "pooler",
+}
+ENCODER = {"attention.causal": False, "attention.head_count_kv": None}
+
+
+def without_pooler(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    """BERT's last layer, which hidden states do not go through."""
+    return {} if name == "pooler" else {name: x}
+
 
 RECIPES: dict[str, Recipe] = {
+    "llama3": dense(
+        "llama", "LlamaForCausalLM", "tied, scaled frequencies in rope_freqs",
+        options={"rope_parameters": LLAMA3_ROPE}, keys={"rope.freq_base": 500000.0}, change=permuted, tied=True,
+        **TEXT_MODEL,
+    ),
+    "qwen2": dense(
+        "qwen2", "Qwen2ForCausalLM", "biases of q, k and v", options={"rope_parameters": GLOBAL_ROPE}, tied=True,
+        **TEXT_MODEL,
+    ),
+    "qwen3": dense(
+        "qwen3", "Qwen3ForCausalLM", "q and k norms, heads wider than hidden / heads", keys=WIDE_HEADS,
+        options={"head_dim": 2 * HEAD_DIM, "rope_parameters": GLOBAL_ROPE}, tied=True, **TEXT_MODEL,
+    ),
+    "gemma3": dense(
+        "gemma3", "Gemma3ForCausalLM", "five layers with a window of 16 to one whose rope is scaled by 8",
+        options={**GEMMA3, "rope_parameters": {"sliding_attention": ROPE, "full_attention": {
+            **GLOBAL_ROPE, "rope_type": "linear", "factor": 8.0}}},
+        keys={**GEMMA3_KEYS, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+        names=SANDWICH, change=plus_one, tied=True, layers=7, intermediate=48, **TEXT_MODEL,
+    ),
+    "embedding-gemma": dense(
+        "gemma-embedding", "Gemma3TextModel", "sees both ways; five layers with a window of 16 to one without",
+        options={**GEMMA3, "use_bidirectional_attention": True,
+                 "rope_parameters": {"sliding_attention": ROPE, "full_attention": GLOBAL_ROPE}},
+        keys=GEMMA3_KEYS, names=SANDWICH, change=plus_one, tied=True, layers=6, intermediate=48,
+    ),
+    "bert": dense(
+        "bert", "BertModel", "learned positions, norms behind each half of a block", options={"type_vocab_size": 2},
+        keys=ENCODER, names=BERT_NAMES, change=without_pooler, tied=True, layer_norm=True, kv_heads=4,
+        sizes={"num_key_value_heads": ""}, vocab=TEXT_VOCAB_SIZE,
+    ),
+    "nomic-bert": dense(
+        "nomic-bert", "NomicBertModel", "rope, SwiGLU, norms behind each half of a block",
+        options={"rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}, "head_dim": HEAD_DIM},
+        keys=ENCODER, names={**BERT_NAMES, **FUSED_QKV}, tied=True, layer_norm=True, kv_heads=4,
+        sizes={"num_key_value_heads": ""},
+    ),
+    "modernbert": dense(
+        "modern-bert", "ModernBertModel", "every third layer sees all, the others 8 positions on either side; GeGLU",
+        options={"local_attention": WINDOW, "global_attn_every_n_layers": 3, "cls_token_id": 1, "sep_token_id": 2,
+                 "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 160000.0},
+                                     "sliding_attention": ROPE}},
+        keys={**ENCODER, "attention.sliding_window": WINDOW, "attention.sliding_window_pattern": 3,
+              "rope.freq_base": 160000.0, "rope.freq_base_swa": 10000.0},
+        names={"tok_embeddings": "token_embd", "norm": "token_embd_norm", "final_norm": "output_norm",
+               "attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "attn.Wo": "attn_output", "mlp.Wi": "ffn_up",
+               "mlp.Wo": "ffn_down"},
+        tied=True, layer_norm=True, kv_heads=4, layers=4, sizes={"num_key_value_heads": ""},
+    ),
+    "openelm": dense(
+        "openelm", "OpenElm", "heads and feed-forward sizes of each layer's own, norms of the heads of q and k",
+        options={"head_dim": HEAD_DIM, "layer_heads": [2, 4, 6], "layer_kv_heads": [1, 2, 2],
+                 "layer_sizes": [32, 64, 96], "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+        keys={**HEADS, "attention.head_count": [2, 4, 6], "attention.head_count_kv": [1, 2, 2],
+              "feed_forward_length": [32, 64, 96], "rope.freq_base": 10000.0},
+        names=FUSED_QKV, tied=True, layers=3,
+    ),
     "gpt2": dense(
         "gpt2", "GPT2LMHeadModel", "learned positions, biases, tanh GELU, tied",
         tied=True, layer_norm=True, kv_heads=4, sizes=GPT2_SIZES,

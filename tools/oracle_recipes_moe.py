@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from oracle_recipes import F32, HEAD_DIM, NUM_HEADS, ROPE, Recipe, permuted
+from oracle_recipes import F32, HEAD_DIM, NUM_HEADS, ROPE, SANDWICH, Recipe, permuted
 
 # Beside NAMES of oracle_recipes.
 MOE_NAMES = {
@@ -165,6 +165,23 @@ MOE_RECIPES: dict[str, Recipe] = {
         keys={**KEYS, "expert_count": 4, "expert_used_count": 1, "interleave_moe_layer_step": 2,
               "feed_forward_length": 48},
         change=turned_over, intermediate=MOE_SIZE, layers=4,
+    ),
+    "mixtral": moe(
+        "llama", "Mixtral", "the best two of four experts",
+        options={"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+        keys={**KEYS, "expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": None},
+        change=permuted_gate_and_up, intermediate=2 * MOE_SIZE,
+    ),
+    "grok1": Recipe(
+        "grok", "Grok", "attention capped at 5, norms around each block, GELU experts, multipliers",
+        options={"head_dim": HEAD_DIM, "num_local_experts": 4, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5,
+                 "rope_theta": 10000.0, "attn_output_multiplier": 0.2, "attn_logit_softcapping": 5.0,
+                 "embedding_multiplier_scale": 4.0, "output_multiplier_scale": 0.577},
+        keys={"expert_count": 4, "expert_used_count": 2, "rope.freq_base": 10000.0, "embedding_scale": 4.0,
+              "logit_scale": 0.577, "attention.output_scale": 0.2, "attn_logit_softcapping": 5.0,
+              "router_logit_softcapping": 30.0, "attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM},
+        names={**MOE_NAMES, **SANDWICH, "post_attention_layernorm": "attn_output_norm"}, change=gate_and_up,
+        intermediate=2 * MOE_SIZE,
     ),
     "minimax-m2": moe(
         "minimax-m2", "MiniMaxM2", "norms over all of q and k, sigmoid routes with a bias, half of a head turns",

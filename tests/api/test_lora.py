@@ -184,7 +184,7 @@ def test_broken_adapters(tiny_path: Path, tmp_path: Path, case: str) -> None:
     elif case == "ranks":
         pairs[name] = a[:3], b
     elif case == "shape":
-        pairs[name] = np.ascontiguousarray(a[:, :-32]), b
+        pairs[name] = np.ascontiguousarray(a[:, ::2]), b
     elif case == "no such layer":
         pairs["blk.0.attn_z.weight"] = a, b
     elif case == "embedding":

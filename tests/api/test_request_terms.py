@@ -84,15 +84,15 @@ def test_a_full_queue_refuses_and_a_list_waits(tiny_path: Path) -> None:
 
 
 def test_background_comes_after_interactive(tiny_path: Path) -> None:
-    with sterna.load(tiny_path, context=512, max_sequences=1, threads=1) as llm:
-        slow = llm.stream(tokens_of(20, 1), max_tokens=300, priority="background", **GREEDY)
+    with sterna.load(tiny_path, context=2048, max_sequences=1, threads=1) as llm:
+        slow = llm.stream(tokens_of(20, 1), max_tokens=1500, priority="background", draft_tokens=0, **GREEDY)
         next(slow)
         quick = llm.generate(tokens_of(20, 2), max_tokens=5, priority="interactive", **GREEDY)
         assert len(quick.tokens) == 5
         assert llm.stats().preemptions >= 1
-        assert len(slow.completion.tokens) < 300
+        assert len(slow.completion.tokens) < 1500
         text = "".join(slow)
-        alone = llm.generate(tokens_of(20, 1), max_tokens=300, **GREEDY)
+        alone = llm.generate(tokens_of(20, 1), max_tokens=1500, **GREEDY)
         assert alone.text.endswith(text)
         assert alone.tokens == slow.completion.tokens
 

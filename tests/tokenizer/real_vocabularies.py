@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -11,12 +13,19 @@ from sterna.tokenizer import Tokenizer
 
 
 def vocabularies() -> list[Path]:
-    return sorted(reference_dir("vocab").glob("ggml-vocab-*.gguf"))
+    """Their files, of which the subset has only `.xz`."""
+    files = reference_dir("vocab").glob("ggml-vocab-*.gguf*")
+    return sorted({Path(str(file).removesuffix(".xz")) for file in files if file.suffix in (".gguf", ".xz")})
 
 
 @cache
 def tokenizer_of(path: Path) -> Tokenizer:
-    return Tokenizer.from_gguf(_core.Gguf(path))
+    if path.exists():
+        return Tokenizer.from_gguf(_core.Gguf(path))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        file.write_bytes(lzma.decompress(Path(f"{path}.xz").read_bytes()))
+        return Tokenizer.from_gguf(_core.Gguf(file))
 
 
 def cases(path: Path) -> list[tuple[str, list[int]]]:
