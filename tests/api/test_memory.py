@@ -100,8 +100,8 @@ def test_the_cache_may_be_larger_than_one_context(tiny_path: Path) -> None:
 
 
 def test_logits_that_do_not_fit_are_refused(llm: sterna.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sterna.llm.available_memory", lambda: 100_000)
-    with pytest.raises(sterna.MemoryBudgetError, match=r"logits need 125\.0 KiB"):
+    monkeypatch.setattr("sterna.measuring.available_memory", lambda: 100_000)
+    with pytest.raises(sterna.MemoryBudgetError, match=r"result needs 125\.0 KiB"):
         llm.logits([5] * 100)
 
 

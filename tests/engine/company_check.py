@@ -46,6 +46,8 @@ class Model:
         self._file = _core.Gguf(self.path)
         self._program = trace(self._file).program.fuse()
         self.pieces = _core.Pieces.from_gguf(self._file)
+        nodes = self._program.nodes("logits")
+        self.sees_all = any(node.op == "attention" and node.attributes["window"] == 0 for node in nodes)
 
     def compile(
         self,
@@ -91,7 +93,8 @@ class Model:
         return _core.Engine(
             plan,
             self.pieces,
-            context=shape.context,
+            # Without a layer that sees all positions, pages do not limit a sequence.
+            context=shape.context if self.sees_all else shape.room,
             max_sequences=shape.max_sequences,
             kv_tokens=shape.kv_pages * PAGE,
             **options,
