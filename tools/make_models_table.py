@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ["tests/cpu"]
 # The tests that record an "oracle".
-CHOSEN = "float_models or quantised_models or quantised_twins or hidden_states or encoder_decoder"
+CHOSEN = "float_models or quantised_models or quantised_twins or hidden_states or against_transformers"
 INTRODUCTION = """\
 Written by `tools/make_models_table.py` from the results of the tests. Each model is a tiny one of random weights; its
 reference is Hugging Face transformers in float32, or, where there is none, a program written from the paper.
