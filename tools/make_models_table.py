@@ -121,6 +121,8 @@ def rows_of(family: Family, results: dict[str, list[Result]]) -> Iterable[str]:
         quantised = [r for name, rs in results.items() if name.startswith(f"{oracle}.") for r in rs]
         failed = [result for result in [*found, *quantised] if not result.passed]
         status = "passes" if found else "not measured"
+        if found and family.note:
+            status += f"; {family.note}"
         if failed:
             status = f"FAILS: {failed[0].oracle}: {failed[0].error[:80]}"
         first = (family.name, files_cell(family)) if i == 0 else ("", "")
