@@ -6,6 +6,7 @@ P01 to P50 are numbered as in the class "hyper-parameters" of the corpus of malf
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sterna.trace import trace
 MOE = FakeModel("llama").with_experts(8, 2, 64)
 SHARED = FakeModel("qwen2moe").with_biases("attn_q", "attn_k", "attn_v").with_experts(8, 3, 48, shared=40)
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 16, "ssm.time_step_rank": 2}
 GEMMA4 = {"attention.sliding_window": 4, "attention.sliding_window_pattern": [True, False]}
 
 
@@ -102,6 +104,13 @@ CASES: list[tuple[str, FakeModel, str]] = [
     ("P46", FakeModel("gemma4", **GEMMA4, final_logit_softcapping=math.nan), r"final_logit_softcapping: is nan"),
     ("P46", FakeModel("gemma4", **GEMMA4, final_logit_softcapping=-1.0), r"final_logit_softcapping: is -1\.0"),
     ("P47", llama(**{"attention.scale": math.nan}), r"attention\.scale is nan"),
+    *(
+        ("P48", FakeModel(name, **{**SSM, key: value}), rf"{re.escape(key)}: is {value}, ")
+        for name in ("mamba", "mamba2")
+        for key in SSM
+        for value in (0, 2**31)
+    ),
+    ("P48", FakeModel("mamba2", **{**SSM, "ssm.time_step_rank": 3}), r"time_step_rank: is 3, does not divide"),
     (
         "P49",
         FakeModel("gemma4", **GEMMA4, **{"attention.shared_kv_layers": 1}),
