@@ -45,8 +45,8 @@ def test_same_bits_in_any_company(name: str) -> None:
     print(dict(counts))
     assert counts["sequences"] >= 100
     assert counts["rows"] >= 500
-    # Nothing is guessed ahead of a state.
-    assert counts["accepted with a draft model"] >= 10 or name in RECURRENT
+    # How many of their guesses are tried depends on time: test_draft_model.py is about that.
+    assert counts["draft models"] >= 10
 
 
 @pytest.mark.parametrize("threads", [2, 3])
