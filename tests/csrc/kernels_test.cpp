@@ -292,7 +292,8 @@ void check_attention(KvType type, int head_dim, int value_dim, std::int64_t firs
         args.outputs = to;
         args.head_dim = head_dim;
         args.value_dim = value_dim;
-        args.scale = 0.25f;
+        const std::vector<float> scales(static_cast<std::size_t>(rows), 0.25f);
+        args.scales = scales.data();
         args.softcap = softcap;
         const std::vector<std::int64_t> first_keys(static_cast<std::size_t>(rows), first_key);
         const std::vector<std::int64_t> last_keys(static_cast<std::size_t>(rows), last_key);
