@@ -197,8 +197,10 @@ void check_rows(std::int64_t n) {
     result([&](float* y) { kernels->add(a.get(), b.get(), y, n); });
     result([&](float* y) { kernels->mul(a.get(), b.get(), y, n); });
     result([&](float* y) { kernels->scale(a.get(), -0.3f, y, n); });
-    for (int kind = 0; kind < static_cast<int>(ActivationKind::kCount); ++kind) {
+    for (int kind = 0; kind < kNumActivations; ++kind) {
       result([&](float* y) { kernels->activation[kind](a.get(), y, n); });
+    }
+    for (int kind = 0; kind < kNumGates; ++kind) {
       result([&](float* y) { kernels->glu[kind](a.get(), b.get(), y, n); });
     }
     Exact<std::uint16_t> halves(n);
