@@ -150,7 +150,11 @@ std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Piec
     options.kv_tokens = *kv_tokens;
   }
   // Closing joins a thread that may be waiting for the GIL.
-  const auto destroy = [](Engine* engine) { destroy_without_gil([engine] { delete engine; }); };
+  const auto destroy = [](Engine* engine) {
+    std::optional<GilRelease> release;
+    if (PyGILState_Check() != 0) release.emplace();
+    delete engine;
+  };
   auto draft_plan = draft.is_none() ? nullptr : to_plan(draft);
   return {new Engine(to_plan(plan), std::move(pieces), options, std::move(draft_plan)), destroy};
 }

@@ -7,34 +7,25 @@
 
 namespace sterna::bindings {
 
-/// Gives the GIL away for a while. A daemon thread that waits for it when the interpreter exits is ended there, by
-/// unwinding its stack: pybind11's guard does not let that through, and the process would abort.
+/// Gives the GIL away for a while. Python ends a daemon thread that waits for it when the interpreter has ended, by
+/// unwinding its stack: through destructors and exceptions on their way, which aborts the process. So the thread stays
+/// here instead until the process ends as well, as in later versions of Python.
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
-  ~GilRelease() noexcept(false) { PyEval_RestoreThread(state_); }
+  ~GilRelease() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (abi::__forced_unwind&) {
+      while (true) pause();
+    }
+  }
   GilRelease(const GilRelease&) = delete;
   GilRelease& operator=(const GilRelease&) = delete;
 
  private:
   PyThreadState* state_;
 };
-
-/// Calls fn without the GIL, from a destructor. That must not be unwound: when the interpreter has ended meanwhile, the
-/// thread stays here until the process ends as well.
-template <class Fn>
-void destroy_without_gil(Fn fn) {
-  if (PyGILState_Check() == 0) {
-    fn();
-    return;
-  }
-  try {
-    const GilRelease release;
-    fn();
-  } catch (abi::__forced_unwind&) {
-    while (true) pause();
-  }
-}
 
 void bind_errors(pybind11::module_& m);
 void bind_gguf(pybind11::module_& m);
