@@ -1,6 +1,6 @@
-"""GPT-2: learned positions, layer norms with biases, one matrix for q, k and v, GELU.
+"""GPT-2, and StarCoder (one head of keys and values): learned positions, layer norms with biases, fused q, k, v, GELU.
 
-Reference: huggingface/transformers, models/gpt2/modeling_gpt2.py
+Reference: huggingface/transformers, models/gpt2/modeling_gpt2.py and models/gpt_bigcode/modeling_gpt_bigcode.py
 """
 
 from sterna import ops
@@ -10,7 +10,7 @@ from sterna.layer_norm import LayerNormConfig, layer_norm
 from sterna.projections import qkv
 
 
-@register("gpt2", config=LayerNormConfig)
+@register("gpt2", "starcoder", config=LayerNormConfig)
 def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     x = ops.embed(batch.tokens, weights["token_embd"]) + ops.embed(batch.positions, weights["position_embd"])

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral, SmolLM2, TinyLlama: pre-norm decoder, grouped-query attention, SwiGLU.
+"""Llama 1 to 3, Mistral, SmolLM2, InternLM 2, XVERSE, ERNIE 4.5 (dense): pre-norm, grouped-query attention, SwiGLU.
 
 Reference: huggingface/transformers, models/llama/modeling_llama.py; GGUF files have the rows of q and k permuted, so
 that rope turns neighbours. Files with experts are Mixtral's.
@@ -15,7 +15,7 @@ def is_dense(metadata: Metadata) -> bool:
     return not isinstance(count, int) or count <= 0
 
 
-@register("llama", "mistral", config=DecoderConfig, when=is_dense)
+@register("llama", "mistral", "ernie4_5", "internlm2", "xverse", config=DecoderConfig, when=is_dense)
 def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     x = ops.embed(batch.tokens, weights["token_embd"])
