@@ -1,15 +1,29 @@
 """gpt-oss 20b and 120b: sinks in attention, a sliding window in every other layer, biases, experts with clamped SwiGLU.
 
-Reference: huggingface/transformers, models/gpt_oss/modeling_gpt_oss.py (arXiv:2508.10925)
+Reference: huggingface/transformers, models/gpt_oss/modeling_gpt_oss.py (arXiv:2508.10925). Released models do not round
+the ends of YaRN's ramp to whole pairs ("truncate": false). No key of GGUF says so, but their original context tells.
 """
 
+from dataclasses import replace
+from typing import Self
+
 from sterna import ops
-from sterna.arch import Batch, Weights, register
-from sterna.moe import MoeConfig, experts
+from sterna.arch import Batch, Metadata, Weights, register
+from sterna.moe import MoeConfig, experts, moe_fields
+
+RELEASED_ORIGINAL_CONTEXT = 4096
 
 
 class GptOssConfig(MoeConfig):
     """A mixture whose attention has sinks."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        fields = moe_fields(metadata)
+        rope = fields["rope"]
+        truncate = rope.original_context != RELEASED_ORIGINAL_CONTEXT
+        return cls(**fields | {"rope": replace(rope, truncate=truncate)})
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of a mixture of experts, and one sink for each head."""

@@ -52,6 +52,7 @@ FLOAT_MODELS = [
     "glm4",
     "glm4moe",
     "gpt-oss-q",
+    "gpt-oss-small",
     "gpt-oss-trunc",
     "gpt2",
     "gptneo",

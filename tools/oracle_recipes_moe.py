@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from oracle_recipes import F32, HEAD_DIM, NUM_HEADS, ROPE, SANDWICH, Recipe, permuted
+from oracle_recipes import F32, HEAD_DIM, NUM_HEADS, ROPE, SANDWICH, WINDOW, Recipe, permuted
 
 # Beside NAMES of oracle_recipes.
 MOE_NAMES = {
@@ -56,6 +56,14 @@ def permuted_gate_and_up(config: Any, name: str, kind: str, x: F32) -> dict[str,
 def turned_over(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
     """Experts whose matrices multiply from the left."""
     return gate_and_up(config, name, kind, x.swapaxes(1, 2) if name.endswith("_exps") else x)
+
+
+def gpt_oss(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
+    """Experts whose matrices multiply from the left, with the columns of gate and up by turns."""
+    x = x.swapaxes(1, 2) if name.endswith("_exps") and kind == "weight" else x
+    if name == "gate_up_exps":
+        return {"ffn_gate_exps": x[:, ::2], "ffn_up_exps": x[:, 1::2]}
+    return {name: x}
 
 
 def split_kv_b(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
@@ -144,6 +152,19 @@ MOE_RECIPES: dict[str, Recipe] = {
                  "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}},
         keys={**KEYS, **DENSE_FIRST, **SIGMOID, **HEADS, "expert_weights_scale": 1.5, "rope.dimension_count": 8},
         names={**MOE_NAMES, "post_attention_layernorm": "post_attention_norm"},
+    ),
+    "gpt-oss-small": moe(
+        "gpt-oss", "GptOss", "sinks, a window of 16 in every other layer; yarn without truncation, as released",
+        options={**LOCAL, "head_dim": 16, "sliding_window": WINDOW, "rope_parameters": {
+            **YARN, "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "truncate": False}},
+        keys={**KEYS, **HEADS, "attention.sliding_window": WINDOW, "rope.scaling.type": "yarn",
+              "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096},
+        names={"post_attention_layernorm": "post_attention_norm", "self_attn.sinks": "attn_sinks",
+               "mlp.router": "ffn_gate_inp",
+               **{f"mlp.experts.{name}_proj{bias}": f"{tensor}_exps" for bias in ("", "_bias")
+                  for name, tensor in (("gate_up", "gate_up"), ("down", "ffn_down"))}},
+        change=gpt_oss, intermediate=MOE_SIZE,
     ),
     "granitemoe": moe(
         "granitemoe", "GraniteMoeShared", "multipliers, softmax over the chosen experts, a shared expert",
