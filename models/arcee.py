@@ -7,6 +7,7 @@ that rope turns neighbours.
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
 from sterna.bitlinear import linear
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 
@@ -19,7 +20,7 @@ def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
-            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps), "relu2")
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -29,9 +30,3 @@ def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, lay
     q = ops.rope(q, batch.positions, config.rope, style="interleaved")
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with a squared ReLU (arXiv:2109.08668)."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "relu2")
-    return linear(config, w, "ffn_down", y)

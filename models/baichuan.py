@@ -7,6 +7,7 @@ same as the 7B. GGUF files have the rows of q and k permuted, so that rope turns
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
 from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 
 LAYERS_OF_13B = 40
@@ -22,7 +23,7 @@ def logits(config: DecoderConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
-            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+            x = x + glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -35,9 +36,3 @@ def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, lay
     q = ops.rope(q, batch.positions, config.rope, style="interleaved")
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

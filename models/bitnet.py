@@ -10,6 +10,7 @@ from typing import Literal
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Weights, register
 from sterna.bitlinear import linear
+from sterna.projections import qkv
 
 
 @register("bitnet", config=DecoderConfig)
@@ -36,15 +37,11 @@ def decoder(config: DecoderConfig, weights: Weights, batch: Batch, activation: L
             y = ops.rms_norm(x, w["ffn_norm"], eps)
             y = ops.glu(linear(config, w, "ffn_gate", y), linear(config, w, "ffn_up", y), activation)
             x = x + linear(config, w, "ffn_down", ops.rms_norm(y, w["ffn_sub_norm"], eps))
-    x = ops.rms_norm(x, weights["output_norm"], eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
 def attention(config: DecoderConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size] -> [num_tokens, num_heads * head_dim]."""
-    q = linear(config, w, "attn_q", x).heads(config.head_dim)
-    k = linear(config, w, "attn_k", x).heads(config.head_dim)
-    v = linear(config, w, "attn_v", x).heads(config.value_head_dim)
-    q = ops.rope(q, batch.positions, config.rope)
-    k = ops.rope(k, batch.positions, config.rope)
+    q, k, v = qkv(config, w, x)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return ops.attention(q, k, v, layer=layer)

@@ -8,6 +8,7 @@ from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 MAX_ALIBI_BIAS = 8.0
@@ -21,7 +22,7 @@ def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, layer_norm(config, w, "attn_norm", x), i)
-            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x))
+            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x), "gelu_tanh")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -29,9 +30,3 @@ def attention(config: LayerNormConfig, w: Weights, x: ops.Value, layer: int) -> 
     """Multi-head self-attention of x, [num_tokens, hidden_size]."""
     q, k, v = qkv(config, w, x)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, max_alibi_bias=MAX_ALIBI_BIAS))
-
-
-def mlp(config: LayerNormConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with the tanh form of GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu_tanh")
-    return linear(config, w, "ffn_down", y)

@@ -11,8 +11,8 @@ from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm, layer_norm_fields
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
-from sterna.windows import windowed_layers
 
 SLIDING_WINDOW_PATTERN = 4
 
@@ -28,7 +28,7 @@ class Cohere2Config(LayerNormConfig):
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = layer_norm_fields(metadata, ("logit_scale",))
-        is_sliding = windowed_layers(metadata, fields["num_hidden_layers"], SLIDING_WINDOW_PATTERN)
+        is_sliding = metadata.sliding_layers(fields["num_hidden_layers"], SLIDING_WINDOW_PATTERN)
         return cls(**fields, is_sliding=is_sliding, logit_scale=metadata.number("logit_scale", 1.0))
 
 
@@ -40,7 +40,7 @@ def logits(config: Cohere2Config, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             y = layer_norm(config, w, "attn_norm", x)
-            x = x + attention(config, w, batch, y, i) + mlp(config, w, y)
+            x = x + attention(config, w, batch, y, i) + glu_mlp(config, w, y)
     x = layer_norm(config, weights, "output_norm", x)
     return ops.unembed(x, weights.first("output", "token_embd")) * config.logit_scale
 
@@ -54,9 +54,3 @@ def attention(config: Cohere2Config, w: Weights, batch: Batch, x: ops.Value, lay
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
     return linear(config, w, "attn_output", y)
-
-
-def mlp(config: Cohere2Config, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

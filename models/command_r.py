@@ -11,6 +11,7 @@ from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm, layer_norm_fields
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 
 
@@ -39,7 +40,7 @@ def logits(config: CommandRConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             y = layer_norm(config, w, "attn_norm", x)
-            x = x + attention(config, w, batch, y, i) + mlp(config, w, y)
+            x = x + attention(config, w, batch, y, i) + glu_mlp(config, w, y)
     x = layer_norm(config, weights, "output_norm", x)
     return ops.unembed(x, weights.first("output", "token_embd")) * config.logit_scale
 
@@ -52,9 +53,3 @@ def attention(config: CommandRConfig, w: Weights, batch: Batch, x: ops.Value, la
     q = ops.rope(q, batch.positions, config.rope, style="interleaved")
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: CommandRConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

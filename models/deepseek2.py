@@ -11,7 +11,9 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import MAX_EXTENT, Batch, Metadata, Weights, register
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture, moe_fields
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def logits(config: DeepseekConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
             y = ops.rms_norm(x, w["ffn_norm"], eps)
-            x = x + (experts(config, w, y) + shared_expert(w, y) if config.has_experts(i) else mlp(w, y))
+            x = x + (mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y))
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -89,12 +91,12 @@ def attention(config: DeepseekConfig, w: Weights, batch: Batch, x: ops.Value, la
         k, v = ops.split(ops.linear(c, kv_b).heads(nope + config.v_head_dim), nope, config.v_head_dim)
         k_rope = ops.reshape(ops.concat(*[k_rope] * heads), heads, turned)
         y = ops.attention(ops.concat(q, q_rope), ops.concat(k, k_rope), v, layer=layer, scale=scale)
-        return ops.linear(y, w["attn_output"])
+        return linear(config, w, "attn_output", y)
     q = ops.concat(ops.head_linear(q, w["attn_k_b"]), q_rope)
     k = ops.concat(c.heads(latent), k_rope)
     y = ops.attention(q, k, None, layer=layer, scale=scale, latent=latent)
     y = ops.head_linear(y.heads(latent), w["attn_v_b"])
-    return ops.linear(ops.reshape(y, heads * config.v_head_dim), w["attn_output"])
+    return linear(config, w, "attn_output", ops.reshape(y, heads * config.v_head_dim))
 
 
 def queries(config: DeepseekConfig, w: Weights, x: ops.Value) -> ops.Value:
@@ -103,8 +105,3 @@ def queries(config: DeepseekConfig, w: Weights, x: ops.Value) -> ops.Value:
         return ops.linear(x, w["attn_q"])
     y = ops.rms_norm(ops.linear(x, w["attn_q_a"]), w["attn_q_a_norm"], config.rms_norm_eps)
     return ops.linear(y, w["attn_q_b"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network of the first layers."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])

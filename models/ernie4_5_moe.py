@@ -7,7 +7,8 @@ permuted, so that rope turns neighbours.
 from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
-from sterna.moe import MoeConfig, experts, shared_expert
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture
 from sterna.projections import qkv
 
 
@@ -21,7 +22,7 @@ def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
             y = ops.rms_norm(x, w["ffn_norm"], eps)
-            x = x + (moe(config, w, y) if config.has_experts(i) else mlp(config, w, y))
+            x = x + (mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y))
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -31,15 +32,3 @@ def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: 
     q = ops.rope(q, batch.positions, config.rope, style="interleaved")
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def moe(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU experts, the best few of each row, and those that all rows share where the model has them."""
-    y = experts(config, w, x)
-    return y + shared_expert(w, x) if config.shared_expert_intermediate_size else y
-
-
-def mlp(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network of the first layers."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

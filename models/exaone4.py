@@ -10,8 +10,8 @@ from typing import Self
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
 from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
-from sterna.windows import windowed_layers
 
 SLIDING_WINDOW_PATTERN = 4
 
@@ -27,7 +27,7 @@ class Exaone4Config(DecoderConfig):
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = decoder_fields(metadata)
         period = SLIDING_WINDOW_PATTERN if fields["sliding_window"] else 1
-        return cls(**fields, is_sliding=windowed_layers(metadata, fields["num_hidden_layers"], period))
+        return cls(**fields, is_sliding=metadata.sliding_layers(fields["num_hidden_layers"], period))
 
 
 @register("exaone4", config=Exaone4Config)
@@ -40,7 +40,7 @@ def logits(config: Exaone4Config, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + ops.rms_norm(attention(config, w, batch, x, factors, i), w["post_attention_norm"], eps)
-            x = x + ops.rms_norm(mlp(config, w, x), w["post_ffw_norm"], eps)
+            x = x + ops.rms_norm(glu_mlp(config, w, x), w["post_ffw_norm"], eps)
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -54,9 +54,3 @@ def attention(
     if window or not config.sliding_window:
         q, k = (ops.rope(y, batch.positions, config.rope, factors=factors) for y in (q, k))
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, window=window))
-
-
-def mlp(config: Exaone4Config, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

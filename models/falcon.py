@@ -8,6 +8,7 @@ from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 
@@ -20,7 +21,7 @@ def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value
             w = weights.layer(i)
             mlp_input = layer_norm(config, w, "attn_norm", x)
             attention_input = layer_norm(config, w, "attn_norm_2", x) if "attn_norm_2" in w else mlp_input
-            x = x + attention(config, w, batch, attention_input, i) + mlp(config, w, mlp_input)
+            x = x + attention(config, w, batch, attention_input, i) + mlp(config, w, mlp_input, "gelu")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -29,9 +30,3 @@ def attention(config: LayerNormConfig, w: Weights, batch: Batch, x: ops.Value, l
     q, k, v = qkv(config, w, x)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: LayerNormConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu")
-    return linear(config, w, "ffn_down", y)

@@ -7,6 +7,8 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, decoder_fields, register
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 from sterna.recurrent import RecurrentConfig, headed_fields, mamba2_mixer
 
@@ -23,24 +25,19 @@ class FalconH1Config(RecurrentConfig):
 @register("falcon-h1", config=FalconH1Config)
 def logits(config: FalconH1Config, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            y = ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+            y = ops.rms_norm(x, w["attn_norm"], eps)
             x = x + (mamba2_mixer(config, w, y, i) + attention(config, w, batch, y, i))
-            x = x + mlp(w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+            x = x + glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
 def attention(config: FalconH1Config, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
     q, k, v = qkv(config, w, x)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
-    return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))

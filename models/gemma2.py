@@ -10,6 +10,7 @@ from typing import Self
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
 from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 
 SLIDING_WINDOW = 4096  # of files without the key
@@ -49,7 +50,7 @@ def logits(config: Gemma2Config, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             y = attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
             x = x + ops.rms_norm(y, w["post_attention_norm"], eps)
-            y = mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+            y = glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps), "gelu_tanh")
             x = x + ops.rms_norm(y, w["post_ffw_norm"], eps)
     y = ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
     return ops.activation(y * (1 / cap), "tanh") * cap
@@ -69,9 +70,3 @@ def attention(config: Gemma2Config, w: Weights, batch: Batch, x: ops.Value, laye
         softcap=config.attn_logit_softcapping,
     )
     return linear(config, w, "attn_output", y)
-
-
-def mlp(config: Gemma2Config, w: Weights, x: ops.Value) -> ops.Value:
-    """GeGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x), "gelu_tanh")
-    return linear(config, w, "ffn_down", y)

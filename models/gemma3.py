@@ -9,6 +9,9 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Metadata, RopeSpec, Weights, decoder_fields, register
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
+from sterna.projections import qkv
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def logits(config: Gemma3Config, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             y = attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
             x = x + ops.rms_norm(y, w["post_attention_norm"], eps)
-            y = mlp(w, ops.rms_norm(x, w["ffn_norm"], eps))
+            y = glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps), "gelu_tanh")
             x = x + ops.rms_norm(y, w["post_ffw_norm"], eps)
     y = ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
     cap = config.final_logit_softcapping
@@ -58,17 +61,9 @@ def attention(config: Gemma3Config, w: Weights, batch: Batch, x: ops.Value, laye
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; every sixth layer sees all positions."""
     is_sliding = config.is_sliding[layer]
     rope = config.rope_local if is_sliding else config.rope
-    q = ops.linear(x, w["attn_q"]).heads(config.head_dim)
-    k = ops.linear(x, w["attn_k"]).heads(config.head_dim)
-    v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
+    q, k, v = qkv(config, w, x)
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, rope)
     window = config.sliding_window if is_sliding else 0
     y = ops.attention(q, k, v, layer=layer, scale=config.attention_scale, window=window)
-    return ops.linear(y, w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """GeGLU feed-forward network."""
-    gate, up = ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])
-    return ops.linear(ops.glu(gate, up, "gelu_tanh"), w["ffn_down"])
+    return linear(config, w, "attn_output", y)

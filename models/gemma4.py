@@ -19,6 +19,8 @@ from sterna.arch import (
     decoder_fields,
     register,
 )
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def logits(config: Gemma4Config, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             y = attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), weights.get("rope_freqs"), i)
             x = x + ops.rms_norm(y, w["post_attention_norm"], eps)
-            y = mlp(w, ops.rms_norm(x, w["ffn_norm"], eps))
+            y = glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps), "gelu_tanh")
             x = x + ops.rms_norm(y, w["post_ffw_norm"], eps)
             if inputs:
                 gate = ops.activation(ops.linear(x, w["inp_gate"]), "gelu_tanh")
@@ -138,10 +140,4 @@ def attention(
         v = ops.rms_norm(k if v_weight is None else ops.linear(x, v_weight).heads(layer.head_dim), None, eps)
         k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], eps), batch.positions, rope, factors=factors)
     window = config.sliding_window if layer.is_sliding else 0
-    return ops.linear(ops.attention(q, k, v, layer=layer.kv_layer, scale=1.0, window=window), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """GeGLU feed-forward network."""
-    gate, up = ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])
-    return ops.linear(ops.glu(gate, up, "gelu_tanh"), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer.kv_layer, scale=1.0, window=window))

@@ -9,7 +9,10 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, RopeSpec, Weights, register_encoder
+from sterna.bitlinear import linear
 from sterna.encoder import EncoderConfig, encoder_fields
+from sterna.mlp import glu_mlp
+from sterna.projections import qkv
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def encode(config: GemmaEmbeddingConfig, weights: Weights, batch: Batch) -> ops.
             w = weights.layer(i)
             y = attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
             x = x + ops.rms_norm(y, w["post_attention_norm"], eps)
-            y = mlp(w, ops.rms_norm(x, w["ffn_norm"], eps))
+            y = glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps), "gelu_tanh")
             x = x + ops.rms_norm(y, w["post_ffw_norm"], eps)
     x = ops.pool(ops.rms_norm(x, weights["output_norm"], eps), config.pooling)
     for name in ("dense_2", "dense_3"):
@@ -53,16 +56,8 @@ def attention(config: GemmaEmbeddingConfig, w: Weights, batch: Batch, x: ops.Val
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; every sixth layer sees all positions."""
     is_global = (layer + 1) % config.sliding_window_pattern == 0
     rope = config.rope if is_global else config.rope_local
-    q = ops.linear(x, w["attn_q"]).heads(config.head_dim)
-    k = ops.linear(x, w["attn_k"]).heads(config.head_dim)
-    v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
+    q, k, v = qkv(config, w, x)
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, rope)
     window = 0 if is_global else config.sliding_window
-    return ops.linear(ops.attention(q, k, v, layer=layer, causal=False, window=window), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """GeGLU feed-forward network."""
-    gate, up = ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])
-    return ops.linear(ops.glu(gate, up, "gelu_tanh"), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, causal=False, window=window))

@@ -8,7 +8,8 @@ from typing import Self
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture, moe_fields
 from sterna.projections import qkv
 
 
@@ -31,7 +32,7 @@ def logits(config: Glm4MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
             y = ops.rms_norm(x, w["post_attention_norm"], eps)
-            x = x + (experts(config, w, y) + shared_expert(w, y) if config.has_experts(i) else mlp(config, w, y))
+            x = x + (mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y))
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -43,9 +44,3 @@ def attention(config: Glm4MoeConfig, w: Weights, batch: Batch, x: ops.Value, lay
         k = ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: Glm4MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network of the first layers."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

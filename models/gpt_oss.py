@@ -49,8 +49,7 @@ def attention(config: GptOssConfig, w: Weights, batch: Batch, x: ops.Value, laye
     q = ops.linear(x, w["attn_q"], w["attn_q.bias"]).heads(config.head_dim)
     k = ops.linear(x, w["attn_k"], w["attn_k.bias"]).heads(config.head_dim)
     v = ops.linear(x, w["attn_v"], w["attn_v.bias"]).heads(config.value_head_dim)
-    q = ops.rope(q, batch.positions, config.rope)
-    k = ops.rope(k, batch.positions, config.rope)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     window = config.sliding_window if layer % 2 == 0 else 0
     y = ops.attention(q, k, v, layer=layer, window=window, sinks=w["attn_sinks"])
     return ops.linear(y, w["attn_output"], w["attn_output.bias"])

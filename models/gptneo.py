@@ -11,6 +11,7 @@ from sterna import ops
 from sterna.arch import MAX_CONTEXT, Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm, layer_norm_fields
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 WINDOW_SIZE = 256
@@ -37,7 +38,7 @@ def logits(config: GptNeoConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, layer_norm(config, w, "attn_norm", x), i)
-            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x))
+            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x), "gelu_tanh")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -46,9 +47,3 @@ def attention(config: GptNeoConfig, w: Weights, x: ops.Value, layer: int) -> ops
     q, k, v = qkv(config, w, x)
     window = config.window_size if layer % 2 else 0
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, scale=1.0, window=window))
-
-
-def mlp(config: GptNeoConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with the tanh form of GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu_tanh")
-    return linear(config, w, "ffn_down", y)

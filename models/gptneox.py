@@ -11,6 +11,7 @@ from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm, layer_norm_fields
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 
@@ -36,7 +37,7 @@ def logits(config: GptNeoxConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             attended = x + attention(config, w, batch, layer_norm(config, w, "attn_norm", x), i)
             mlp_input = x if config.use_parallel_residual else attended
-            x = attended + mlp(config, w, layer_norm(config, w, "ffn_norm", mlp_input))
+            x = attended + mlp(config, w, layer_norm(config, w, "ffn_norm", mlp_input), "gelu")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -45,9 +46,3 @@ def attention(config: GptNeoxConfig, w: Weights, batch: Batch, x: ops.Value, lay
     q, k, v = qkv(config, w, x)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: GptNeoxConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu")
-    return linear(config, w, "ffn_down", y)

@@ -10,7 +10,8 @@ from typing import Self
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture, moe_fields
 from sterna.projections import qkv
 
 
@@ -67,7 +68,7 @@ def logits(config: GraniteConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i) * multiplier
             y = ops.rms_norm(x, w["ffn_norm"], eps)
-            x = x + (moe(config, w, y) if config.has_experts(i) else mlp(config, w, y)) * multiplier
+            x = x + (mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y)) * multiplier
     x = ops.rms_norm(x, weights["output_norm"], eps)
     return ops.unembed(x, weights.first("output", "token_embd")) * (1 / config.logits_scaling)
 
@@ -78,15 +79,3 @@ def attention(config: GraniteConfig, w: Weights, batch: Batch, x: ops.Value, lay
     q = ops.rope(q, batch.positions, config.rope, style="interleaved")
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, scale=config.attention_multiplier))
-
-
-def mlp(config: GraniteConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)
-
-
-def moe(config: GraniteConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU experts, the best few of each row, and one that all rows share where the model has it."""
-    y = experts(config, w, x)
-    return y + shared_expert(w, x) if config.shared_expert_intermediate_size else y

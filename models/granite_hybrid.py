@@ -8,7 +8,9 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture, moe_fields
 from sterna.projections import qkv
 from sterna.recurrent import RecurrentConfig, headed_fields, mamba2_mixer
 
@@ -42,17 +44,18 @@ class GraniteHybridConfig(MoeConfig, RecurrentConfig):
 @register("granitehybrid", config=GraniteHybridConfig)
 def logits(config: GraniteHybridConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"]) * config.embedding_multiplier
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            y = ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+            y = ops.rms_norm(x, w["attn_norm"], eps)
             y = mamba2_mixer(config, w, y, i) if config.recurrent_layers[i] else attention(config, w, batch, y, i)
             x = x + y * config.residual_multiplier
-            y = ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps)
-            y = experts(config, w, y) + shared_expert(w, y) if config.has_experts(i) else mlp(w, y)
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            y = mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y)
             x = x + y * config.residual_multiplier
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
+    x = ops.rms_norm(x, weights["output_norm"], eps)
     return ops.unembed(x, weights.first("output", "token_embd")) * (1 / config.logits_scaling)
 
 
@@ -62,9 +65,4 @@ def attention(config: GraniteHybridConfig, w: Weights, batch: Batch, x: ops.Valu
     if config.has_rope:
         q = ops.rope(q, batch.positions, config.rope, style="interleaved")
         k = ops.rope(k, batch.positions, config.rope, style="interleaved")
-    return ops.linear(ops.attention(q, k, v, layer=layer, scale=config.attention_multiplier), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, scale=config.attention_multiplier))

@@ -8,8 +8,10 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
+from sterna.bitlinear import linear
 from sterna.errors import UnsupportedModelError
 from sterna.moe import MoeConfig, experts, moe_fields
+from sterna.projections import qkv
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ def logits(config: GrokConfig, weights: Weights, batch: Batch) -> ops.Value:
 
 def attention(config: GrokConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size], with capped scores."""
-    q = ops.rope(ops.linear(x, w["attn_q"]).heads(config.head_dim), batch.positions, config.rope)
-    k = ops.rope(ops.linear(x, w["attn_k"]).heads(config.head_dim), batch.positions, config.rope)
-    v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
+    q, k, v = qkv(config, w, x)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     scale, cap = config.attn_output_multiplier, config.attn_logit_softcapping
-    return ops.linear(ops.attention(q, k, v, layer=layer, scale=scale, softcap=cap), w["attn_output"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, scale=scale, softcap=cap))

@@ -8,6 +8,8 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.moe import MoeConfig, experts, moe_fields
 from sterna.projections import qkv
 from sterna.recurrent import MambaConfig, mamba_mixer, recurrent_fields
@@ -27,24 +29,19 @@ class JambaConfig(MoeConfig, MambaConfig):
 @register("jamba", config=JambaConfig)
 def logits(config: JambaConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            y = ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+            y = ops.rms_norm(x, w["attn_norm"], eps)
             x = x + (mamba_mixer(config, w, y, i) if config.recurrent_layers[i] else attention(config, w, y, i))
-            y = ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps)
-            x = x + (experts(config, w, y) if "ffn_gate_inp" in w else mlp(w, y))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (experts(config, w, y) if "ffn_gate_inp" in w else glu_mlp(config, w, y))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
 def attention(config: JambaConfig, w: Weights, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention without positions, [num_tokens, hidden_size]."""
     q, k, v = qkv(config, w, x)
-    return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))

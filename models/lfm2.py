@@ -8,6 +8,8 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import MAX_HEADS, Batch, Metadata, Weights, register
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.moe import MoeConfig, experts, moe_fields
 from sterna.projections import qkv
 from sterna.recurrent import MAX_KERNEL
@@ -45,15 +47,16 @@ class Lfm2Config(MoeConfig):
 @register("lfm2", "lfm2moe", config=Lfm2Config)
 def logits(config: Lfm2Config, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            y = ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+            y = ops.rms_norm(x, w["attn_norm"], eps)
             x = x + (attention(config, w, batch, y, i) if config.attention_layers[i] else convolution(w, y, i))
-            y = ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps)
-            x = x + (experts(config, w, y) if config.has_experts(i) else mlp(w, y))
-    x = ops.rms_norm(x, weights.first("token_embd_norm", "output_norm"), config.rms_norm_eps)
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (experts(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y))
+    x = ops.rms_norm(x, weights.first("token_embd_norm", "output_norm"), eps)
     return ops.unembed(x, weights.first("output", "token_embd"))
 
 
@@ -69,9 +72,4 @@ def attention(config: Lfm2Config, w: Weights, batch: Batch, x: ops.Value, layer:
     q, k, v = qkv(config, w, x)
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, config.rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, config.rope)
-    return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))

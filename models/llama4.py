@@ -10,7 +10,10 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.projections import qkv
 
 CHUNK = 8192
 TEMPERATURE = ops.AttentionTemperature(scale=0.1, length=8192, offset=1)
@@ -45,7 +48,7 @@ def logits(config: Llama4Config, weights: Weights, batch: Batch) -> ops.Value:
             if config.has_experts(i):
                 x = x + (experts(config, w, y, weigh_input=True) + shared_expert(w, y))
             else:
-                x = x + mlp(w, y)
+                x = x + glu_mlp(config, w, y)
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -53,18 +56,11 @@ def attention(
     config: Llama4Config, w: Weights, batch: Batch, x: ops.Value, factors: ops.Value | None, layer: int
 ) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; `factors` divide the frequencies of rope."""
-    q = ops.linear(x, w["attn_q"]).heads(config.head_dim)
-    k = ops.linear(x, w["attn_k"]).heads(config.head_dim)
-    v = ops.linear(x, w["attn_v"]).heads(config.value_head_dim)
+    q, k, v = qkv(config, w, x)
     if (layer + 1) % NO_ROPE_LAYER_INTERVAL == 0:
-        return ops.linear(ops.attention(q, k, v, layer=layer, temperature=TEMPERATURE), w["attn_output"])
+        return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, temperature=TEMPERATURE))
     q = ops.rope(q, batch.positions, config.rope, style="interleaved", factors=factors)
     k = ops.rope(k, batch.positions, config.rope, style="interleaved", factors=factors)
     if config.use_qk_norm:
         q, k = ops.rms_norm(q, None, config.rms_norm_eps), ops.rms_norm(k, None, config.rms_norm_eps)
-    return ops.linear(ops.attention(q, k, v, layer=layer, chunk=CHUNK), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network of layers without experts."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, chunk=CHUNK))

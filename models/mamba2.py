@@ -22,10 +22,10 @@ class Mamba2Config(RecurrentConfig):
 @register("mamba2", config=Mamba2Config)
 def logits(config: Mamba2Config, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            x = x + mamba2_mixer(config, w, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), i)
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+            x = x + mamba2_mixer(config, w, ops.rms_norm(x, w["attn_norm"], eps), i)
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))

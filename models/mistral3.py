@@ -10,6 +10,7 @@ from typing import Self
 from sterna import ops
 from sterna.arch import MAX_CONTEXT, Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
 from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 
 
@@ -32,14 +33,14 @@ class Mistral3Config(DecoderConfig):
 @register("mistral3", config=Mistral3Config)
 def logits(config: Mistral3Config, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), i)
-            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
+            x = x + glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
 def attention(config: Mistral3Config, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
@@ -49,9 +50,3 @@ def attention(config: Mistral3Config, w: Weights, batch: Batch, x: ops.Value, la
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     y = ops.attention(q, k, v, layer=layer, window=config.sliding_window, temperature=config.temperature)
     return linear(config, w, "attn_output", y)
-
-
-def mlp(config: DecoderConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

@@ -6,7 +6,9 @@ rows of q and k are permuted, so that rope turns neighbours.
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
+from sterna.bitlinear import linear
 from sterna.moe import MoeConfig, experts
+from sterna.projections import qkv
 
 
 def has_experts(metadata: Metadata) -> bool:
@@ -33,10 +35,8 @@ def attention(
     config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, factors: ops.Value | None, layer: int
 ) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; `factors` divide the frequencies of rope."""
-    q = ops.linear(x, w["attn_q"], w.get("attn_q.bias")).heads(config.head_dim)
-    k = ops.linear(x, w["attn_k"], w.get("attn_k.bias")).heads(config.head_dim)
-    v = ops.linear(x, w["attn_v"], w.get("attn_v.bias")).heads(config.value_head_dim)
+    q, k, v = qkv(config, w, x)
     q = ops.rope(q, batch.positions, config.rope, style="interleaved", factors=factors)
     k = ops.rope(k, batch.positions, config.rope, style="interleaved", factors=factors)
     y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
-    return ops.linear(y, w["attn_output"], w.get("attn_output.bias"))
+    return linear(config, w, "attn_output", y)

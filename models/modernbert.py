@@ -8,7 +8,10 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, RopeSpec, Weights, register_encoder
+from sterna.bitlinear import linear
 from sterna.encoder import EncoderConfig, encoder_fields
+from sterna.mlp import merged_glu_mlp
+from sterna.projections import qkv
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ModernBertConfig(EncoderConfig):
         )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Gate and up are one matrix."""
+        """Those of an encoder; gate and up lie in one matrix."""
         return super().tensor_shapes() | {"ffn_up": (2 * self.intermediate_size, self.hidden_size)}
 
 
@@ -43,7 +46,7 @@ def encode(config: ModernBertConfig, weights: Weights, batch: Batch) -> ops.Valu
             w = weights.layer(i)
             # The first layer reads the norm of the embeddings as it is.
             x = x + attention(config, w, batch, ops.layer_norm(x, w["attn_norm"], None, eps) if i else x, i)
-            x = x + mlp(config, w, ops.layer_norm(x, w["ffn_norm"], None, eps))
+            x = x + merged_glu_mlp(config, w, ops.layer_norm(x, w["ffn_norm"], None, eps), "gelu")
     return ops.pool(ops.layer_norm(x, weights["output_norm"], None, eps), config.pooling)
 
 
@@ -51,17 +54,7 @@ def attention(config: ModernBertConfig, w: Weights, batch: Batch, x: ops.Value, 
     """Self-attention of x, [num_tokens, hidden_size], over the whole sequence or a window around each row."""
     is_global = layer % config.sliding_window_pattern == 0
     rope = config.rope if is_global else config.rope_local
-    q, k, v = (
-        part.heads(config.head_dim) for part in ops.split(ops.linear(x, w["attn_qkv"]), *config.qkv_sizes)
-    )
-    q = ops.rope(q, batch.positions, rope)
-    k = ops.rope(k, batch.positions, rope)
+    q, k, v = qkv(config, w, x)
+    q, k = ops.rope(q, batch.positions, rope), ops.rope(k, batch.positions, rope)
     window = 0 if is_global else config.sliding_window
-    return ops.linear(ops.attention(q, k, v, layer=layer, causal=False, window=window), w["attn_output"])
-
-
-def mlp(config: ModernBertConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """GeGLU feed-forward network."""
-    size = config.intermediate_size
-    gate, up = ops.split(ops.linear(x, w["ffn_up"]), size, size)
-    return ops.linear(ops.glu(gate, up, "gelu"), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, causal=False, window=window))

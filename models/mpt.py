@@ -11,6 +11,7 @@ from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm, layer_norm_fields
+from sterna.mlp import mlp
 from sterna.projections import qkv_rows
 
 
@@ -45,7 +46,7 @@ def logits(config: MptConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, layer_norm(config, w, "attn_norm", x), i)
-            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x))
+            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x), "gelu")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -59,9 +60,3 @@ def attention(config: MptConfig, w: Weights, x: ops.Value, layer: int) -> ops.Va
     q, k, v = q.heads(config.head_dim), k.heads(config.head_dim), v.heads(config.value_head_dim)
     y = ops.attention(q, k, v, layer=layer, max_alibi_bias=config.alibi_bias_max)
     return linear(config, w, "attn_output", y)
-
-
-def mlp(config: MptConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu")
-    return linear(config, w, "ffn_down", y)

@@ -8,6 +8,8 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import MAX_EXTENT, Batch, Metadata, Weights, decoder_fields, register
+from sterna.bitlinear import linear
+from sterna.mlp import mlp
 from sterna.projections import qkv
 from sterna.recurrent import RecurrentConfig, headed_fields, mamba2_mixer
 
@@ -29,18 +31,17 @@ class NemotronHConfig(RecurrentConfig):
 @register("nemotron_h", config=NemotronHConfig)
 def logits(config: NemotronHConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            y = ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+            y = ops.rms_norm(x, w["attn_norm"], eps)
             if config.mlp_layers[i]:
-                y = ops.activation(ops.linear(y, w["ffn_up"], w.get("ffn_up.bias")), "relu2")
-                x = x + ops.linear(y, w["ffn_down"], w.get("ffn_down.bias"))
+                x = x + mlp(config, w, y, "relu2")
             elif config.recurrent_layers[i]:
                 x = x + mamba2_mixer(config, w, y, i)
             else:
                 q, k, v = qkv(config, w, y)
-                x = x + ops.linear(ops.attention(q, k, v, layer=i), w["attn_output"], w.get("attn_output.bias"))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+                x = x + linear(config, w, "attn_output", ops.attention(q, k, v, layer=i))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))

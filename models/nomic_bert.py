@@ -5,7 +5,10 @@ Reference: huggingface/transformers, models/nomic_bert/modeling_nomic_bert.py
 
 from sterna import ops
 from sterna.arch import Batch, Weights, register_encoder
+from sterna.bitlinear import linear
 from sterna.encoder import EncoderConfig
+from sterna.mlp import glu_mlp
+from sterna.projections import qkv
 
 
 @register_encoder("nomic-bert", config=EncoderConfig)
@@ -22,22 +25,12 @@ def encode(config: EncoderConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             x = x + attention(config, w, batch, x, i)
             x = ops.layer_norm(x, w["attn_output_norm"], w["attn_output_norm.bias"], eps)
-            x = ops.layer_norm(x + mlp(w, x), w["layer_output_norm"], w["layer_output_norm.bias"], eps)
+            x = ops.layer_norm(x + glu_mlp(config, w, x), w["layer_output_norm"], w["layer_output_norm.bias"], eps)
     return ops.pool(x, config.pooling)
 
 
 def attention(config: EncoderConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Self-attention of x, [num_tokens, hidden_size], over the whole sequence."""
-    q, k, v = (
-        part.heads(config.head_dim)
-        for part in ops.split(ops.linear(x, w["attn_qkv"], w.get("attn_qkv.bias")), *config.qkv_sizes)
-    )
-    q = ops.rope(q, batch.positions, config.rope)
-    k = ops.rope(k, batch.positions, config.rope)
-    y = ops.attention(q, k, v, layer=layer, causal=False)
-    return ops.linear(y, w["attn_output"], w.get("attn_output.bias"))
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    q, k, v = qkv(config, w, x)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, causal=False))

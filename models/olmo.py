@@ -11,6 +11,7 @@ from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm_fields
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 
 
@@ -36,7 +37,7 @@ def logits(config: OlmoConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.layer_norm(x, None, None, eps), i)
-            x = x + mlp(config, w, ops.layer_norm(x, None, None, eps))
+            x = x + glu_mlp(config, w, ops.layer_norm(x, None, None, eps))
     return ops.unembed(ops.layer_norm(x, None, None, eps), weights.first("output", "token_embd"))
 
 
@@ -48,9 +49,3 @@ def attention(config: OlmoConfig, w: Weights, batch: Batch, x: ops.Value, layer:
     q = ops.rope(q, batch.positions, config.rope, style="interleaved")
     k = ops.rope(k, batch.positions, config.rope, style="interleaved")
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: OlmoConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

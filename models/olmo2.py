@@ -10,8 +10,8 @@ from typing import Self
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
 from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv_rows
-from sterna.windows import windowed_layers
 
 SLIDING_WINDOW_PATTERN = 4
 
@@ -27,7 +27,7 @@ class Olmo2Config(DecoderConfig):
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = decoder_fields(metadata)
         period = SLIDING_WINDOW_PATTERN if fields["sliding_window"] else 1
-        return cls(**fields, is_sliding=windowed_layers(metadata, fields["num_hidden_layers"], period))
+        return cls(**fields, is_sliding=metadata.sliding_layers(fields["num_hidden_layers"], period))
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of a decoder but for the norms of q and k."""
@@ -44,7 +44,7 @@ def logits(config: Olmo2Config, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + ops.rms_norm(attention(config, w, batch, x, i), w["post_attention_norm"], eps)
-            x = x + ops.rms_norm(mlp(config, w, x), w["post_ffw_norm"], eps)
+            x = x + ops.rms_norm(glu_mlp(config, w, x), w["post_ffw_norm"], eps)
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -59,9 +59,3 @@ def attention(config: Olmo2Config, w: Weights, batch: Batch, x: ops.Value, layer
     window = config.sliding_window if is_sliding else 0
     y = ops.attention(q, k, v.heads(config.value_head_dim), layer=layer, window=window)
     return linear(config, w, "attn_output", y)
-
-
-def mlp(config: Olmo2Config, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

@@ -1,6 +1,7 @@
-"""OLMoE: norms over all heads of q and of k together, experts weighted by the softmax over all of them.
+"""OLMoE, MiniMax M2: norms over all heads of q and of k together, and a mixture of experts.
 
-Reference: huggingface/transformers, models/olmoe/modeling_olmoe.py (arXiv:2409.02060)
+OLMoE weighs experts by the softmax over all of them; MiniMax M2 has sigmoid routes with a bias. Reference:
+huggingface/transformers, models/olmoe/modeling_olmoe.py (arXiv:2409.02060) and models/minimax_m2/modeling_minimax_m2.py
 """
 
 from typing import Self
@@ -26,6 +27,16 @@ class OlmoeConfig(MoeConfig):
         return super().tensor_shapes() | {"attn_q_norm": (q,), "attn_k_norm": (k,)}
 
 
+class MiniMaxM2Config(OlmoeConfig):
+    """Scores are sigmoids, and weights sum up to 1."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        return cls(**moe_fields(metadata, scoring_func="sigmoid"))
+
+
+@register("minimax-m2", config=MiniMaxM2Config)
 @register("olmoe", config=OlmoeConfig)
 def logits(config: OlmoeConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""

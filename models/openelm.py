@@ -9,6 +9,7 @@ from typing import Self
 from sterna import ops
 from sterna.arch import MAX_EXTENT, MAX_HEADS, Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
 from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def logits(config: OpenElmConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
-            x = x + mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+            x = x + glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
@@ -72,9 +73,3 @@ def attention(config: OpenElmConfig, w: Weights, batch: Batch, x: ops.Value, lay
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], eps), batch.positions, config.rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], eps), batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: OpenElmConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network, of this layer's size."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

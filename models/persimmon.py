@@ -8,6 +8,7 @@ from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.mlp import mlp
 
 
 class PersimmonConfig(LayerNormConfig):
@@ -27,7 +28,7 @@ def logits(config: PersimmonConfig, weights: Weights, batch: Batch) -> ops.Value
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, layer_norm(config, w, "attn_norm", x), i)
-            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x))
+            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x), "relu2")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -38,9 +39,3 @@ def attention(config: PersimmonConfig, w: Weights, batch: Batch, x: ops.Value, l
     q, k = layer_norm(config, w, "attn_q_norm", q), layer_norm(config, w, "attn_k_norm", k)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: PersimmonConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with a squared ReLU (arXiv:2109.08668)."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "relu2")
-    return linear(config, w, "ffn_down", y)

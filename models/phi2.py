@@ -7,6 +7,7 @@ from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 
@@ -18,7 +19,7 @@ def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             y = layer_norm(config, w, "attn_norm", x)
-            x = x + attention(config, w, batch, y, i) + mlp(config, w, y)
+            x = x + attention(config, w, batch, y, i) + mlp(config, w, y, "gelu_tanh")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights["output"], weights["output.bias"])
 
 
@@ -27,9 +28,3 @@ def attention(config: LayerNormConfig, w: Weights, batch: Batch, x: ops.Value, l
     q, k, v = qkv(config, w, x)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: LayerNormConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with the tanh form of GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu_tanh")
-    return linear(config, w, "ffn_down", y)

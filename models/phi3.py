@@ -8,6 +8,8 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, DecoderConfig, Metadata, Weights, decoder_fields, register
+from sterna.bitlinear import linear
+from sterna.mlp import merged_glu_mlp
 from sterna.projections import qkv
 
 
@@ -27,15 +29,15 @@ class Phi3Config(DecoderConfig):
 @register("phi3", config=Phi3Config)
 def logits(config: Phi3Config, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     factors = weights.get("rope_factors_short"), weights.get("rope_factors_long")
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps), factors, i)
-            x = x + mlp(w, ops.rms_norm(x, w["ffn_norm"], config.rms_norm_eps))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+            x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), factors, i)
+            x = x + merged_glu_mlp(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
 def attention(
@@ -50,11 +52,4 @@ def attention(
     q, k, v = qkv(config, w, x)
     q = ops.rope(q, batch.positions, config.rope, factors=factors[0], long_factors=factors[1])
     k = ops.rope(k, batch.positions, config.rope, factors=factors[0], long_factors=factors[1])
-    return ops.linear(ops.attention(q, k, v, layer=layer, window=config.sliding_window), w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    gate_up = ops.linear(x, w["ffn_up"])
-    gate, up = ops.split(gate_up, gate_up.size // 2, gate_up.size // 2)
-    return ops.linear(ops.glu(gate, up), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, window=config.sliding_window))

@@ -7,7 +7,7 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.moe import MoeConfig, mixture, moe_fields
 
 
 class Qwen2MoeConfig(MoeConfig):
@@ -28,8 +28,7 @@ def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), i)
-            normed = ops.rms_norm(x, w["ffn_norm"], eps)
-            x = x + (experts(config, w, normed) + shared_expert(w, normed))
+            x = x + mixture(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
     x = ops.rms_norm(x, weights["output_norm"], eps)
     return ops.unembed(x, weights.first("output", "token_embd"), weights.get("output.bias"))
 
@@ -39,6 +38,5 @@ def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: 
     q = ops.linear(x, w["attn_q"], w["attn_q.bias"]).heads(config.head_dim)
     k = ops.linear(x, w["attn_k"], w["attn_k.bias"]).heads(config.head_dim)
     v = ops.linear(x, w["attn_v"], w["attn_v.bias"]).heads(config.value_head_dim)
-    q = ops.rope(q, batch.positions, config.rope)
-    k = ops.rope(k, batch.positions, config.rope)
+    q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return ops.linear(ops.attention(q, k, v, layer=layer), w["attn_output"])

@@ -11,7 +11,9 @@ from typing import Self
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.bitlinear import linear
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture, moe_fields
 from sterna.recurrent import RecurrentConfig, headed_fields
 
 
@@ -44,16 +46,16 @@ class Qwen3NextConfig(MoeConfig, RecurrentConfig):
 @register("qwen3next", "qwen35", "qwen35moe", config=Qwen3NextConfig)
 def logits(config: Qwen3NextConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
+    eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
     for i in range(config.num_hidden_layers):
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
-            y = ops.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+            y = ops.rms_norm(x, w["attn_norm"], eps)
             x = x + (delta_net(config, w, y, i) if config.recurrent_layers[i] else attention(config, w, batch, y, i))
-            y = ops.rms_norm(x, w["post_attention_norm"], config.rms_norm_eps)
-            x = x + (experts(config, w, y) + shared_expert(w, y) if config.has_experts(i) else mlp(w, y))
-    x = ops.rms_norm(x, weights["output_norm"], config.rms_norm_eps)
-    return ops.unembed(x, weights.first("output", "token_embd"))
+            y = ops.rms_norm(x, w["post_attention_norm"], eps)
+            x = x + (mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y))
+    return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
 def delta_net(config: Qwen3NextConfig, w: Weights, x: ops.Value, layer: int) -> ops.Value:
@@ -91,9 +93,4 @@ def attention(config: Qwen3NextConfig, w: Weights, batch: Batch, x: ops.Value, l
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], eps), batch.positions, config.rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], eps), batch.positions, config.rope)
     gate = ops.activation(ops.reshape(gate, config.num_attention_heads * dim), "sigmoid")
-    return ops.linear(ops.attention(q, k, v, layer=layer) * gate, w["attn_output"])
-
-
-def mlp(w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    return ops.linear(ops.glu(ops.linear(x, w["ffn_gate"]), ops.linear(x, w["ffn_up"])), w["ffn_down"])
+    return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer) * gate)

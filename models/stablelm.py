@@ -8,6 +8,7 @@ from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.mlp import glu_mlp
 from sterna.projections import qkv
 
 
@@ -29,7 +30,7 @@ def logits(config: StableLmConfig, weights: Weights, batch: Batch) -> ops.Value:
             w = weights.layer(i)
             y = layer_norm(config, w, "attn_norm", x)
             x = x + attention(config, w, batch, y, i)
-            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x) if "ffn_norm" in w else y)
+            x = x + glu_mlp(config, w, layer_norm(config, w, "ffn_norm", x) if "ffn_norm" in w else y)
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -40,9 +41,3 @@ def attention(config: StableLmConfig, w: Weights, batch: Batch, x: ops.Value, la
         q, k = layer_norm(config, w, "attn_q_norm", q), layer_norm(config, w, "attn_k_norm", k)
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer))
-
-
-def mlp(config: StableLmConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU feed-forward network."""
-    y = ops.glu(linear(config, w, "ffn_gate", x), linear(config, w, "ffn_up", x))
-    return linear(config, w, "ffn_down", y)

@@ -7,6 +7,7 @@ from sterna import ops
 from sterna.arch import Batch, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm
+from sterna.mlp import mlp
 from sterna.projections import qkv
 
 
@@ -18,7 +19,7 @@ def logits(config: LayerNormConfig, weights: Weights, batch: Batch) -> ops.Value
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, layer_norm(config, w, "attn_norm", x), i)
-            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x))
+            x = x + mlp(config, w, layer_norm(config, w, "ffn_norm", x), "gelu_tanh")
     return ops.unembed(layer_norm(config, weights, "output_norm", x), weights.first("output", "token_embd"))
 
 
@@ -28,9 +29,3 @@ def attention(config: LayerNormConfig, w: Weights, batch: Batch, x: ops.Value, l
     q, k = ops.rope(q, batch.positions, config.rope), ops.rope(k, batch.positions, config.rope)
     y = ops.attention(q, k, v, layer=layer, window=config.sliding_window)
     return linear(config, w, "attn_output", y)
-
-
-def mlp(config: LayerNormConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """Feed-forward network with the tanh form of GELU."""
-    y = ops.activation(linear(config, w, "ffn_up", x), "gelu_tanh")
-    return linear(config, w, "ffn_down", y)

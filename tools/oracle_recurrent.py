@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from oracle_recipes import F32, HIDDEN_SIZE, INTERMEDIATE_SIZE, ROPE, Recipe
+from oracle_recipes_moe import MOE_NAMES, gate_and_up
 
 # Sizes that a config of pure state spaces has not.
 _NONE = dict.fromkeys(
@@ -46,7 +47,7 @@ def mamba(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
         x = -np.exp(x)
     if name in ("ssm_conv1d", "shortconv.conv") and kind == "weight":
         x = x.squeeze(1)
-    return experts(config, name, kind, x)
+    return gate_and_up(config, name, kind, x)
 
 
 def mamba2(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
@@ -56,15 +57,6 @@ def mamba2(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
     if name == "ssm_norm":
         x = x.reshape(2, -1)
     return mamba(config, name, kind, x)
-
-
-def experts(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
-    """Gates and ups that lie in one tensor."""
-    for suffix in ("_exps", "_shexp"):
-        if name == f"gate_up{suffix}":
-            gate, up = np.split(x, 2, axis=-2)
-            return {f"ffn_gate{suffix}": gate, f"ffn_up{suffix}": up}
-    return {name: x}
 
 
 def qwen3next(config: Any, name: str, kind: str, x: F32) -> dict[str, F32]:
@@ -128,17 +120,7 @@ RECURRENT = {
             "mamba_dt_rank": 4,
         },
         keys=_SSM | _MAMBA | {"attention.head_count_kv": [0, 2], "expert_count": 4, "expert_used_count": 2},
-        names=_mixer("mamba")
-        | {
-            "final_layernorm": "output_norm",
-            "pre_ff_layernorm": "ffn_norm",
-            "feed_forward.gate_proj": "ffn_gate",
-            "feed_forward.up_proj": "ffn_up",
-            "feed_forward.down_proj": "ffn_down",
-            "feed_forward.router": "ffn_gate_inp",
-            "feed_forward.experts.gate_up_proj": "gate_up_exps",
-            "feed_forward.experts.down_proj": "ffn_down_exps",
-        },
+        names=_mixer("mamba") | MOE_NAMES | {"pre_ff_layernorm": "ffn_norm"},
         change=mamba,
         tied=True,
     ),
@@ -199,17 +181,11 @@ RECURRENT = {
             "expert_shared_feed_forward_length": 16,
         },
         names=_mixer("linear_attn")
+        | MOE_NAMES
         | {
             "linear_attn.in_proj_qkvz": "qkvz",
             "linear_attn.in_proj_ba": "ssm_ba",
             "post_attention_layernorm": "post_attention_norm",
-            "mlp.gate": "ffn_gate_inp",
-            "mlp.experts.gate_up_proj": "gate_up_exps",
-            "mlp.experts.down_proj": "ffn_down_exps",
-            "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
-            "mlp.shared_expert.up_proj": "ffn_up_shexp",
-            "mlp.shared_expert.down_proj": "ffn_down_shexp",
-            "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
         },
         change=qwen3next,
     ),
@@ -249,14 +225,7 @@ RECURRENT = {
             "expert_used_count": 2,
             "expert_shared_feed_forward_length": 24,
         },
-        names=_mixer("mamba")
-        | {
-            "block_sparse_moe.router": "ffn_gate_inp",
-            "block_sparse_moe.experts.gate_up_proj": "gate_up_exps",
-            "block_sparse_moe.experts.down_proj": "ffn_down_exps",
-            "shared_mlp.input_linear": "gate_up_shexp",
-            "shared_mlp.output_linear": "ffn_down_shexp",
-        },
+        names=_mixer("mamba") | MOE_NAMES,
         change=mamba2,
         tied=True,
     ),
@@ -278,14 +247,7 @@ RECURRENT = {
             "rope_parameters": ROPE,
         },
         keys=_SSM | _MAMBA2,
-        names=_mixer("mamba")
-        | {
-            "final_layernorm": "output_norm",
-            "pre_ff_layernorm": "ffn_norm",
-            "feed_forward.gate_proj": "ffn_gate",
-            "feed_forward.up_proj": "ffn_up",
-            "feed_forward.down_proj": "ffn_down",
-        },
+        names=_mixer("mamba") | MOE_NAMES | {"pre_ff_layernorm": "ffn_norm"},
         change=mamba2,
         tied=True,
     ),

@@ -420,11 +420,6 @@ class Weights:
         """The tensors "blk.{index}.*" under their names without that."""
         return Weights(self._table, f"{self._prefix}blk.{index}.")
 
-    @property
-    def all_ternary(self) -> bool:
-        """Whether every matrix of every layer is ternary: TQ1_0, TQ2_0, I2_S, or Q1_0 or Q2_0 with one scale."""
-        return self._table.all_ternary
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -5,8 +5,6 @@ Reference: huggingface/transformers, integrations/bitnet.py
 
 from __future__ import annotations
 
-from typing import Literal
-
 from sterna import ops
 from sterna.arch import DecoderConfig, Weights
 
@@ -20,9 +18,8 @@ def linear(config: DecoderConfig, w: Weights, name: str, x: ops.Value) -> ops.Va
     norm = w.get(f"{name}.input_norm")
     if norm is not None:
         x = ops.rms_norm(x, norm, config.input_norm_eps)
-    rule: Literal["int8_per_token"] | None = "int8_per_token" if w.all_ternary else None
     weight, bias, scale = w[name], w.get(f"{name}.bias"), w.get(f"{name}.scale")
     if scale is None:
-        return ops.linear(x, weight, bias, activation=rule)
-    y = ops.linear_alone(x, weight, activation=rule) * scale
+        return ops.linear(x, weight, bias)
+    y = ops.linear_alone(x, weight) * scale
     return ops.adapt(y if bias is None else y + bias, x, weight)

@@ -25,22 +25,11 @@ class EncoderConfig(DecoderConfig):
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         return cls(**encoder_fields(metadata))
 
-    @property
-    def qkv_sizes(self) -> tuple[int, int, int]:
-        """Rows of q, k and v in a fused matrix."""
-        kv_heads = self.num_key_value_heads
-        return self.num_attention_heads * self.head_dim, kv_heads * self.head_dim, kv_heads * self.value_head_dim
-
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Those of a decoder, and the fused and additional ones of encoders."""
-        hidden, rows = self.hidden_size, sum(self.qkv_sizes)
-        vectors = ("token_embd_norm", "attn_output_norm", "layer_output_norm")
-        return super().tensor_shapes() | {
-            **dict.fromkeys(vectors, (hidden,)),
-            **{f"{name}.bias": (hidden,) for name in (*vectors, "attn_norm", "ffn_norm", "output_norm")},
-            "attn_qkv": (rows, hidden),
-            "attn_qkv.bias": (rows,),
-        }
+        """Those of a decoder, and the norms behind each half of a block."""
+        norms = ("attn_output_norm", "layer_output_norm")
+        names = (*norms, *(f"{norm}.bias" for norm in norms))
+        return super().tensor_shapes() | dict.fromkeys(names, (self.hidden_size,))
 
 
 def encoder_fields(m: Metadata) -> dict[str, Any]:

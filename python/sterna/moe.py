@@ -144,6 +144,13 @@ def experts(
     return expert_ops.expert_glu(x, chosen, weights, *matrices, biases=biases, glu=glu, weigh_input=weigh_input)
 
 
+def mixture(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU experts, the best few of each row, and what all rows share where the model has it. Same shape as x."""
+    y = experts(config, w, x)
+    has_shared = config.shared_expert_intermediate_size > 0 or "ffn_up_shexp" in w
+    return y + shared_expert(w, x) if has_shared else y
+
+
 def shared_expert(w: Weights, x: ops.Value) -> ops.Value:
     """The SwiGLU network that all rows pass, weighted by a gate of its own where the file has one."""
     hidden = ops.glu(ops.linear(x, w["ffn_gate_shexp"]), ops.linear(x, w["ffn_up_shexp"]))

@@ -145,7 +145,7 @@ def current_tracer() -> Tracer:
 # Calls from here are made for a model file.
 _OPS_FILES = frozenset(
     __file__.removesuffix("ops.py") + f"{name}.py"
-    for name in ("ops", "expert_ops", "bitlinear", "layer_norm", "moe", "projections")
+    for name in ("ops", "expert_ops", "bitlinear", "layer_norm", "mlp", "moe", "projections")
 )
 
 

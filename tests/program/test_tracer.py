@@ -21,9 +21,9 @@ def tracer() -> ops.Tracer:
 def test_nodes_are_named_by_scope_and_weight_and_know_their_line() -> None:
     nodes = {node.name: node for node in trace(FakeModel("llama")).program.nodes()}
     assert {"embed", "layers.1/attn_q", "layers.1/attn_q.heads.rope", "layers.0/attention", "logits"} <= set(nodes)
-    line = int(nodes["layers.1/attn_q"].source.removeprefix("models/llama.py:"))
+    line = int(nodes["layers.1/attn_output"].source.removeprefix("models/llama.py:"))
     source = Path(__file__).parents[2] / "models" / "llama.py"
-    assert '"attn_q"' in source.read_text(encoding="utf-8").splitlines()[line - 1]
+    assert '"attn_output"' in source.read_text(encoding="utf-8").splitlines()[line - 1]
 
 
 def test_names_are_unique_where_a_label_comes_twice(tracer: ops.Tracer) -> None:
