@@ -2,6 +2,7 @@
 
     python tools/make_oracle.py --list
     python tools/make_oracle.py FOLDER NAME...        # FOLDER/NAME/{model.gguf, reference.npz, meta.json}
+    sterna diff FOLDER/NAME/model.gguf --against FOLDER/NAME/reference.npz
 
 Needs torch and transformers (the versions are in meta.json). `oracle_recipes.py` has one recipe per name. Sequences of
 1, 17 and 70 tokens; windows are 16 positions, so that they bite. Everything is float32.
@@ -152,7 +153,12 @@ def make(folder: Path, name: str) -> None:
         tokens = rng.integers(3, recipe.vocab, length)
         ids = torch.tensor(tokens)[None]
         with torch.no_grad():
-            if hasattr(model, "lm_head"):
+            if isinstance(model, transformers.PreTrainedModel) and hasattr(model, "lm_head"):
+                result = model(input_ids=ids, use_cache=False, output_hidden_states=True)
+                kind, values = "logits", result.logits[0]
+                states = torch.stack(result.hidden_states[:-1])[:, 0]  # what each layer reads
+                arrays[f"states_{i}"] = states.numpy().astype(np.float32)
+            elif hasattr(model, "lm_head"):
                 kind, values = "logits", model(input_ids=ids, use_cache=False).logits[0]
             else:
                 kind, values = "hidden", model(input_ids=ids).last_hidden_state[0]

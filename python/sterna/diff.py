@@ -29,7 +29,7 @@ class NodeDifference:
     op: str
     source: str  # "models/llama.py:27"
     shape: tuple[int, ...]
-    error: float  # ||plan - reference|| / ||reference|| of the worst row; NaN where a number of the plan is not finite
+    error: float  # ||result - reference|| / ||reference|| of the worst row; NaN where a number is not finite
     tolerance: float  # what rounding explains in that row
 
     @property
@@ -100,8 +100,24 @@ def diff(
         for id, reference in zip(node.outputs, references, strict=True):
             result = kept(id)
             assert result is not None
-            error, tolerance = _worst_row(result, reference, interpreter.ties)
-            yield NodeDifference(values[id].name, node.op, node.source, result.shape, error, tolerance)
+            yield difference(values[id].name, node, result, reference, interpreter.ties)
+
+
+def difference(
+    name: str,
+    node: _core.ProgramNode,
+    result: Array,
+    reference: Array,
+    ties: npt.NDArray[np.bool_] | None = None,
+) -> NodeDifference:
+    """How far a result of `node` lies from the reference, in the row that exceeds its tolerance most.
+
+    In rows with `ties` rounding explains more. Where the shapes differ, the error is NaN.
+    """
+    error, tolerance = float("nan"), TOLERANCE
+    if result.shape == reference.shape:
+        error, tolerance = _worst_row(result, reference, ties)
+    return NodeDifference(name, node.op, node.source, result.shape, error, tolerance)
 
 
 def _worst_row(result: Array, reference: Array, ties: npt.NDArray[np.bool_] | None) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""`sterna diff`: the compiled plan against the numpy reference, value by value."""
+"""`sterna diff`: the compiled plan against the numpy reference, or a model file against another, value by value."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from sterna.memory import KvDtype
 @kv_dtype_option
 @i2s_order_option
 @click.option("--unfused", is_flag=True, help="The program as traced, without fusion passes.")
+@click.option(
+    "--against",
+    metavar="FILE",
+    help="Compare the model file with this: a program that `sterna trace` printed, or an .npz of tools/make_oracle.py.",
+)
 @click.option("--all", "show_all", is_flag=True, help="Every value, not only those that diverge.")
 @json_option
 def command(
@@ -29,16 +34,19 @@ def command(
     kv_dtype: KvDtype,
     i2s_order: str,
     unfused: bool,
+    against: str | None,
     show_all: bool,
     as_json: bool,
 ) -> None:
     """Run a short sequence through MODEL's compiled plan and the reference, and name the first value that differs.
 
-    Each operation of the reference gets the plan's own inputs, so that it is judged alone. Exit code 1 on a difference.
+    Each operation of the reference gets the plan's own inputs, so that it is judged alone. Both compute what the model
+    file says; whether it is right is what --against tells. Exit code 1 on a difference.
     """
     path = find_model(model).path
     import numpy as np
 
+    from sterna import reference
     from sterna._core import Gguf
     from sterna.diff import diff
     from sterna.trace import trace
@@ -47,8 +55,15 @@ def command(
     program = trace(file).program
     vocab_size = file.array_length("tokenizer.ggml.tokens")
     tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens).tolist()
-    program = program if unfused else program.fuse()
-    differences = list(diff(file, program, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype))
+    if against is None:
+        program = program if unfused else program.fuse()
+        differences = list(diff(file, program, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype))
+    else:
+        if against.endswith(".npz"):
+            expected = reference.other_implementation(against, program)
+        else:
+            expected = reference.other_program(against, file, tokens)
+        differences = list(reference.differences(file, program, expected))
     diverging = [difference for difference in differences if difference.diverges]
     shown = differences if show_all else diverging
     if as_json:
