@@ -49,8 +49,7 @@ inline Level::F add_alibi(const AttendArgs& a, int query, std::int64_t key, Leve
   using V = Level;
   const std::int64_t from = key - a.positions[query / a.heads];
   const V::F distance = V::add(V::load(kLanes), V::set(static_cast<float>(from)));
-  const V::F magnitude = V::max(distance, V::sub(V::zero(), distance));
-  return V::fma(V::set(-a.slopes[query % a.heads]), magnitude, score);
+  return V::fma(V::set(-a.slopes[query % a.heads]), magnitude(distance), score);
 }
 
 /// Scores of keys first_key .. last_key of one tile (and of neighbours that fill its vectors) for Q queries from

@@ -70,7 +70,7 @@ inline Level::F tanh(Level::F x) {
 struct Softplus {
   static Level::F apply(Level::F x) {
     using V = Level;
-    const V::F u = exp(V::sub(V::zero(), V::from_bits(V::iand(V::bits(x), V::iset(0x7FFFFFFF)))));
+    const V::F u = exp(V::sub(V::zero(), magnitude(x)));
     const V::F s = V::div(u, V::add(V::set(2.0f), u));
     const V::F square = V::mul(s, s);
     V::F p = V::set(1.0f / 15);

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/kernels/lanes.h"
 #include "cpu/kernels/math.h"
-#include "cpu/kernels/rows.h"
 #include "cpu/recurrent_kernels.h"
 
 namespace sterna::cpu {

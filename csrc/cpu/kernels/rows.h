@@ -6,29 +6,11 @@
 #include <cstring>
 
 #include "cpu/kernel_table.h"
+#include "cpu/kernels/lanes.h"
 #include "cpu/kernels/math.h"
 
 namespace sterna::cpu {
 namespace {
-
-/// Calls fn(offset, count) for every 16 elements, the last count being what is left.
-template <class Fn>
-inline void for_lanes(std::int64_t n, Fn fn) {
-  std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16) fn(i, 16);
-  if (i < n) fn(i, static_cast<int>(n - i));
-}
-
-inline Level::F load_lanes(const float* p, int count) {
-  return count == 16 ? Level::load(p) : Level::load_partial(p, count);
-}
-inline void store_lanes(float* p, Level::F v, int count) {
-  if (count == 16) {
-    Level::store(p, v);
-  } else {
-    Level::store_partial(p, v, count);
-  }
-}
 
 /// y = (x * 1/sqrt(mean(x^2) + eps)) * weight; squares are summed by fma into 16 lanes, then by the reduction tree.
 void rms_norm(const float* x, const float* weight, float* y, std::int64_t n, float eps) {
