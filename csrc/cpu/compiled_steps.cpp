@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/float_mode.h"
 
 namespace sterna::cpu {
 namespace {
@@ -46,22 +47,18 @@ Needs needs_of(const std::deque<Lowered>& all) {
 
 CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* arena, const Lowering::Limits& limits,
                      std::size_t num_workers) {
-  const auto& [function, lowering, placement] = lowered;
+  auto& [function, lowering, placement] = lowered;
   lowering.patch(placement, arena);
   CompiledSteps steps;
   steps.function = function.name;
   steps.few_rows = lowering.few_rows();
   steps.many_rows = lowering.many_rows();
-  steps.arguments = lowered.lowering.take_arguments();
+  steps.arguments = lowering.take_arguments();
   steps.ranges = std::vector<WorkRange>(steps.many_rows.size() * num_workers);
   const auto rows_of = [&](ValueId value) {
     const Place& place = lowered.lowering.place_of(value);
-    Rows rows;
     const std::int64_t begin = lowered.placement.offsets[static_cast<std::size_t>(place.buffer)];
-    rows.data = reinterpret_cast<float*>(arena + begin) + place.offset;
-    rows.stride = place.stride;
-    rows.outputs = place.outputs;
-    return rows;
+    return Rows{reinterpret_cast<float*>(arena + begin) + place.offset, place.stride, place.outputs};
   };
   const ValueId output = function.outputs.at(0);
   steps.output_size = static_cast<std::int32_t>(lowering.row_size(output));
@@ -84,6 +81,7 @@ CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* are
 
 CompiledFunctions CompiledFunctions::compile(const Program& program, std::span<const std::string> names,
                                              const Weights& weights, const Lowering::Limits& limits, int num_workers) {
+  const FloatMode mode;  // for the constants of steps
   std::deque<Lowered> all = lower_all(program, names, weights, limits);
   const Needs needs = needs_of(all);
   CompiledFunctions compiled;

@@ -6,7 +6,6 @@
 #include <set>
 
 #include "base/error.h"
-#include "base/float_mode.h"
 #include "cpu/cores.h"
 #include "cpu/isa.h"
 #include "cpu/lower_ops.h"
@@ -109,7 +108,6 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
       pool_(options.pool ? options.pool : std::make_shared<ThreadPool>(thread_count(options.threads))),
       weights_(program_, source, *pool_),
       kv_(program_, options.kv_type) {
-  const FloatMode mode;
   compiled_ = CompiledFunctions::compile(program_, function_names(program_), weights_,
                                          {options_.max_tokens, options_.max_outputs, &kernels_, options_.keep_values},
                                          pool_->size());
@@ -122,7 +120,13 @@ CpuPlan::CpuPlan(const Program& program, const TensorSource& source, const CpuPl
   for (const Function& function : program_.functions) {
     for (const Node& node : function.nodes) {
       if (node.op == "embed" && is_first_embedding(program_, node)) {
-        hidden_size_ = static_cast<std::int32_t>(program_.value(node.input("w")).shape[1].size);
+        const auto size = static_cast<std::int32_t>(program_.value(node.input("w")).shape[1].size);
+        if (hidden_size_ != 0 && hidden_size_ != size) {
+          throw UnsupportedModelError("embed " + node.name + ": rows of " + std::to_string(size) +
+                                      " numbers, those of another function have " + std::to_string(hidden_size_) +
+                                      " (" + node.source + ")");
+        }
+        hidden_size_ = size;
       } else if (node.op == "lora") {
         num_adapters_ = std::max(num_adapters_, static_cast<std::int32_t>(node.integer("adapter")) + 1);
       }
@@ -147,12 +151,12 @@ bool CpuPlan::run(const Batch& batch, const Interrupt* interrupt) {
   check(batch);
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
-  if (!std::ranges::equal(batch.kept, kept_)) {
+  const std::string name(function_of(batch));
+  if (!std::ranges::equal(batch.kept, kept_) || (!kept_.empty() && keeping_.find(name) == nullptr)) {
     keeping_ = {};
     kept_.clear();
     last_ = nullptr;
     if (!batch.kept.empty()) {
-      const std::string name(function_of(batch));
       const Lowering::Limits limits{options_.max_tokens, options_.max_outputs, &kernels_, false, batch.kept};
       check_room(CompiledFunctions::bytes_of(program_, {&name, 1}, weights_, limits, pool_->size()));
       keeping_ = CompiledFunctions::compile(program_, {&name, 1}, weights_, limits, pool_->size());
@@ -160,13 +164,17 @@ bool CpuPlan::run(const Batch& batch, const Interrupt* interrupt) {
     }
   }
   CompiledFunctions& compiled = kept_.empty() ? compiled_ : keeping_;
-  last_ = compiled.find(function_of(batch));
+  last_ = compiled.find(name);
   return run(compiled, batch, interrupt);
 }
 
 std::int32_t CpuPlan::value_size(std::string_view name) const {
   const ValueId id = program_.find(ValueKind::kNode, name);
-  if (id == kNoValue) return 0;
+  if (id == kNoValue || !has_logits()) return 0;
+  const bool is_there = std::ranges::any_of(program_.function("logits").nodes, [id](const Node& node) {
+    return std::ranges::find(node.outputs, id) != node.outputs.end();
+  });
+  if (!is_there) return 0;
   std::int64_t size = 1;
   const Shape& shape = program_.value(id).shape;
   for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
@@ -313,7 +321,7 @@ void CpuPlan::check_pages(const Batch& batch, std::size_t first_row, std::size_t
       }
       last = static_cast<std::int64_t>(context->encoder_tokens.size()) - 1;
     }
-    if (position < 0 || last / kPageSlots >= static_cast<std::int64_t>(table.size())) {
+    if (last / kPageSlots >= static_cast<std::int64_t>(table.size())) {
       throw ArgumentError("batch: position " + std::to_string(last) + " has no page");
     }
     const auto need = [&](std::int64_t i) {
@@ -366,6 +374,7 @@ void CpuPlan::check(const Batch& batch) const {
   }
   std::size_t first_row = 0;
   for (std::size_t i = 0; i < rows; ++i) {
+    if (batch.positions[i] < 0) fail("position " + std::to_string(batch.positions[i]));
     if (batch.positions[i] >= num_positions_) {
       fail("position " + std::to_string(batch.positions[i]) + " is beyond the " + std::to_string(num_positions_) +
            " that the model has learned");

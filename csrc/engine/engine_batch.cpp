@@ -40,7 +40,7 @@ void EngineCore::build_batch() {
     add_page_tables(request);
     batch_contexts_.push_back(request.terms().context.get());
     if (longrope_context_ > 0) batch_long_sequences_.push_back(request.is_long ? 1 : 0);
-    if (const ScoreRequest* score = request.score(); score && !score->hidden.empty()) {
+    if (const ScoreRequest* score = request.score(); score && !encodes_ && !score->hidden.empty()) {
       if (std::ranges::find(batch_kept_, score->hidden) == batch_kept_.end()) batch_kept_.push_back(score->hidden);
     }
     request.in_prefill = encodes_ || own - rows.first > 1;

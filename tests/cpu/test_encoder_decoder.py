@@ -138,3 +138,25 @@ def test_what_needs_a_text_to_encode(t5: sterna.LLM) -> None:
 def test_encoder_tokens_need_an_encoder() -> None:
     with sterna.load(path_of("qwen3"), threads=2) as llm, pytest.raises(sterna.ArgumentError, match="no encoder"):
         llm.engine.submit([5], context=_core.SequenceContext(encoder_tokens=[5]), context_key=b"x")
+
+
+@pytest.mark.reference
+def test_values_of_the_decoder_can_be_looked_at_and_those_of_the_encoder_cannot() -> None:
+    file = Gguf(path_of())
+    program = trace(file).program
+    name = next(node.name for node in program.nodes("logits") if node.op == "add")
+    case = cases()[0]
+    context = _core.SequenceContext(encoder_tokens=case["tokens"])
+    encoder = Interpreter(program, TensorValues(file), kv_dtype="f32", function="encode")
+    encoder.run(case["tokens"])
+    decoder = Interpreter(program, TensorValues(file), kv_dtype="f32", memory=encoder)
+    decoder.run(case["decoder_tokens"])
+    engine = engine_of(fused=False)
+    for key in (b"1", b"1", b"2"):  # the encoder runs before, and with an equal key as well
+        got = engine.submit_score(case["decoder_tokens"], hidden=name, context=context, context_key=key).scores()
+        want = decoder.values[name]
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    other = next(node.name for node in program.nodes("encode") if node.op == "add")
+    with pytest.raises(sterna.ArgumentError, match=f'the model has no value "{other}"'):
+        engine.submit_score(case["decoder_tokens"], hidden=other, context=context, context_key=b"1")
+    engine.close()
