@@ -5,12 +5,11 @@
 #include <string>
 
 #include "base/error.h"
-#include "program/validate.h"
+#include "program/slots.h"
 
 namespace sterna::cpu {
 namespace {
 
-constexpr std::int64_t kMaxLayers = 1 << 16;
 // Large enough for huge pages, small enough not to take much more than asked for.
 constexpr std::int64_t kSlabBytes = std::int64_t{8} << 20;
 
@@ -77,7 +76,6 @@ const char* name_of(KvType type) {
 KvStorage::KvStorage(const Program& program, KvType type)
     : type_(type), layout_(std::string("cpu 1 ") + name_of(type)) {
   for (const KvSlot& slot : program.kv_slots) {
-    if (slot.layer >= kMaxLayers) throw UnsupportedModelError("attention in layer " + std::to_string(slot.layer));
     const KvPoolKind kind = kind_of(program, slot.layer);
     const bool temporary = kind == KvPoolKind::kTemporary;
     const auto window = kind == KvPoolKind::kSequence ? static_cast<std::int32_t>(window_of(program, slot.layer)) : 0;
@@ -101,9 +99,9 @@ KvStorage::KvStorage(const Program& program, KvType type)
     if (static_cast<std::size_t>(slot.layer) >= layers_.size())
       layers_.resize(static_cast<std::size_t>(slot.layer) + 1);
     layers_[static_cast<std::size_t>(slot.layer)] = layer;
-    layout_ += " " + std::to_string(slot.layer) + ":" + std::to_string(window) + ":" +
-               std::to_string(slot.num_kv_heads) + "x" + std::to_string(slot.head_dim) + (slot.latent ? "~" : "+") +
-               std::to_string(slot.value_head_dim);
+    layout_ += ' ';
+    layout_ += std::to_string(slot.layer) + ":" + std::to_string(window) + ":" + std::to_string(slot.num_kv_heads) +
+               "x" + std::to_string(slot.head_dim) + (slot.latent ? "~" : "+") + std::to_string(slot.value_head_dim);
   }
   if (!program.state_slots.empty()) {
     state_slots_ = program.state_slots;
@@ -111,7 +109,8 @@ KvStorage::KvStorage(const Program& program, KvType type)
     for (const StateSlot& slot : state_slots_) {
       state_offsets_.push_back(floats);
       floats += (slot.rows * slot.columns + 15) / 16 * 16;
-      layout_ += " " + std::to_string(slot.layer) + ":" + slot.op + ":" + std::to_string(slot.rows) + "x" +
+      layout_ += ' ';
+      layout_ += std::to_string(slot.layer) + ":" + slot.op + ":" + std::to_string(slot.rows) + "x" +
                  std::to_string(slot.columns);
     }
     state_half_bytes_ = floats * 4;
@@ -120,6 +119,10 @@ KvStorage::KvStorage(const Program& program, KvType type)
         {kStateWindow, static_cast<std::uint64_t>(kStateHeaderBytes + 2 * state_half_bytes_), KvPoolKind::kSequence});
   }
   if (pools_.empty()) pools_.emplace_back();
+  if (pools_.size() > kMaxPools) {
+    throw UnsupportedModelError("attention with " + std::to_string(pools_.size()) +
+                                " different windows; a cache may have " + std::to_string(kMaxPools));
+  }
   pages_.resize(pools_.size());
 }
 

@@ -1,8 +1,10 @@
 /// Lowers rope and attention: K and V go to the cache first, then every query reads the cache only.
+#include <algorithm>
+
 #include "base/error.h"
 #include "cpu/lower_ops.h"
 #include "program/attention_options.h"
-#include "program/validate.h"
+#include "program/slots.h"
 
 namespace sterna::cpu {
 namespace {
@@ -30,13 +32,23 @@ void bind_relative_bias(Lowering& lowering, const Node& node, AttendStep& attend
   attend.farthest = farthest;
 }
 
-/// K and V to the cache; where the queries are when their norm and rope are done, too.
-Place lower_store_kv(Lowering& lowering, const Node& node, Place queries) {
-  const Shape& q = lowering.program().value(node.input("q")).shape;
+void bind_kv(Lowering& lowering, const Node& node, StoreKvStep& store) {
+  store.layer = node.integer("layer");
   const Shape& k = lowering.program().value(node.input("k")).shape;
+  std::int64_t head_floats = k[2].size;
+  lowering.bind(store.k, node.input("k"));
+  if (const ValueId v = node.input("v"); v != kNoValue) {
+    lowering.bind(store.v, v);
+    head_floats = std::max(head_floats, lowering.program().value(v).shape[2].size);
+  }
+  lowering.need_scratch(k[1].size * k[2].size + head_floats + 16);
+}
+
+/// K and V of attention to the cache; where the queries are when their norm and rope are done, too.
+Place store_keys(Lowering& lowering, const Node& node, Place queries) {
+  const Shape& q = lowering.program().value(node.input("q")).shape;
   auto& store = lowering.make<StoreKvStep>();
   store.query_heads = static_cast<int>(q[1].size);
-  store.layer = node.integer("layer");
   if (const std::vector<float>* norm = lowering.optional_vector(node, "q_norm"); norm != nullptr) {
     store.query_transform.norm = norm->data();
     store.key_transform.norm = lowering.optional_vector(node, "k_norm")->data();
@@ -48,17 +60,11 @@ Place lower_store_kv(Lowering& lowering, const Node& node, Place queries) {
   }
   const bool transformed = store.query_transform.norm != nullptr || node.input("positions") != kNoValue;
   lowering.bind(store.q, queries);
-  lowering.bind(store.k, node.input("k"));
-  std::int64_t head_floats = k[2].size;
-  if (const ValueId v = node.input("v"); v != kNoValue) {
-    lowering.bind(store.v, v);
-    head_floats = std::max(head_floats, lowering.program().value(v).shape[2].size);
-  }
+  bind_kv(lowering, node, store);
   if (transformed) {
     queries = lowering.temporary_rows(q[1].size * q[2].size, false);
     lowering.bind(store.q_out, queries);
   }
-  lowering.need_scratch(k[1].size * k[2].size + head_floats + 16);
   lowering.add(run_store_kv, &store);
   return queries;
 }
@@ -78,16 +84,10 @@ void lower_rope(Lowering& lowering, const Node& node) {
 }
 
 /// The result is another name for k.
-void lower_kept_kv(Lowering& lowering, const Node& node) {
-  const Shape& k = lowering.program().value(node.input("k")).shape;
-  const Shape& v = lowering.program().value(node.input("v")).shape;
+void lower_store_kv(Lowering& lowering, const Node& node) {
   auto& store = lowering.make<StoreKvStep>();
-  store.query_heads = 0;
-  store.layer = node.integer("layer");
-  lowering.bind(store.k, node.input("k"));
-  lowering.bind(store.v, node.input("v"));
+  bind_kv(lowering, node, store);
   lowering.alias(node.outputs[0], lowering.place_of(node.input("k")));
-  lowering.need_scratch(k[1].size * k[2].size + std::max(k[2].size, v[2].size) + 16);
   lowering.add(run_store_kv, &store);
 }
 
@@ -97,7 +97,7 @@ void lower_attention(Lowering& lowering, const Node& node) {
   Place queries = lowering.place_of(node.input("q"));
   const bool cross = cross_layers(lowering.program()).contains(node.integer("layer"));
   if (node.input("k") != kNoValue) {
-    queries = lower_store_kv(lowering, node, queries);
+    queries = store_keys(lowering, node, queries);
   } else if (!node.flag("causal") && !cross) {  // all layers write the same temporary pages
     throw UnsupportedModelError("attention " + node.name + ": only causal attention shares keys and values (" +
                                 node.source + ")");

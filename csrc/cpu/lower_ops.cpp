@@ -72,10 +72,14 @@ void lower_binary(Lowering& lowering, const Node& node) {
 
 void lower_lora(Lowering& lowering, const Node& node) {
   const ValueId y = node.input("y");
-  // The result takes the place of y.
+  // The result takes the place of y, which nobody else may need.
   for (const Function& function : lowering.program().functions) {
     std::ptrdiff_t readers = std::ranges::count(function.outputs, y);
-    for (const Node& other : function.nodes) readers += std::ranges::count(other.inputs, y, &Operand::value);
+    for (const Node& other : function.nodes) {
+      readers += std::ranges::count(other.inputs, y, &Operand::value);
+      const bool is_view = other.op == "reshape" || other.op == "split" || other.op == "store_kv";
+      if (is_view && std::ranges::count(other.outputs, y) > 0) unsupported(node, "y is a view of what others read");
+    }
     if (readers > 1) unsupported(node, "y is read by others too");
   }
   auto& step = lowering.make<LoraStep>();
@@ -209,7 +213,7 @@ constexpr Entry kLowerings[] = {
     {"reshape", lower_reshape},
     {"split", lower_split},
     {"concat", lower_concat},
-    {"store_kv", lower_kept_kv},
+    {"store_kv", lower_store_kv},
     {"take_rows", lower_take_rows},
     {"pool", lower_pool},
     {"short_conv", lower_short_conv},

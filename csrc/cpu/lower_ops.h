@@ -35,7 +35,7 @@ void lower_linear(Lowering& lowering, const Node& node);
 void lower_head_linear(Lowering& lowering, const Node& node);
 void lower_unembed(Lowering& lowering, const Node& node);
 void lower_rope(Lowering& lowering, const Node& node);
-void lower_kept_kv(Lowering& lowering, const Node& node);
+void lower_store_kv(Lowering& lowering, const Node& node);
 void lower_attention(Lowering& lowering, const Node& node);
 void lower_short_conv(Lowering& lowering, const Node& node);
 void lower_ssm_scan(Lowering& lowering, const Node& node);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "program/op_table.h"
+
 namespace sterna::cpu {
 namespace {
 
@@ -11,10 +13,8 @@ namespace {
 constexpr std::int64_t kConvChannels = 1024;
 constexpr std::int64_t kScanChannels = 64;
 
-constexpr int kMaxKernel = 64;  // as its shape rule has it
-
-/// Calls fn(row, segment's source or target before the row, target) for the tokens of a sequence in order; `offset` is
-/// that of the state in a half.
+/// Calls fn(row, state before it, where the state after it goes) for the tokens of a sequence in order; the first state
+/// is null where there is none. `offset` is that of the state in a half.
 template <class Fn>
 void each_token(std::span<const StateSegment> segments, std::int64_t offset, Fn fn) {
   for (const StateSegment& segment : segments) {
@@ -56,7 +56,7 @@ void run_short_conv(const void* arguments, const StepContext& context) {
         if (at >= first) return step.x.row(at) + channel;
         return kept == nullptr ? nullptr : kept + offset + (step.kernel - 1 + at - first) * step.channels + channel;
       };
-      const float* inputs[kMaxKernel];
+      const float* inputs[kMaxConvTokens];
       for (int j = 0; j < step.kernel; ++j) inputs[j] = input(row - step.kernel + 1 + j);
       ConvArgs args;
       args.inputs = inputs;

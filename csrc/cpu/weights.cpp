@@ -82,6 +82,7 @@ struct WeightUses {
 
   explicit WeightUses(const Program& program)
       : matrices(program.values.size()), floats(program.values.size()), columns(program.values.size()) {
+    std::vector<bool> rows(program.values.size());
     const auto has_rows = [&](std::size_t id) { return program.values[id].shape.size() > 1; };
     for (const Function& function : program.functions) {
       for (const Node& node : function.nodes) {
@@ -92,7 +93,13 @@ struct WeightUses {
           const auto role = std::ranges::find(roles, operand.role, &RoleSpec::name);
           const bool plain = role->kind == RoleKind::kFloats || role->kind == RoleKind::kFloatColumns;
           (!plain && has_rows(id) ? matrices : floats)[id] = true;
-          columns[id] = role->kind == RoleKind::kFloatColumns;
+          if (!plain) continue;
+          const bool by_columns = role->kind == RoleKind::kFloatColumns;
+          (by_columns ? columns : rows)[id] = true;
+          if (columns[id] && rows[id]) {
+            throw UnsupportedModelError(node.op + " " + node.name + ": weight " + program.values[id].name +
+                                        " is read by rows and by columns (" + node.source + ")");
+          }
         }
       }
     }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -20,6 +21,9 @@ enum class KvType { kF16, kF32, kQ8_0 };
 
 /// Elements of a head's key or value row that share a scale in a q8_0 cache.
 constexpr int kKvGroup = 32;
+
+/// Pools of a plan: a word has a bit for each.
+constexpr std::size_t kMaxPools = 64;
 
 /// Whose positions the pages of a pool hold.
 enum class KvPoolKind {

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "program/op_table.h"
+#include "program/slots.h"
 #include "program/validate.h"
 
 namespace sterna {
@@ -13,6 +14,11 @@ namespace {
 bool stores_layer(const Function& function, std::int64_t layer) {
   return std::ranges::any_of(function.nodes,
                              [layer](const Node& node) { return stores_kv(node) && node.integer("layer") == layer; });
+}
+
+bool keeps_state(const Function& function, const StateSlot& slot) {
+  return std::ranges::any_of(
+      function.nodes, [&](const Node& node) { return node.op == slot.op && node.integer("layer") == slot.layer; });
 }
 
 }  // namespace
@@ -72,11 +78,9 @@ std::vector<ValueId> ProgramBuilder::emit(Node node, const std::vector<std::stri
     const StateSlot slot = state_slot(program_, node);
     const auto place = std::ranges::lower_bound(
         program_.state_slots, slot, [](const StateSlot& a, const StateSlot& b) { return a.comes_before(b); });
-    const bool again = std::ranges::any_of(
-        function.nodes, [&](const Node& other) { return other.op == slot.op && other.integer("layer") == slot.layer; });
     if (place == program_.state_slots.end() || slot.comes_before(*place)) {
       program_.state_slots.insert(place, slot);
-    } else if (*place != slot || again) {  // another function may use the same one
+    } else if (*place != slot || keeps_state(function, slot)) {  // another function may use the same one
       fail(node, "layer " + std::to_string(slot.layer) + " has its " + slot.op + " state already");
     }
   }

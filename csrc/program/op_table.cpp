@@ -304,8 +304,11 @@ std::vector<Shape> infer_shapes(const Program& program, const Node& node) {
   check_attributes(*op, node);
   std::vector<Shape> shapes = op->shapes(program, node);
   for (const Shape& shape : shapes) {
+    std::int64_t row = 1;
     for (const Dim dim : shape) {
-      if (dim.size > kMaxDim) fail(node, "result of shape " + to_string(shape) + " is too large");
+      if (!dim.is_constant()) continue;
+      if (dim.size > kMaxDim / row) fail(node, "result of shape " + to_string(shape) + " is too large");
+      row *= dim.size;
     }
   }
   return shapes;

@@ -49,11 +49,16 @@ struct OpSpec {
   std::vector<Shape> (*shapes)(const Program&, const Node&);
 };
 
-/// The largest constant extent; products of two never overflow.
+/// The largest constant extent, and the most numbers in a row of a result; products of two never overflow.
 constexpr std::int64_t kMaxDim = (std::int64_t{1} << 31) - 1;
-
+/// The most matrices of one weight: the experts of a layer, or its heads.
+constexpr std::int64_t kMaxMatrices = 4096;
+/// The most layers, and the most adapters.
+constexpr std::int64_t kMaxLayers = 1 << 16;
 /// The farthest distance with a bucket of its own in a relative bias.
 constexpr std::int64_t kMaxRelativeDistance = 1 << 14;
+/// The most tokens that a convolution sees, the row's own included; those of models see 4 or fewer.
+constexpr std::int64_t kMaxConvTokens = 64;
 
 std::span<const OpSpec> op_table();
 /// The entry of that name, or null.

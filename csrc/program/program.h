@@ -108,7 +108,7 @@ struct Program {
   const Value& value(ValueId id) const { return values.at(static_cast<std::size_t>(id)); }
   Function& function(std::string_view name);
   const Function& function(std::string_view name) const;
-  /// The input or weight of that name, or kNoValue.
+  /// The value of that kind and name, or kNoValue.
   ValueId find(ValueKind kind, std::string_view name) const;
 };
 

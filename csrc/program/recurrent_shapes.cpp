@@ -1,43 +1,18 @@
 /// Shape rules of the recurrent ops: what a node keeps of its sequence is as large as its operands say.
 #include <string>
-#include <string_view>
 
 #include "program/op_table.h"
+#include "program/shape_checks.h"
 #include "program/shape_rules.h"
 
 namespace sterna {
 
 namespace {
 
-/// Convolutions of models reach back 4 tokens or fewer.
-constexpr std::int64_t kMaxKernel = 64;
-constexpr std::int64_t kMaxLayer = (1 << 16) - 1;
-
-/// [T, ...] of the given rank.
-const Shape& tokens_of(const Program& program, const Node& node, std::string_view role, std::size_t rank) {
-  const Shape& shape = program.value(node.input(role)).shape;
-  if (shape.size() != rank || shape[0].size != Dim::kTokens) {
-    fail(node, std::string(role) + " has shape " + to_string(shape) + ", expected a row for every token, of rank " +
-                   std::to_string(rank));
-  }
-  return shape;
-}
-
-void check_shape(const Node& node, std::string_view role, const Shape& shape, const Shape& expected) {
-  if (shape != expected) {
-    fail(node, std::string(role) + " has shape " + to_string(shape) + ", expected " + to_string(expected));
-  }
-}
-
 void check_multiple(const Node& node, std::int64_t heads, const char* what, std::int64_t groups) {
   if (heads % groups != 0) {
     fail(node, std::to_string(heads) + " heads are not a multiple of " + std::to_string(groups) + " " + what);
   }
-}
-
-void check_layer(const Node& node) {
-  const std::int64_t layer = node.integer("layer");
-  if (layer < 0 || layer > kMaxLayer) fail(node, "layer is " + std::to_string(layer));
 }
 
 /// The state of a sequence, [heads * rows, columns].
@@ -52,14 +27,12 @@ void check_state(const Node& node, std::int64_t heads, std::int64_t rows, std::i
 
 std::vector<Shape> short_conv_shapes(const Program& program, const Node& node) {
   const Shape& x = tokens_of(program, node, "x", 2);
-  const Value& w = program.value(node.input("w"));
-  if (w.shape.size() != 2 || w.shape[0] != x[1] || w.shape[1].size < 2 || w.shape[1].size > kMaxKernel) {
+  const Value& w = operand(program, node, "w");
+  if (w.shape.size() != 2 || w.shape[0] != x[1] || w.shape[1].size < 2 || w.shape[1].size > kMaxConvTokens) {
     fail(node, "w " + w.name + " has shape " + to_string(w.shape) + ", expected " + std::to_string(x[1].size) +
-                   " channels of 2 to " + std::to_string(kMaxKernel) + " tokens");
+                   " channels of 2 to " + std::to_string(kMaxConvTokens) + " tokens");
   }
-  if (const ValueId bias = node.input("bias"); bias != kNoValue) {
-    check_shape(node, "bias", program.value(bias).shape, {x[1]});
-  }
+  check_optional(program, node, "bias", {x[1]});
   check_layer(node);
   check_state(node, 1, w.shape[1].size - 1, x[1].size);
   return {x};
@@ -68,15 +41,15 @@ std::vector<Shape> short_conv_shapes(const Program& program, const Node& node) {
 std::vector<Shape> ssm_scan_shapes(const Program& program, const Node& node) {
   const Shape& x = tokens_of(program, node, "x", 3);
   const Shape& b = tokens_of(program, node, "b", 3);
-  check_shape(node, "dt", program.value(node.input("dt")).shape, {x[0], x[1]});
-  check_shape(node, "c", program.value(node.input("c")).shape, b);
+  check_shape(node, "dt", operand(program, node, "dt"), {x[0], x[1]});
+  check_shape(node, "c", operand(program, node, "c"), b);
   check_multiple(node, x[1].size, "groups of b and c", b[1].size);
   const Shape per_head = {x[1]};
   const Shape column = {x[1], {1}};
-  const Shape& a = program.value(node.input("a")).shape;
-  const bool per_channel = x[2].size == 1 && b[1].size == 1 && a == Shape{x[1], b[2]};
-  if (a != column && !per_channel) check_shape(node, "a", a, per_head);
-  if (const Shape& d = program.value(node.input("d")).shape; d != column) check_shape(node, "d", d, per_head);
+  const Value& a = operand(program, node, "a");
+  const bool per_channel = x[2].size == 1 && b[1].size == 1 && a.shape == Shape{x[1], b[2]};
+  if (a.shape != column && !per_channel) check_shape(node, "a", a, per_head);
+  if (const Value& d = operand(program, node, "d"); d.shape != column) check_shape(node, "d", d, per_head);
   check_layer(node);
   check_state(node, x[1].size, x[2].size, b[2].size);
   return {{x[0], {x[1].size * x[2].size}}};
@@ -85,10 +58,10 @@ std::vector<Shape> ssm_scan_shapes(const Program& program, const Node& node) {
 std::vector<Shape> delta_rule_shapes(const Program& program, const Node& node) {
   const Shape& q = tokens_of(program, node, "q", 3);
   const Shape& v = tokens_of(program, node, "v", 3);
-  check_shape(node, "k", program.value(node.input("k")).shape, q);
+  check_shape(node, "k", operand(program, node, "k"), q);
   check_multiple(node, v[1].size, "heads of q and k", q[1].size);
-  check_shape(node, "g", program.value(node.input("g")).shape, {v[0], v[1]});
-  check_shape(node, "beta", program.value(node.input("beta")).shape, {v[0], v[1]});
+  check_shape(node, "g", operand(program, node, "g"), {v[0], v[1]});
+  check_shape(node, "beta", operand(program, node, "beta"), {v[0], v[1]});
   check_layer(node);
   check_state(node, v[1].size, q[2].size, v[2].size);
   return {{v[0], {v[1].size * v[2].size}}};

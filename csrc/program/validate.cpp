@@ -9,13 +9,16 @@
 
 #include "base/error.h"
 #include "program/op_table.h"
+#include "program/slots.h"
 
 namespace sterna {
 
 namespace {
 
 constexpr std::size_t kMaxNameBytes = 256;
-constexpr std::int64_t kMaxMatrices = 4096;  // of one weight: the experts of a layer
+constexpr std::string_view kEncode = "encode";
+// Of one weight, so that bytes of all of them can be added up.
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 40;
 
 [[noreturn]] void broken(const std::string& what) { throw ArgumentError("program: " + what); }
 
@@ -124,7 +127,8 @@ void experts_come_from_a_route(const Program& program, const Function& function)
 }
 
 // The KV slots are those of the nodes that store keys and values, by layer; others of the function share them
-// afterwards, and other functions may use them too. What store_kv keeps is there for attention in other functions.
+// afterwards, and other functions may use them too. What store_kv keeps of a text that is encoded is there for
+// attention in other functions.
 void slots_fit_the_attention_nodes(const Program& program) {
   std::map<std::int64_t, KvSlot> slots;
   const std::unordered_set<std::int64_t> kept = cross_layers(program);
@@ -134,14 +138,16 @@ void slots_fit_the_attention_nodes(const Program& program) {
       if (node.op != "attention" && node.op != "store_kv") continue;
       const std::int64_t layer = node.integer("layer");
       if (stores_kv(node)) {
-        if (node.op == "attention" && kept.contains(layer)) broken("two nodes share layer " + std::to_string(layer));
+        if (!stored.insert(layer).second || (node.op == "attention" && kept.contains(layer))) {
+          fail(node, "layer " + std::to_string(layer) + " has its KV slot already");
+        }
+        if (node.op == "store_kv" && function.name != kEncode) fail(node, "only the function encode keeps for others");
         const KvSlot slot = kv_slot(program, node);
-        if (!stored.insert(layer).second) broken("two attention nodes share a layer");
         if (slots.try_emplace(layer, slot).first->second != slot) {
-          broken("two functions keep different things in layer " + std::to_string(layer));
+          fail(node, "another function keeps something else in layer " + std::to_string(layer));
         }
       } else if (kept.contains(layer)) {
-        if (node.flag("causal") || stored.contains(layer)) {
+        if (node.flag("causal") || function.name == kEncode) {
           fail(node, "what store_kv keeps is for attention in another function, which is not causal");
         }
       } else if (!stored.contains(layer)) {
@@ -161,15 +167,18 @@ void slots_fit_the_recurrent_nodes(const Program& program) {
     for (const Node& node : function.nodes) {
       if (!is_recurrent(node.op)) continue;
       const StateSlot slot = state_slot(program, node);
-      if (!kept.emplace(slot.layer, slot.op).second) broken("two nodes of one op share a layer's state");
+      if (!kept.emplace(slot.layer, slot.op).second) {
+        fail(node, "layer " + std::to_string(slot.layer) + " has its " + slot.op + " state already");
+      }
       if (slots.try_emplace({slot.layer, slot.op}, slot).first->second != slot) {
-        broken("two functions keep different states in layer " + std::to_string(slot.layer));
+        fail(node, "another function keeps a different state in layer " + std::to_string(slot.layer));
       }
     }
   }
   const auto declared = std::views::values(slots);
-  if (!std::ranges::equal(declared, program.state_slots))
+  if (!std::ranges::equal(declared, program.state_slots)) {
     broken("the state slots are not those of the recurrent nodes");
+  }
 }
 
 }  // namespace
@@ -196,6 +205,13 @@ std::string value_problem(const Value& value) {
       return "weight " + value.name + " has format " + (format == nullptr ? "unknown" : std::string(format->name)) +
              ", which no weight can have";
     }
+    std::int64_t elements = 1;
+    for (const Dim dim : value.shape) {
+      if (dim.size > kMaxElements / elements) {
+        return "weight " + value.name + " has shape " + to_string(value.shape) + ", which is too large";
+      }
+      elements *= dim.size;
+    }
     if (value.shape.size() > 2 &&
         (value.shape[0].size > kMaxMatrices || value.shape[1].size > kMaxDim / value.shape[0].size)) {
       return "weight " + value.name + " has shape " + to_string(value.shape) + ", which is too large";
@@ -206,46 +222,6 @@ std::string value_problem(const Value& value) {
     }
   }
   return "";
-}
-
-bool stores_kv(const Node& node) {
-  return node.op == "store_kv" || (node.op == "attention" && node.input("k") != kNoValue);
-}
-
-std::unordered_set<std::int64_t> cross_layers(const Program& program) {
-  std::unordered_set<std::int64_t> layers;
-  for (const Function& function : program.functions) {
-    for (const Node& node : function.nodes) {
-      if (node.op == "store_kv") layers.insert(node.integer("layer"));
-    }
-  }
-  return layers;
-}
-
-KvSlot kv_slot(const Program& program, const Node& node) {
-  const Shape& k = program.value(node.input("k")).shape;
-  const std::int64_t latent = node.has("latent") ? node.integer("latent") : 0;
-  if (latent != 0) return {node.integer("layer"), k.at(1).size, k.at(2).size, latent, true};
-  const Shape& v = program.value(node.input("v")).shape;
-  return {node.integer("layer"), k.at(1).size, k.at(2).size, v.at(2).size, false};
-}
-
-bool is_recurrent(std::string_view op) { return op == "short_conv" || op == "ssm_scan" || op == "delta_rule"; }
-
-StateSlot state_slot(const Program& program, const Node& node) {
-  StateSlot slot{node.integer("layer"), node.op, 0, 0};
-  const auto extent = [&](const char* role, std::size_t i) { return program.value(node.input(role)).shape.at(i).size; };
-  if (node.op == "short_conv") {  // the inputs of the tokens before, oldest first
-    slot.rows = extent("w", 1) - 1;
-    slot.columns = extent("x", 1);
-  } else if (node.op == "ssm_scan") {
-    slot.rows = extent("x", 1) * extent("x", 2);
-    slot.columns = extent("b", 2);
-  } else {
-    slot.rows = extent("v", 1) * extent("k", 2);
-    slot.columns = extent("v", 2);
-  }
-  return slot;
 }
 
 void validate(const Program& program) {

@@ -3,7 +3,6 @@
 
 #include <string>
 #include <string_view>
-#include <unordered_set>
 
 #include "program/program.h"
 
@@ -18,15 +17,5 @@ bool is_name(std::string_view name);
 bool is_source(std::string_view source);
 /// What is wrong with a value on its own (name, shape, format), or an empty string.
 std::string value_problem(const Value& value);
-/// Whether a node writes keys and values: attention with k and v, or store_kv.
-bool stores_kv(const Node& node);
-/// The layers of store_kv, whose keys and values attention in another function reads (cross attention).
-std::unordered_set<std::int64_t> cross_layers(const Program& program);
-/// What such a node keeps in the cache.
-KvSlot kv_slot(const Program& program, const Node& node);
-/// Whether the op keeps a state of its sequence.
-bool is_recurrent(std::string_view op);
-/// What a recurrent node keeps.
-StateSlot state_slot(const Program& program, const Node& node);
 
 }  // namespace sterna

@@ -305,12 +305,6 @@ def test_programs_without_a_kernel() -> None:
     net.builder.set_outputs(net.node("scale", "rows", [("x", net.rows(np.zeros((16, 32))))], factor=2.0))
     with pytest.raises(UnsupportedModelError, match="rows"):
         compiled(net.builder.finish(), net.source)
-    net = Net()
-    x = net.rows(np.zeros((16, 32)))
-    operands = [(role, net.node("reshape", role, [("x", x)], dims="2, 16")[0]) for role in "qkv"]
-    y = net.node("attention", "far", operands, layer=2**40, scale=0.25)[0]
-    with pytest.raises(UnsupportedModelError, match="layer"):
-        compiled(net.finish(y), net.source)
 
 
 def test_kept_values() -> None:
@@ -351,3 +345,53 @@ def test_pages_keep_their_contents_when_more_come() -> None:
     assert plan.num_pages >= 5000
     got = plan.run(tokens[11:], np.arange(11, 30), np.zeros(19), [[0]], np.arange(19))
     assert_same_bits(got, want[11:])
+
+
+def lora_net(*, view: bool = False, one_weight: bool = False) -> tuple[_core.Program, dict[str, np.ndarray]]:
+    """y = linear(x) with an adapter, whose matrices are 16 x 16."""
+    rng = np.random.default_rng(SEED)
+    net = Net()
+    x = net.rows(rng.standard_normal((8, 16)))
+    y = net.node("linear", "y", [("x", x), ("w", net.weight(rng.standard_normal((16, 16))))])[0]
+    if view:
+        y = net.node("reshape", "view", [("x", y)], dims="16")[0]
+    a = net.weight(rng.standard_normal((16, 16)))
+    b = a if one_weight else net.weight(rng.standard_normal((16, 16)))
+    return net.finish(net.node("lora", "adapted", [("x", x), ("y", y), ("a", a), ("b", b)], adapter=0, factor=1.0)[0]), net.source
+
+
+def test_what_adapters_change_is_nobody_elses() -> None:
+    compiled(*lora_net())
+    with pytest.raises(UnsupportedModelError, match="lora adapted: y is a view of what others read"):
+        compiled(*lora_net(view=True))
+    with pytest.raises(UnsupportedModelError, match="lora adapted: weight w2 is read by rows and by columns"):
+        compiled(*lora_net(one_weight=True))
+
+
+def test_rows_of_embeddings_are_as_wide_in_all_functions() -> None:
+    def program(width: int) -> tuple[_core.Program, dict[str, np.ndarray]]:
+        net = Net()
+        x = net.rows(np.ones((16, 16)))
+        w = net.weight(np.ones((16, 16)), name="output")
+        net.builder.set_outputs(net.node("unembed", "logits", [("x", x), ("w", w)]))
+        net.builder.begin_function("encode")
+        rows = net.rows(np.ones((16, width)), "others")
+        net.builder.set_outputs(net.node("pool", "vector", [("x", rows)], kind="last"))
+        return net.builder.finish(), net.source
+
+    assert compiled(*program(16)).encoding_size == 16
+    with pytest.raises(UnsupportedModelError, match="embed others: rows of 32 numbers, those of another function have 16"):
+        compiled(*program(32))
+
+
+def test_pools_are_as_many_as_a_word_has_bits() -> None:
+    def program(windows: int) -> tuple[_core.Program, dict[str, np.ndarray]]:
+        net = Net()
+        x = net.node("reshape", "heads", [("x", net.rows(np.ones((16, 16))))], dims="1, 16")[0]
+        for layer in range(windows):
+            y = net.node("attention", f"y.{layer}", [("q", x), ("k", x), ("v", x)], layer=layer, scale=1.0, window=layer)[0]
+        return net.finish(y), net.source
+
+    assert len(compiled(*program(64)).kv_pools) == 64
+    with pytest.raises(UnsupportedModelError, match="65 different windows; a cache may have 64"):
+        compiled(*program(65))

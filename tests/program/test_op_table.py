@@ -39,6 +39,7 @@ class Bench:
             "stack": (2, 8, 16),
             "back": (2, 16, 8),
             "back3": (3, 16, 8),
+            "up": (32, 2),
         }
         for name, shape in weights.items():
             self.ids[name] = self.builder.add_weight(name, shape, "F32")
@@ -124,6 +125,7 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], tuple[Any, ...]]] = [
         (("T", 16),),
     ),
     ("expert_glu", {**EXPERTS, "residual": "x"}, {"glu": "gelu_tanh", "activation": "int8_per_token"}, (("T", 16),)),
+    ("lora", {"x": "x", "y": "q_rows", "a": "router", "b": "up"}, {"adapter": 65535, "factor": 2}, (("T", 32),)),
 ]
 
 
@@ -137,6 +139,8 @@ NORMS = {"q_norm": "v8", "k_norm": "v8"}
 TURNED = {"x": "q_heads", "positions": "positions"}
 LONGROPE = {**ROPE, "scaling": "longrope", "original_context": 64}
 FOLDED = {**ATTENTION, "rope.theta": 1e4, "rope.rotary_dim": 8}
+LORA = {"x": "x", "y": "q_rows", "a": "router", "b": "up"}
+FIRST = {"adapter": 0, "factor": 1.0}
 BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("melt", {"x": "x"}, {}, "there is no such op"),
     ("embed", {"tokens": "x", "w": "embd"}, {}, "tokens must be an input of the batch, x is not"),
@@ -184,8 +188,8 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("layer_norm", {"x": "q_heads", "w": "v32", "bias": "v8"}, {"eps": 1e-5}, "bias v8 has shape [8], expected [32]"),
     ("layer_norm", {"x": "x", "bias": "v16"}, {"eps": 1e-5}, "bias without w"),
     ("layer_norm", {"x": "x"}, {"eps": 0.0}, "eps is 0.000000, must be above 0"),
-    ("rope", {"x": "x", "positions": "positions"}, ROPE, "x has shape [T, 16], expected rows of rank 3"),
-    ("rope", {"x": "row_heads", "positions": "positions"}, ROPE, "x must have a row for every token"),
+    ("rope", {"x": "x", "positions": "positions"}, ROPE, "x has shape [T, 16], expected a row for every token, of rank 3"),
+    ("rope", {"x": "row_heads", "positions": "positions"}, ROPE, "x has shape [L, 2, 8], expected a row for every token"),
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "rotary_dim": 7}, "rotary_dim is 7, must be even"),
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "rotary_dim": 10}, "from 2 to head_dim 8"),
     ("rope", {"x": "q_heads", "positions": "positions"}, {**ROPE, "theta": -1.0}, "theta is -1.000000"),
@@ -206,6 +210,8 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("attention", {**QKV, "q": "odd_heads"}, ATTENTION, "3 query heads are not a multiple of 2 key and value heads"),
     ("attention", QKV, {"layer": 0}, "needs scale"),
     ("attention", QKV, {**ATTENTION, "layer": -1}, "layer is -1"),
+    ("attention", QKV, {**ATTENTION, "layer": 2**16}, "layer is 65536, must be from 0 to 65535"),
+    ("attention", QKV, {**ATTENTION, "layer": 2**40}, "layer is 1099511627776, must be from 0 to 65535"),
     ("attention", QKV, {**ATTENTION, "window": -1}, "window is -1"),
     ("attention", QKV, {**ATTENTION, "softcap": -1.0}, "softcap is -1"),
     ("attention", QKV, {**ATTENTION, "scale": 0.0}, "scale is 0"),
@@ -214,6 +220,8 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("attention", QKV, {**ATTENTION, "max_alibi_bias": -8.0}, "max_alibi_bias is -8"),
     ("attention", QKV, {**ATTENTION, "temperature.scale": 0.1}, "temperature.scale needs temperature.length above 0"),
     ("attention", QKV, {**ATTENTION, "temperature.offset": -1}, "temperature.offset is -1"),
+    ("attention", QKV, {**ATTENTION, "temperature.offset": 2**63 - 1}, "temperature.offset is 9223372036854775807, must be"),
+    ("attention", QKV, {**ATTENTION, "temperature.length": 2**31}, "temperature.length is 2147483648, must be from 0 to"),
     ("attention", {**QKV, "sinks": "v8"}, ATTENTION, "sinks v8 has shape [8], expected [4]"),
     ("attention", {"q": "q_heads", "k": "k_heads"}, ATTENTION, "k and v come together"),
     ("attention", {"q": "q_heads"}, ATTENTION, "layer 0 has no KV slot to share"),
@@ -245,7 +253,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("split", {"x": "x"}, {"sizes": ",".join(["1"] * 65)}, "expected positive extents"),
     ("concat", {"x": ["x", "q_heads"]}, {}, "q_heads has shape [T, 4, 8], the first part [T, 16]"),
     ("concat", {"x": ["x", "x_rows"]}, {}, "x_rows has shape [L, 16]"),
-    ("take_rows", {"x": "x_rows"}, {}, "x must have a row for every token"),
+    ("take_rows", {"x": "x_rows"}, {}, "x has shape [L, 16], expected a row for every token, of rank 2"),
     ("add", {"a": "x", "b": "share"}, {}, "x has shape [T, 16], share [T, 1]"),
     ("route", {"x": "scores"}, {"used": 3}, "used is 3, must be from 1 to the number of experts 2"),
     ("route", {"x": "scores"}, {"used": 0}, "used is 0, must be from 1"),
@@ -280,6 +288,11 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("expert_glu", {**EXPERTS, "weights": "best"}, {}, "experts have shape [T, 2], weights [T, 1]"),
     ("expert_glu", {**EXPERTS, "experts": "q_rows", "weights": "q_rows"}, {}, "uses 32 of 2 experts"),
     ("expert_glu", {**EXPERTS, "residual": "q_rows"}, {}, "residual q_rows has shape [T, 32], the result [T, 16]"),
+    ("lora", {**LORA, "x": "x_rows"}, FIRST, "x has shape [L, 16], y [T, 32]"),
+    ("lora", {**LORA, "a": "bad_k"}, FIRST, "x has 16 features, weight bad_k expects 24"),
+    ("lora", {**LORA, "b": "q"}, FIRST, "b q has shape [32, 16], expected [32, 2]"),
+    ("lora", LORA, {**FIRST, "adapter": -1}, "adapter is -1, must be from 0 to 65535"),
+    ("lora", LORA, {**FIRST, "adapter": 2**31 - 1}, "adapter is 2147483647, must be from 0 to 65535"),
 ]
 
 
@@ -302,6 +315,47 @@ def test_two_nodes_of_one_layer_cannot_share_its_kv_slot() -> None:
         bench.emit("attention", "second", ATTENTION, **QKV)
 
 
+def test_rows_are_no_larger_than_32_bits_count() -> None:
+    bench = Bench()
+    bench.ids["y"] = bench.ids["x"]
+    for copies in (64, 64, 64, 64, 4):
+        bench.emit("concat", f"rows.{bench.ids['y']}", x=["y"] * copies)
+        bench.ids["y"] = max(bench.ids.values())
+        if copies == 64 and bench.builder.shape(bench.ids["y"]) == ("T", 2**16):
+            with pytest.raises(ArgumentError, match="chooses from 65536 experts, must be at most 4096"):
+                bench.emit("route", "many", {"used": 2}, x="y")
+    bench.emit("reshape", "heads_of_one", {"dims": f"{2**30}, 1"}, x="y")
+    with pytest.raises(ArgumentError, match=r"result of shape \[T, 1073741824, 2\] is too large"):
+        bench.emit("concat", "too_large", x=["heads_of_one", "heads_of_one"])
+
+
+def test_what_store_kv_keeps_is_of_the_encoder_and_for_others() -> None:
+    bench = Bench()
+    bench.emit("store_kv", "kept", {"layer": 0}, k="k_heads", v="k_heads")
+    bench.builder.set_outputs([bench.ids["kept"]])
+    with pytest.raises(ArgumentError, match="store_kv kept: only the function encode keeps for others"):
+        bench.builder.finish()
+
+    def encoder(*more: str) -> ProgramBuilder:
+        builder = ProgramBuilder()
+        tokens, w = builder.add_input("tokens", ("T",)), builder.add_weight("w", (8, 16), "F32")
+        for function in ("encode", *more):
+            builder.begin_function(function)
+            x = builder.emit("embed", f"{function}.x", [("tokens", tokens), ("w", w)], {}, "")[0]
+            heads = builder.emit("reshape", f"{function}.heads", [("x", x)], {"dims": "2, 8"}, "")[0]
+            if function == "encode":
+                kept = builder.emit("store_kv", "kept", [("k", heads), ("v", heads)], {"layer": 3}, "")
+                builder.set_outputs(kept)
+            if function == (*more, "encode")[0]:
+                seen = {"layer": 3, "scale": 1.0, "causal": False}
+                builder.set_outputs(builder.emit("attention", "seen", [("q", heads)], seen, ""))
+        return builder
+
+    with pytest.raises(ArgumentError, match="attention seen: what store_kv keeps is for attention in another function"):
+        encoder().finish()
+    assert [slot.layer for slot in encoder("logits").finish().kv_slots] == [3]
+
+
 def test_names_are_unique_and_printable() -> None:
     bench = Bench()
     with pytest.raises(ArgumentError, match="two values are named x"):
@@ -318,6 +372,8 @@ def test_names_are_unique_and_printable() -> None:
         ((2**31,), "F32", "has shape"),
         ((4097, 1, 1), "F32", "which is too large"),
         ((2, 2**30, 1), "F32", "which is too large"),
+        ((2**31 - 1, 2**31 - 1), "F32", "which is too large"),
+        ((2, 2**10, 2**30), "F32", "which is too large"),
         (("T", 4), "F32", "has shape"),
         ((), "F32", "has rank 0"),
         ((1, 1, 1, 1, 1), "F32", "has rank 5"),
