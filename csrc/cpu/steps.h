@@ -86,9 +86,9 @@ struct TileSpace {
   ActivationTile tile(std::int64_t index, std::int64_t rows, const TileForm& form) const;
 };
 
-/// Row tokens[t] of w, or row positions[t].
 /// What a table has a row for.
 enum class EmbeddedIds : std::uint8_t { kTokens, kPositions, kTokenTypes };
+/// Row t of y is row tokens[t] of w, or row positions[t], or row 0: every text is of one type.
 struct EmbedStep {
   const PackedMatrix* w;
   EmbeddedIds ids;

@@ -54,8 +54,14 @@ void prepend_embeddings(std::vector<std::int32_t>& tokens, const SequenceContext
   tokens.insert(tokens.begin(), ids.begin(), ids.end());
 }
 
-void check_encoder_tokens(const std::vector<std::int32_t>& tokens, std::int32_t vocab_size) {
-  if (!tokens.empty()) check_tokens(tokens, vocab_size);
+/// What a request's terms ask for is there, and its tokens are those of the model; embeddings come in front of them.
+void check_prompt(const EngineCore& core, std::vector<std::int32_t>& tokens, const SequenceContext* context) {
+  core.check_has_logits();
+  check_tokens(tokens, core.vocab_size());
+  core.check_adapter(context);
+  core.check_encoder_input(context);
+  if (context && !context->encoder_tokens.empty()) check_tokens(context->encoder_tokens, core.vocab_size());
+  prepend_embeddings(tokens, context, core.hidden_size());
 }
 
 /// The text that is encoded before a request runs, or null.
@@ -234,12 +240,7 @@ std::unique_ptr<RequestHandle> Engine::submit(std::shared_ptr<ActiveRequest> req
 
 std::unique_ptr<RequestHandle> Engine::submit(GenerateRequest request) {
   core_->check_process();
-  core_->check_has_logits();
-  check_tokens(request.tokens, vocab_size());
-  core_->check_adapter(request.terms.context.get());
-  core_->check_encoder_input(request.terms.context.get());
-  if (request.terms.context) check_encoder_tokens(request.terms.context->encoder_tokens, vocab_size());
-  prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
+  check_prompt(*core_, request.tokens, request.terms.context.get());
   validate(request.sampling, vocab_size());
   if (request.max_tokens && *request.max_tokens < 0) {
     throw ArgumentError("max_tokens is " + std::to_string(*request.max_tokens) + "; it must not be negative");
@@ -284,12 +285,7 @@ std::unique_ptr<RequestHandle> Engine::submit(EmbedRequest request) {
 
 std::unique_ptr<RequestHandle> Engine::submit(ScoreRequest request) {
   core_->check_process();
-  core_->check_has_logits();
-  check_tokens(request.tokens, vocab_size());
-  core_->check_adapter(request.terms.context.get());
-  core_->check_encoder_input(request.terms.context.get());
-  if (request.terms.context) check_encoder_tokens(request.terms.context->encoder_tokens, vocab_size());
-  prepend_embeddings(request.tokens, request.terms.context.get(), core_->hidden_size());
+  check_prompt(*core_, request.tokens, request.terms.context.get());
   const std::size_t num_tokens = request.tokens.size();
   if (num_tokens > static_cast<std::size_t>(context())) throw ContextOverflowError(too_long(num_tokens, context()));
   const std::size_t rows_end = request.logits ? num_tokens : num_tokens - 1;

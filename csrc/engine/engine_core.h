@@ -109,8 +109,7 @@ class EngineCore {
   void check_adapter(const SequenceContext* context) const;
   const EncodingInfo& encoding() const { return encoding_; }
   std::int32_t max_encoded() const;
-  /// Throws what is wrong with a context: an adapter that the plan does not have, a text to encode too much, or
-  /// missing.
+  /// Throws what is wrong with the text that is encoded for a request: it is missing, too long, or of no use.
   void check_encoder_input(const SequenceContext* context) const;
   /// Throws UnsupportedModelError for a model that only encodes.
   void check_has_logits() const;

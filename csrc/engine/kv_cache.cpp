@@ -1,6 +1,7 @@
 #include "engine/kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace sterna {
 namespace {
@@ -36,8 +37,9 @@ std::int32_t pool_page_limit(std::int32_t window, std::int64_t kv_tokens, std::i
   if (window == 0) return all;
   if (window == kStateWindow) {
     const std::uint64_t kept = kKeptStateBytes / std::max<std::uint64_t>(1, page_bytes);
-    return static_cast<std::int32_t>(std::int64_t{max_sequences} * window_pages(window) +
-                                     static_cast<std::int64_t>(std::min(kept, static_cast<std::uint64_t>(all))));
+    const std::int64_t pages = std::int64_t{max_sequences} * window_pages(window) +
+                               static_cast<std::int64_t>(std::min(kept, static_cast<std::uint64_t>(all)));
+    return static_cast<std::int32_t>(std::min<std::int64_t>(pages, std::numeric_limits<std::int32_t>::max()));
   }
   const std::int64_t seen = std::int64_t{max_sequences} * window_pages(window) + pages_for(max_tokens) + 1;
   return static_cast<std::int32_t>(std::min<std::int64_t>(all, seen));

@@ -186,11 +186,7 @@ void Scheduler::pick_prefill(Priority priority) {
   // line.
   std::vector<Share*> by_length;
   for (Share& share : line) {
-    const std::size_t num_copies = copies_.size();
-    if (cache_.copy_beginning(*share.sequence, copies_))
-      copied_.resize(copies_.size(), share.sequence);
-    else
-      copies_.resize(num_copies);
+    if (cache_.copy_beginning(*share.sequence, copies_)) copied_.resize(copies_.size(), share.sequence);
     by_length.push_back(&share);
   }
   std::stable_sort(by_length.begin(), by_length.end(), [](const Share* a, const Share* b) {

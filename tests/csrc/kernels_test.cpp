@@ -194,6 +194,9 @@ void check_rows(std::int64_t n) {
     };
     result([&](float* y) { kernels->rms_norm(b.get(), a.get(), y, n, 1e-5f); });
     result([&](float* y) { kernels->rms_norm(a.get(), nullptr, y, n, 1e-5f); });
+    result([&](float* y) { kernels->layer_norm(b.get(), a.get(), b.get(), y, n, 1e-5f); });
+    result([&](float* y) { kernels->layer_norm(b.get(), nullptr, nullptr, y, n, 1e-5f); });
+    result([&](float* y) { kernels->clamp(a.get(), 0.5f, y, n); });
     result([&](float* y) { kernels->add(a.get(), b.get(), y, n); });
     result([&](float* y) { kernels->mul(a.get(), b.get(), y, n); });
     result([&](float* y) { kernels->scale(a.get(), -0.3f, y, n); });
@@ -212,6 +215,51 @@ void check_rows(std::int64_t n) {
       kernels->to_q8_0(row->get(), codes.get(), scales.get(), n);
       outcome.add(codes.get(), n);
       outcome.add(scales.get(), scales.size());
+    }
+    outcome.compare(*kernels);
+  }
+}
+
+/// Matrices of an adapter: a [rank][n], b [rank][n].
+void check_lora(std::int64_t n, std::int64_t rank) {
+  Exact<float> x = random_floats(n), a = random_floats(rank * n), b = random_floats(rank * n);
+  Outcome outcome("adapter of rank " + std::to_string(rank) + " for " + std::to_string(n));
+  for (const KernelTable* kernels : levels()) {
+    Exact<float> t(rank), y(n);
+    kernels->lora_down(x.get(), a.get(), n, rank, 0.7f, t.get());
+    std::memcpy(y.get(), x.get(), sizeof(float) * static_cast<std::size_t>(n));
+    kernels->lora_up(t.get(), rank, b.get(), n, y.get(), n);
+    outcome.add(t.get(), rank);
+    outcome.add(y.get(), n);
+    outcome.compare(*kernels);
+  }
+}
+
+void check_recurrent(int n) {
+  constexpr int kRows = 5;
+  Exact<float> state = random_floats(kRows * n), a = random_floats(kRows * n), b = random_floats(n);
+  Exact<float> c = random_floats(n), x = random_floats(kRows), dt = random_floats(kRows), d = random_floats(kRows);
+  const float* inputs[] = {nullptr, b.get(), c.get()};
+  Exact<float> taps = random_floats(3 * n);
+  Outcome outcome("recurrent kernels of " + std::to_string(n));
+  for (const KernelTable* kernels : levels()) {
+    Exact<float> conv(n);
+    for (const float* bias : {static_cast<const float*>(nullptr), static_cast<const float*>(b.get())}) {
+      kernels->short_conv({inputs, 3, n, taps.get(), n, bias, conv.get()});
+      outcome.add(conv.get(), n);
+    }
+    for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(state.get())}) {
+      for (const bool per_row : {false, true}) {
+        Exact<float> target(kRows * n), y(kRows);
+        kernels->ssm_scan(
+            {from, target.get(), kRows, n, x.get(), b.get(), c.get(), y.get(), per_row, dt.get(), a.get(), d.get()});
+        outcome.add(target.get(), kRows * n);
+        outcome.add(y.get(), kRows);
+      }
+      Exact<float> target(kRows * n), y(n);
+      kernels->delta_rule({from, target.get(), kRows, n, x.get(), dt.get(), b.get(), -0.4f, 0.7f, y.get()});
+      outcome.add(target.get(), kRows * n);
+      outcome.add(y.get(), n);
     }
     outcome.compare(*kernels);
   }
@@ -257,8 +305,9 @@ Exact<std::uint8_t> random_tile(KvType type, int dim, int stride) {
   return tile;
 }
 
+/// `latent`: the values are the beginnings of the keys.
 void check_attention(KvType type, int head_dim, int value_dim, std::int64_t first_key, std::int64_t last_key,
-                     float softcap) {
+                     float softcap, bool latent = false) {
   const int stride = (value_dim + 15) / 16 * 16;
   const std::int64_t tiles = last_key / kPageSlots + 1;
   std::vector<Exact<std::uint8_t>> keys, values;
@@ -302,7 +351,7 @@ void check_attention(KvType type, int head_dim, int value_dim, std::int64_t firs
         args.first_keys = first_keys.data();
         args.last_keys = last_keys.data();
         args.key_tiles = key_tiles.data();
-        args.value_tiles = value_tiles.data();
+        args.value_tiles = latent ? nullptr : value_tiles.data();
         args.value_stride = stride;
         Exact<float> scratch(attend_scratch(together, value_dim));
         args.scratch = scratch.get();
@@ -333,6 +382,10 @@ int main() {
     ++panels;
   }
   for (const std::int64_t n : {1, 7, 15, 16, 17, 31, 33, 49, 64}) check_rows(n);
+  for (const std::int64_t n : {1, 15, 16, 17, 64, 100}) {
+    check_recurrent(static_cast<int>(n));
+    for (const std::int64_t rank : {1, 3, 16}) check_lora(n, rank);
+  }
   for (const bool interleaved : {false, true}) {
     for (const int rotary : {2, 6, 32, 34}) check_rope(3, rotary, rotary, interleaved);
     check_rope(2, 40, 20, interleaved);
@@ -342,6 +395,11 @@ int main() {
       check_attention(KvType::kF32, head_dim, value_dim, first, last, 0.0f);
       check_attention(KvType::kF16, head_dim, value_dim, first, last, 3.0f);
       check_attention(KvType::kQ8_0, head_dim, value_dim, first, last, 0.0f);
+    }
+  }
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
+    for (const auto& [head_dim, value_dim] : {std::pair{20, 20}, {88, 72}, {80, 64}, {33, 1}}) {
+      check_attention(type, head_dim, value_dim, 10, 130, 0.0f, true);
     }
   }
   check_attention(KvType::kF32, 16, 16, 0, 1100, 0.0f);
