@@ -29,6 +29,7 @@ class Cohere2Config(LayerNormConfig):
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = layer_norm_fields(metadata, ("logit_scale",))
         is_sliding = metadata.sliding_layers(fields["num_hidden_layers"], SLIDING_WINDOW_PATTERN)
+        fields["sliding_window"] = metadata.required_window()
         return cls(**fields, is_sliding=is_sliding, logit_scale=metadata.number("logit_scale", 1.0))
 
 

@@ -49,6 +49,7 @@ class Gemma4Config(DecoderConfig):
         sizes = ("attention.head_count_kv", "feed_forward_length")
         fields = decoder_fields(metadata, (*sizes, "attention.shared_kv_layers", "final_logit_softcapping"))
         count, head_dim = fields["num_hidden_layers"], fields["head_dim"]
+        fields["sliding_window"] = metadata.required_window()
         sliding = metadata.sliding_layers(count)
         small = metadata.integer("attention.key_length_swa", 1, MAX_EXTENT, head_dim)
         kv_heads = metadata.by_layer("attention.head_count_kv", count, 1, MAX_HEADS, fields["num_attention_heads"])

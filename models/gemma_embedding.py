@@ -20,16 +20,16 @@ class GemmaEmbeddingConfig(EncoderConfig):
     """Layers with a window have a rope of their own."""
 
     rope_local: RopeSpec
-    sliding_window_pattern: int  # every n-th layer is global
+    is_sliding: tuple[bool, ...]  # by layer; the others are global
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads the keys of gemma-embedding."""
-        fields = encoder_fields(metadata)
+        fields = encoder_fields(metadata) | {"sliding_window": metadata.required_window()}
         return cls(
             **fields,
             rope_local=fields["rope"].unscaled(metadata.number("rope.freq_base_swa", 10000.0)),
-            sliding_window_pattern=metadata.integer("attention.sliding_window_pattern", 1, 1024, 6),
+            is_sliding=metadata.sliding_layers(fields["num_hidden_layers"], 6),
         )
 
 
@@ -54,10 +54,10 @@ def encode(config: GemmaEmbeddingConfig, weights: Weights, batch: Batch) -> ops.
 
 def attention(config: GemmaEmbeddingConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]; every sixth layer sees all positions."""
-    is_global = (layer + 1) % config.sliding_window_pattern == 0
-    rope = config.rope if is_global else config.rope_local
+    is_sliding = config.is_sliding[layer]
+    rope = config.rope_local if is_sliding else config.rope
     q, k, v = qkv(config, w, x)
     q = ops.rope(ops.rms_norm(q, w["attn_q_norm"], config.rms_norm_eps), batch.positions, rope)
     k = ops.rope(ops.rms_norm(k, w["attn_k_norm"], config.rms_norm_eps), batch.positions, rope)
-    window = 0 if is_global else config.sliding_window
+    window = config.sliding_window if is_sliding else 0
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, causal=False, window=window))

@@ -22,8 +22,8 @@ class GptOssConfig(MoeConfig):
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = moe_fields(metadata)
         rope = fields["rope"]
-        truncate = rope.original_context != RELEASED_ORIGINAL_CONTEXT
-        return cls(**fields | {"rope": replace(rope, truncate=truncate)})
+        fields["rope"] = replace(rope, truncate=rope.original_context != RELEASED_ORIGINAL_CONTEXT)
+        return cls(**fields | {"sliding_window": metadata.required_window()})
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of a mixture of experts, and one sink for each head."""

@@ -4,30 +4,26 @@ Reference: huggingface/transformers, models/gpt_neo/modeling_gpt_neo.py. No GGUF
 architecture; the names are those of GPT-2, with attn_q, attn_k and attn_v.
 """
 
-from dataclasses import dataclass
 from typing import Self
 
 from sterna import ops
-from sterna.arch import MAX_CONTEXT, Batch, Metadata, Weights, register
+from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.layer_norm import LayerNormConfig, layer_norm, layer_norm_fields
 from sterna.mlp import mlp
 from sterna.projections import qkv
 
-WINDOW_SIZE = 256
+WINDOW_SIZE = 256  # of files without the key
 
 
-@dataclass(frozen=True)
 class GptNeoConfig(LayerNormConfig):
-    """Layers 1, 3, 5 ... ("local") see `window_size` positions, their own included."""
-
-    window_size: int
+    """Layers 1, 3, 5 ... ("local") see a window of positions, their own included."""
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        window_size = metadata.integer("attention.sliding_window", 1, MAX_CONTEXT, WINDOW_SIZE)
-        return cls(**layer_norm_fields(metadata), window_size=window_size)
+        fields = layer_norm_fields(metadata)
+        return cls(**fields | {"sliding_window": fields["sliding_window"] or WINDOW_SIZE})
 
 
 @register("gptneo", config=GptNeoConfig)
@@ -45,5 +41,5 @@ def logits(config: GptNeoConfig, weights: Weights, batch: Batch) -> ops.Value:
 def attention(config: GptNeoConfig, w: Weights, x: ops.Value, layer: int) -> ops.Value:
     """Multi-head self-attention of x, [num_tokens, hidden_size]."""
     q, k, v = qkv(config, w, x)
-    window = config.window_size if layer % 2 else 0
+    window = config.sliding_window if layer % 2 else 0
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, scale=1.0, window=window))

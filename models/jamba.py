@@ -23,7 +23,7 @@ class JambaConfig(MoeConfig, MambaConfig):
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = moe_fields(metadata, norm_topk_prob=False, hybrid=True)
-        return cls(**recurrent_fields(metadata, fields), dt_b_c_norm_eps=fields["rms_norm_eps"])
+        return cls(**recurrent_fields(metadata, fields), mixer_rms_eps=fields["rms_norm_eps"])
 
 
 @register("jamba", config=JambaConfig)

@@ -19,7 +19,7 @@ class PureMambaConfig(MambaConfig):
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
         fields = recurrent_fields(metadata, decoder_fields(metadata, hybrid=True))
-        return cls(**fields, dt_b_c_norm_eps=FALCON_EPS if metadata.flag("ssm.dt_b_c_rms", False) else 0.0)
+        return cls(**fields, mixer_rms_eps=FALCON_EPS if metadata.flag("ssm.dt_b_c_rms", False) else 0.0)
 
 
 @register("mamba", config=PureMambaConfig)

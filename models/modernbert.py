@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sterna import ops
-from sterna.arch import Batch, Metadata, RopeSpec, Weights, register_encoder
+from sterna.arch import MAX_LAYERS, Batch, Metadata, RopeSpec, Weights, register_encoder
 from sterna.bitlinear import linear
 from sterna.encoder import EncoderConfig, encoder_fields
 from sterna.mlp import merged_glu_mlp
@@ -28,7 +28,7 @@ class ModernBertConfig(EncoderConfig):
         return cls(
             **fields,
             rope_local=fields["rope"].unscaled(metadata.number("rope.freq_base_swa", 10000.0)),
-            sliding_window_pattern=metadata.integer("attention.sliding_window_pattern", 1, 1024, 3),
+            sliding_window_pattern=metadata.integer("attention.sliding_window_pattern", 1, MAX_LAYERS, 3),
         )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

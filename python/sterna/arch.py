@@ -153,6 +153,10 @@ class Metadata(TypedReads):
             raise UnsupportedModelError(f"{self.file.path}: {self.key(name)} differs from layer to layer")
         return items.pop()
 
+    def required_window(self) -> int:
+        """The sliding window of a family whose every model has one."""
+        return self.integer("attention.sliding_window", 1, MAX_CONTEXT)
+
     def sliding_layers(self, count: int, period: int | None = None) -> tuple[bool, ...]:
         """Which of `count` layers have a sliding window: a flag each, or all but every n-th; by default `period`."""
         name = "attention.sliding_window_pattern"

@@ -98,7 +98,7 @@ def mamba2_mixer(config: RecurrentConfig, w: Weights, x: ops.Value, layer: int) 
 class MambaConfig(RecurrentConfig):
     """Mamba's first version: every channel has a decay of its own; `num_ssm_heads` is the rank of the time step."""
 
-    dt_b_c_norm_eps: float  # of the norms of time step, B and C; 0: there are none
+    mixer_rms_eps: float  # of the norms of time step, B and C; 0: there are none
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of a decoder, and of the mixer."""
@@ -127,7 +127,7 @@ def mamba_mixer(config: MambaConfig, w: Weights, x: ops.Value, layer: int) -> op
     x, z = ops.split(ops.linear(x, w["ssm_in"]), inner, inner)
     x = ops.activation(ops.short_conv(x, w["ssm_conv1d"], w.get("ssm_conv1d.bias"), layer=layer), "silu")
     dt, b, c = ops.split(ops.linear(x, w["ssm_x"]), rank, n, n)
-    if eps := config.dt_b_c_norm_eps:
+    if eps := config.mixer_rms_eps:
         dt = ops.rms_norm(dt, w.get("ssm_dt_norm"), eps)
         b, c = ops.rms_norm(b, w.get("ssm_b_norm"), eps), ops.rms_norm(c, w.get("ssm_c_norm"), eps)
     dt = ops.activation(ops.linear(dt, w["ssm_dt"], w["ssm_dt.bias"]), "softplus")

@@ -71,10 +71,13 @@ def other_implementation(path: str | Path, program: _core.Program) -> Reference:
 def differences(file: _core.Gguf, program: _core.Program, reference: Reference) -> Iterator[NodeDifference]:
     """Runs the reference's tokens through the interpreter of `program` and compares the values that it knows, in order.
 
-    Each value is computed from those before it: the first that differs is the one to look at.
+    Each value is computed from those before it: the first that differs is the one to look at. ArgumentError where the
+    two have no value in common.
     """
     values = _interpreted(file, program, reference.tokens)
-    for node in program.nodes(program.functions[0]):
+    if not values.keys() & reference.values.keys():
+        raise ArgumentError(f"{file.path}: its program has no value of the reference")
+    for node in (node for function in program.functions for node in program.nodes(function)):
         for id in node.outputs:
             name = program.values[id].name
             if name in reference.values:
@@ -82,14 +85,24 @@ def differences(file: _core.Gguf, program: _core.Program, reference: Reference) 
 
 
 def _interpreted(file: _core.Gguf, program: _core.Program, tokens: Sequence[int]) -> dict[str, Array]:
-    """Every value of the program's first function, by name; neither activations nor K and V are rounded."""
-    interpreter = Interpreter(
-        program,
-        TensorValues(file),
-        kv_dtype="f32",
-        quantize_activations=False,
-        function=program.functions[0],
-        is_long=0 < program.longrope_context < len(tokens),
-    )
-    interpreter.run(tokens)
-    return interpreter.values
+    """Every computed value by name; neither activations nor K and V are rounded.
+
+    A decoder beside an encoder reads what that made of the same tokens.
+    """
+    values: dict[str, Array] = {}
+    encoder = None
+    for function in program.functions:
+        interpreter = Interpreter(
+            program,
+            TensorValues(file),
+            kv_dtype="f32",
+            quantize_activations=False,
+            function=function,
+            memory=encoder,
+            is_long=0 < program.longrope_context < len(tokens),
+        )
+        interpreter.run(tokens)
+        encoder = interpreter
+        names = (program.values[id].name for node in program.nodes(function) for id in node.outputs)
+        values |= {name: interpreter.values[name] for name in names}
+    return values

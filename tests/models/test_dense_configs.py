@@ -26,6 +26,10 @@ BAD_KEYS: list[tuple[str, str, Any]] = [
     ("olmo", "attention.clamp_kqv", -8.0),
     ("olmo", "attention.clamp_kqv", True),
     ("mpt", "attention.max_alibi_bias", "8"),
+    ("cohere2", "attention.sliding_window", None),
+    ("gpt-oss", "attention.sliding_window", None),
+    ("gemma4", "attention.sliding_window", None),
+    ("gemma-embedding", "attention.sliding_window", None),
     ("cohere2", "attention.sliding_window_pattern", 0),
     ("cohere2", "attention.sliding_window_pattern", [True]),
     ("cohere2", "attention.sliding_window_pattern", [1, 0]),
@@ -43,7 +47,7 @@ BAD_KEYS: list[tuple[str, str, Any]] = [
 
 @pytest.mark.parametrize(("architecture", "key", "value"), BAD_KEYS)
 def test_a_bad_key_is_named(architecture: str, key: str, value: Any) -> None:
-    rms = architecture in ("gemma2", "granite", "qwen", "openelm", "exaone4")
+    rms = architecture in ("gemma2", "gemma4", "gemma-embedding", "gpt-oss", "granite", "qwen", "openelm", "exaone4")
     model = FakeModel(architecture, **{key: value}) if rms else layer_norm_model(architecture, **{key: value})
     with pytest.raises(ModelFormatError, match=rf"fake\.gguf: {architecture}\.{key}"):
         trace(model)

@@ -89,6 +89,23 @@ def test_another_implementation_names_the_first_layer_that_is_wrong(tmp_path: Pa
         assert compared() == {"embed": False, "layers.0/experts.add": True, "logits": True}
 
 
+def test_a_decoder_reads_what_its_encoder_made_of_the_tokens(tmp_path: Path) -> None:
+    path = oracle.model_path("flan-t5")
+    if not path.exists():
+        pytest.skip("flan-t5 is not in the subset of the oracles")
+    file = Gguf(path)
+    text = tmp_path / "before.txt"
+    text.write_text(trace(file).program.text())
+    tokens = [3, 5, 7, 9]
+    found = list(reference.differences(file, trace(file).program, reference.other_program(text, file, tokens)))
+    assert {"encoder/layers.0/attention", "layers.0/attention", "logits"} <= {d.name for d in found}
+    assert all(d.error == 0 for d in found)
+    with broken_file("t5", "layer=layer, scale=1.0, causal=False), w", "layer=layer, causal=False), w", tmp_path):
+        program = trace(file).program
+        found = [d for d in reference.differences(file, program, reference.other_program(text, file, tokens)) if d.diverges]
+    assert found[0].name == "layers.0/attention.1"
+
+
 def test_logits_alone_are_a_reference(tmp_path: Path) -> None:
     folder = oracle.SUBSET / "gemma2"
     program = trace(Gguf(folder / "model.gguf")).program
@@ -109,6 +126,8 @@ def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
     path.write_text(trace(Gguf(oracle.SUBSET / "gpt2" / "model.gguf")).program.text())
     with pytest.raises(ArgumentError, match=r"reference\.txt: is no program for the weights of .*model\.gguf"):
         reference.other_program(path, file, [1])
+    with pytest.raises(ArgumentError, match=r"has no value of the reference"):
+        list(reference.differences(file, program, reference.Reference([1], {"other": np.zeros(1)})))
     path = tmp_path / "reference.npz"
     with pytest.raises(FileError, match=r"reference\.npz: No such file"):
         reference.other_implementation(path, program)
