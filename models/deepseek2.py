@@ -35,7 +35,7 @@ class DeepseekConfig(MoeConfig):
         scale = head_dim**-0.5
         if rope.scaling == "yarn" and metadata.has("rope.scaling.yarn_log_multiplier"):
             # mscale and mscale_all_dim of the configuration, which are equal: scores grow, queries and keys do not.
-            scale *= (1 + metadata.number("rope.scaling.yarn_log_multiplier") * math.log(rope.factor)) ** 2
+            scale *= (1 + metadata.number("rope.scaling.yarn_log_multiplier") * math.log(max(rope.factor, 1.0))) ** 2
             fields["rope"] = replace(rope, attention_factor=1.0)
         return cls(
             **fields,

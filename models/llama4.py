@@ -8,11 +8,11 @@ long chunks are, and from where on the temperature grows: both are 8192.
 from dataclasses import dataclass
 from typing import Self
 
-from sterna import ops
+from sterna import expert_ops, ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.mlp import glu_mlp
-from sterna.moe import MoeConfig, experts, moe_fields, shared_expert
+from sterna.moe import MoeConfig, expert_matrices, moe_fields, routes, shared_expert
 from sterna.projections import qkv
 
 CHUNK = 8192
@@ -46,7 +46,7 @@ def logits(config: Llama4Config, weights: Weights, batch: Batch) -> ops.Value:
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), factors, i)
             y = ops.rms_norm(x, w["ffn_norm"], eps)
             if config.has_experts(i):
-                x = x + (experts(config, w, y, weigh_input=True) + shared_expert(w, y))
+                x = x + (experts(config, w, y) + shared_expert(w, y))
             else:
                 x = x + glu_mlp(config, w, y)
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
@@ -64,3 +64,9 @@ def attention(
     if config.use_qk_norm:
         q, k = ops.rms_norm(q, None, config.rms_norm_eps), ops.rms_norm(k, None, config.rms_norm_eps)
     return linear(config, w, "attn_output", ops.attention(q, k, v, layer=layer, chunk=CHUNK))
+
+
+def experts(config: Llama4Config, w: Weights, x: ops.Value) -> ops.Value:
+    """SwiGLU experts of x, [num_tokens, hidden_size], each of which reads x times its weight."""
+    chosen, weights = routes(config, w, x)
+    return expert_ops.expert_glu(x, chosen, weights, expert_matrices(w), weigh_input=True)

@@ -1,13 +1,15 @@
-"""Mixtral 8x7B and 8x22B: as Llama, with a mixture of SwiGLU experts, the best two of each row (arXiv:2401.04088).
+"""Mixtral 8x7B and 8x22B, ERNIE 4.5 MoE: as Llama, with a mixture of SwiGLU experts (arXiv:2401.04088).
 
-Reference: huggingface/transformers, models/mixtral/modeling_mixtral.py. GGUF files say "llama" and have experts; the
-rows of q and k are permuted, so that rope turns neighbours.
+ERNIE has softmax routes with a bias, experts that all rows share, and dense first layers. Reference:
+huggingface/transformers, models/mixtral/modeling_mixtral.py and models/ernie4_5_moe/modeling_ernie4_5_moe.py. GGUF
+files of Mixtral say "llama" and have experts; the rows of q and k are permuted, so that rope turns neighbours.
 """
 
 from sterna import ops
 from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
-from sterna.moe import MoeConfig, experts
+from sterna.mlp import glu_mlp
+from sterna.moe import MoeConfig, mixture
 from sterna.projections import qkv
 
 
@@ -17,6 +19,7 @@ def has_experts(metadata: Metadata) -> bool:
     return isinstance(count, int) and count > 0
 
 
+@register("ernie4_5-moe", config=MoeConfig)
 @register("llama", "mistral", config=MoeConfig, when=has_experts)
 def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
@@ -27,7 +30,8 @@ def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
         with ops.scope(f"layers.{i}"):
             w = weights.layer(i)
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), factors, i)
-            x = x + experts(config, w, ops.rms_norm(x, w["ffn_norm"], eps))
+            y = ops.rms_norm(x, w["ffn_norm"], eps)
+            x = x + (mixture(config, w, y) if config.has_experts(i) else glu_mlp(config, w, y))
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 

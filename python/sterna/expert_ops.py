@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sterna import ops
-from sterna.ops import ActivationRule, Gate, Value
+from sterna.ops import Gate, Value
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,25 @@ def route(
 
 
 @dataclass(frozen=True)
-class Biases:
-    """Biases of experts: gate and up [num_experts, n], down [num_experts, hidden_size]."""
+class Matrices:
+    """Gate and up of experts, [num_experts, n, k], and down, [num_experts, hidden_size, n]; biases of their rows."""
 
-    gate: Value | None = None
-    up: Value | None = None
-    down: Value | None = None
+    gate: Value
+    up: Value
+    down: Value
+    gate_bias: Value | None = None
+    up_bias: Value | None = None
+    down_bias: Value | None = None
 
 
 def expert_glu(
-    x: Value,
-    experts: Value,
-    weights: Value,
-    gate: Value,
-    up: Value,
-    down: Value,
-    *,
-    biases: Biases = Biases(),
-    glu: Gate = "silu",
-    weigh_input: bool = False,
-    activation: ActivationRule | None = None,
+    x: Value, experts: Value, weights: Value, matrices: Matrices, *, glu: Gate = "silu", weigh_input: bool = False
 ) -> Value:
     """Gated feed-forward networks of the experts that `route` chose, summed with its weights in its order.
 
-    x [num_tokens, k], gate and up [num_experts, n, k], down [num_experts, hidden_size, n] -> [num_tokens, hidden_size];
-    `activation` as in `linear`. With `weigh_input` an expert's weight scales what it reads, not what it says (Llama 4).
+    x [num_tokens, k] -> [num_tokens, hidden_size]; activations are rounded as in `linear`. With `weigh_input` an
+    expert's weight scales what it reads, not what it says (Llama 4).
     """
-    operands = [("x", x), ("experts", experts), ("weights", weights), ("gate", gate), ("up", up), ("down", down)]
-    rows = [("gate_bias", biases.gate), ("up_bias", biases.up), ("down_bias", biases.down)]
-    rule = activation or ops.current_tracer().activation_rule
-    return ops.emit("expert_glu", "experts", *operands, *rows, glu=glu, weigh_input=weigh_input, activation=rule)
+    operands = [("x", x), ("experts", experts), ("weights", weights), *vars(matrices).items()]
+    rule = ops.current_tracer().activation_rule
+    return ops.emit("expert_glu", "experts", *operands, glu=glu, weigh_input=weigh_input, activation=rule)

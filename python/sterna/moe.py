@@ -120,15 +120,13 @@ def _is_zero(m: Metadata, name: str) -> bool:
     return isinstance(value, int | float) and value == 0
 
 
-def experts(
-    config: MoeConfig, w: Weights, x: ops.Value, glu: ops.Gate = "silu", *, weigh_input: bool = False
-) -> ops.Value:
-    """The best few experts of each row of x, [num_tokens, hidden_size], summed with the weights that the router gives.
+def routes(config: MoeConfig, w: Weights, x: ops.Value) -> tuple[ops.Value, ops.Value]:
+    """The experts that the router chooses for each row of x, and their weights: [num_tokens, num_experts_per_tok].
 
     Groups of experts count as their best one under softmax scores (DeepSeek V2), as the sum of the two best under
     sigmoid scores (V3).
     """
-    chosen, weights = expert_ops.route(
+    return expert_ops.route(
         ops.linear(x, w["ffn_gate_inp"], w.get("ffn_gate_inp.bias")),
         config.num_experts_per_tok,
         bias=w.get("exp_probs_b.bias"),
@@ -139,9 +137,24 @@ def experts(
             config.n_group, config.topk_group, "best" if config.scoring_func == "softmax" else "two_best"
         ),
     )
-    biases = expert_ops.Biases(w.get("ffn_gate_exps.bias"), w.get("ffn_up_exps.bias"), w.get("ffn_down_exps.bias"))
-    matrices = w["ffn_gate_exps"], w["ffn_up_exps"], w["ffn_down_exps"]
-    return expert_ops.expert_glu(x, chosen, weights, *matrices, biases=biases, glu=glu, weigh_input=weigh_input)
+
+
+def expert_matrices(w: Weights) -> expert_ops.Matrices:
+    """Those of all experts of a layer, with the file's biases."""
+    return expert_ops.Matrices(
+        w["ffn_gate_exps"],
+        w["ffn_up_exps"],
+        w["ffn_down_exps"],
+        w.get("ffn_gate_exps.bias"),
+        w.get("ffn_up_exps.bias"),
+        w.get("ffn_down_exps.bias"),
+    )
+
+
+def experts(config: MoeConfig, w: Weights, x: ops.Value, glu: ops.Gate = "silu") -> ops.Value:
+    """The best few experts of each row, summed with the router's weights: x [num_tokens, hidden_size] -> the same."""
+    chosen, weights = routes(config, w, x)
+    return expert_ops.expert_glu(x, chosen, weights, expert_matrices(w), glu=glu)
 
 
 def mixture(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:

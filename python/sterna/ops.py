@@ -197,19 +197,19 @@ def embed(tokens: Value, w: Value) -> Value:
     return emit("embed", "embed" if tokens.name == "tokens" else w.label, ("tokens", tokens), ("w", w))
 
 
-def linear(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
+def linear(x: Value, w: Value, bias: Value | None = None) -> Value:
     """x w^T + bias: x [num_tokens, k], w [n, k], bias [n] -> [num_tokens, n].
 
-    `activation` is how x is rounded before the product: "auto" as w's format asks for (int8 per 32 or per 256 elements;
-    not at all for F32, F16, BF16), "int8_per_token" with one scale per row, as BitNet defines it. None:
-    "int8_per_token" in a model whose linear layers are all ternary, otherwise "auto".
+    x is rounded before the product by the rule of the tracer: "auto" as w's format asks for (int8 per 32 or per 256
+    elements; not at all for F32, F16, BF16); "int8_per_token" with one scale per row, as BitNet defines it, in a model
+    whose linear layers are all ternary.
     """
-    return adapt(linear_alone(x, w, bias, activation), x, w)
+    return adapt(linear_alone(x, w, bias), x, w)
 
 
-def linear_alone(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule | None = None) -> Value:
+def linear_alone(x: Value, w: Value, bias: Value | None = None) -> Value:
     """`linear` without the adapters of w: for a result that is changed before `adapt`."""
-    rule = activation or current_tracer().activation_rule
+    rule = current_tracer().activation_rule
     return emit("linear", w.label, ("x", x), ("w", w), ("bias", bias), activation=rule)
 
 
@@ -229,19 +229,19 @@ def adapt(y: Value, x: Value, w: Value) -> Value:
     return y
 
 
-def head_linear(x: Value, w: Value, activation: ActivationRule | None = None) -> Value:
-    """Each head by a matrix of its own: x [num_tokens, heads, k], w [heads, n, k] -> [num_tokens, heads, n].
+def head_linear(x: Value, w: Value) -> Value:
+    """Each head by a matrix of its own: x [num_tokens, heads, k], w [heads, n, k] -> [num_tokens, heads, n]."""
+    return emit("head_linear", w.label, ("x", x), ("w", w), activation=current_tracer().activation_rule)
 
-    `activation` as in `linear`.
+
+def unembed(x: Value, w: Value, bias: Value | None = None) -> Value:
+    """Logits of the rows that the batch asks for: x [num_tokens, k], w [vocab_size, k] -> [num_outputs, vocab_size].
+
+    x is rounded as w's format asks for, in ternary models as well.
     """
-    return emit("head_linear", w.label, ("x", x), ("w", w), activation=activation or current_tracer().activation_rule)
-
-
-def unembed(x: Value, w: Value, bias: Value | None = None, activation: ActivationRule = "auto") -> Value:
-    """Logits of the rows that the batch asks for: x [num_tokens, k], w [vocab_size, k] -> [num_outputs, vocab_size]."""
     if current_tracer().ends_at_unembed:
         raise _HiddenStateFoundError(x)
-    return emit("unembed", "logits", ("x", x), ("w", w), ("bias", bias), activation=activation)
+    return emit("unembed", "logits", ("x", x), ("w", w), ("bias", bias), activation="auto")
 
 
 def rms_norm(x: Value, w: Value | None, eps: float) -> Value:
