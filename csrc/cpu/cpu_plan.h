@@ -28,7 +28,7 @@ struct CpuPlanOptions {
   bool keep_values = false;          // every result of a node can be looked at after a run
 };
 
-/// What a CpuPlan of this program will hold, found out without allocating any of it.
+/// What a CpuPlan of this program will hold, found out without allocating its matrices, buffers and pages.
 PlanMemory plan_memory(const Program& program, const CpuPlanOptions& options);
 
 class CpuPlan final : public Plan {

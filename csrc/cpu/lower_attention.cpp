@@ -109,14 +109,14 @@ void lower_attention(Lowering& lowering, const Node& node) {
   attend.scale = static_cast<float>(node.number("scale"));
   attend.softcap = static_cast<float>(node.number("softcap"));
   attend.window = node.integer("window");
+  attend.chunk = node.integer("chunk");
   attend.causal = node.flag("causal");
   attend.cross = cross;
-  bind_relative_bias(lowering, node, attend);
-  attend.chunk = node.integer("chunk");
   const std::vector<float>* sinks = lowering.optional_vector(node, "sinks");
   attend.sinks = sinks == nullptr ? nullptr : sinks->data();
   if (node.number("max_alibi_bias") > 0) attend.slopes = alibi_slopes(query_heads, node.number("max_alibi_bias"));
   attend.temperature = attention_temperature(node);
+  bind_relative_bias(lowering, node, attend);
   lowering.bind(attend.q, queries);
   lowering.bind(attend.y, lowering.define(node.outputs[0]));
   lowering.need_scratch(attend_scratch(kMaxAttentionQueries, lowering.row_size(node.outputs[0]) / query_heads));

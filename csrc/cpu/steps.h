@@ -230,15 +230,15 @@ struct AttendStep {
   int query_heads;
   std::int64_t layer;
   float scale, softcap;
-  std::int64_t window;             // keys seen, the own one included; 0: all
-  bool causal;                     // otherwise keys at most window / 2 positions away, before and after
-  bool cross;                      // all keys of the sequence that was encoded for this one
-  float* relative_bias = nullptr;  // of RelativeBiasStep; null: none
-  std::int64_t farthest = 0;
+  std::int64_t window;        // keys seen, the own one included; 0: all
   std::int64_t chunk;         // keys are seen from the last multiple of it on; 0: all
+  bool causal;                // otherwise keys at most window / 2 positions away, before and after
+  bool cross;                 // all keys of the sequence that was encoded for this one
   const float* sinks;         // [query head]; null: none
   std::vector<float> slopes;  // [query head]; empty: none
   AttentionTemperature temperature;
+  float* relative_bias = nullptr;  // of RelativeBiasStep; null: none
+  std::int64_t farthest = 0;       // of it
 };
 void run_attend(const void* arguments, const StepContext& context);
 

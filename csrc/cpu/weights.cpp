@@ -126,6 +126,18 @@ std::size_t element_count(const Value& value) {
   return count;
 }
 
+/// Before anything is allocated: what is read as floats may be as large as a program says.
+void check_room(const Program& program, const WeightUses& uses) {
+  std::size_t bytes = 0;
+  for (std::size_t id = 0; id < program.values.size(); ++id) {
+    if (uses.floats[id]) bytes += element_count(program.values[id]) * sizeof(float);
+  }
+  if (bytes > physical_memory()) {
+    throw MemoryBudgetError("weights that are read as floats take " + std::to_string(bytes) +
+                            " bytes, more than the memory of this machine");
+  }
+}
+
 std::vector<float> read_vector(const Value& value, const TensorSource& source) {
   const Format& format = *find_format(static_cast<std::uint32_t>(value.format));
   const auto count = static_cast<std::int64_t>(element_count(value));
@@ -194,6 +206,7 @@ Weights::Weights(const Program& program, const TensorSource& source, ThreadPool&
 
 Weights::Weights(const Program& program) {
   const WeightUses uses(program);
+  check_room(program, uses);
   for (std::size_t id = 0; id < program.values.size(); ++id) {
     const Value& value = program.values[id];
     if (uses.floats[id]) vectors_.emplace(value.name, std::vector<float>(element_count(value), 1.0f));

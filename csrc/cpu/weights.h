@@ -22,7 +22,8 @@ class Weights {
   /// Reads and packs every weight that the program's values name, panels in parallel. Throws UnsupportedModelError when
   /// a scale or a number is NaN or infinite, naming the tensor; MemoryBudgetError; what the source throws.
   Weights(const Program& program, const TensorSource& source, ThreadPool& pool);
-  /// Shapes and layouts only: enough to lower a program and to plan its memory.
+  /// Shapes and layouts only, and ones in the place of floats: enough to lower a program and to plan its memory. Throws
+  /// MemoryBudgetError where even the floats cannot fit, UnsupportedModelError for one that is read in two ways.
   explicit Weights(const Program& program);
 
   const PackedMatrix& matrix(const std::string& name) const { return matrices_.at(name).front(); }

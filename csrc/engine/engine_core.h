@@ -198,8 +198,8 @@ class EngineCore {
   Scheduler scheduler_;
   std::list<std::shared_ptr<ActiveRequest>> submitted_;  // not yet seen by the thread
   std::list<std::shared_ptr<ActiveRequest>> active_;
-  std::vector<ActiveRequest*>
-      encoding_line_;          // to be encoded, first to be served first; the scheduler has none of them
+  // To be encoded, first to be served first; the scheduler has none of them.
+  std::vector<ActiveRequest*> encoding_line_;
   bool encoded_last_ = false;  // the last batch was one of theirs
   // Ended. Destroyed outside of the mutex: a mask may need another lock (Python's) to go.
   std::vector<std::shared_ptr<ActiveRequest>> retired_;

@@ -395,3 +395,13 @@ def test_pools_are_as_many_as_a_word_has_bits() -> None:
     assert len(compiled(*program(64)).kv_pools) == 64
     with pytest.raises(UnsupportedModelError, match="65 different windows; a cache may have 64"):
         compiled(*program(65))
+
+
+def test_vectors_beyond_any_memory_are_refused_before_they_are_allocated() -> None:
+    net = Net()
+    x = net.rows(np.ones((16, 16)))
+    for i in range(2**12):
+        net.builder.add_weight(f"vector.{i}", (2**31 - 1,), "F32")
+    net.source.update({f"vector.{i}": np.zeros(0, np.uint8) for i in range(2**12)})
+    with pytest.raises(MemoryBudgetError, match=r"weights that are read as floats take \d+ bytes"):
+        compiled(net.finish(x), net.source)

@@ -4,8 +4,8 @@
 /// Contract for one query (s: scores of a tile's visible keys, others left out):
 ///   score      q.k by fma over head_dim ascending, times scale, then softcap * tanh(score / softcap), then
 ///              fma(-slope, |position - key|, score) (ALiBi, arXiv:2108.12409), then score + bias of the key
-///   tile       m' = max(m, s); a = exp(m - m'); p = exp(s - m'); l = l a + sum p; o = o a, then o = fma(p_j, v_j, o),
-///   j ascending
+///   tile       m' = max(m, s); a = exp(m - m'); p = exp(s - m'); l = l a + sum p; o = o a, then o = fma(p_j, v_j, o)
+///              with j ascending
 ///              (sum p: four vectors of 16 keys added in order, then the reduction tree; invisible keys count as 0)
 ///   span       1,024 keys from a multiple of 1,024; every span starts from m = -inf, l = 0, o = 0
 ///   merge      left to right: m' = max(m1, m2); o = fma(o2, exp(m2 - m'), o1 exp(m1 - m')), l likewise
