@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -136,8 +137,9 @@ def measure(
 class Work:
     """What each token of a test costs at least, all sequences of its batch together.
 
-    Bytes are packed weights, read once per run of the plan, and cached keys and values; multiply-accumulates are those
-    of the matrices. Attention's own arithmetic is in floats and not counted.
+    Bytes are packed weights, read once per run of the plan, cached keys and values, and the states of recurrent layers,
+    which a token reads and writes; multiply-accumulates are those of the matrices. The arithmetic of attention and of
+    recurrent layers is in floats and not counted.
     """
 
     bytes_per_token: float
@@ -158,7 +160,7 @@ def work_of(program: _core.Program, test: BenchTest, *, run_tokens: int = 512, k
         # The first of them sees the tokens before, the prompt's one, and itself.
         mean_length = test.depth + 1 + (test.generate + 1) / 2
         bytes_per_token = (layers.bytes_for(test.batch) + output.bytes_for(test.batch)) / test.batch
-        bytes_per_token += _kv_elements(program, mean_length) * kv_element_bytes
+        bytes_per_token += _kv_elements(program, mean_length) * kv_element_bytes + 2 * _state_bytes(program)
         return Work(bytes_per_token, layers.macs + output.macs)
     tokens = test.prompt * test.batch
     runs = -(-tokens // run_tokens)
@@ -202,13 +204,18 @@ def _matrices(program: _core.Program) -> tuple[_Matrices, _Matrices]:
             seen.add(id)
             *stack, rows, columns = (int(extent) for extent in value.shape)
             packed = _core.packed_bytes(value.format or "F32", rows, columns)
-            if stack:
+            if stack and used:
                 of.experts.append((packed, stack[0], used))
                 of.macs += used * rows * columns
-            else:
-                of.bytes += packed
-                of.macs += rows * columns
+            else:  # a stack that no row chooses from has a matrix for each head
+                of.bytes += math.prod(stack) * packed
+                of.macs += math.prod(stack) * rows * columns
     return layers, output
+
+
+def _state_bytes(program: _core.Program) -> int:
+    """What the recurrent layers keep of one sequence, in float32."""
+    return sum(4 * slot.rows * slot.columns for slot in program.state_slots)
 
 
 def _kv_elements(program: _core.Program, length: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_model import FakeModel
+from recurrent_models import RECURRENT
 from sterna import _core
 from sterna.bench import BenchTest, Work, weight_bytes_per_token, work_of
 from sterna.bench_plot import roofline
@@ -69,6 +70,31 @@ def test_a_window_limits_what_decode_reads() -> None:
     program = trace(FakeModel("mistral", **{"attention.sliding_window": 100})).program
     near, far = (work_of(program, BenchTest(generate=1, depth=depth)).bytes_per_token for depth in (200, 2000))
     assert near == far == weight_bytes_per_token(program) + 100 * 128
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_states_are_read_and_written_by_each_token(batch: int) -> None:
+    """Two layers with 40 columns of a window of 3 and 4 heads of 12 x 20; of any depth, for each sequence its own."""
+    program = trace(RECURRENT["mamba2"]()).program
+    channels = 48 + 2 * 2 * 20
+    for depth in (0, 1000):
+        decode = work_of(program, BenchTest(generate=7, depth=depth, batch=batch))
+        states = 2 * 4 * (3 * channels + 48 * 20)
+        assert decode.bytes_per_token == weight_bytes_per_token(program) / batch + 2 * states
+
+
+def test_a_matrix_for_each_head_is_read_whole() -> None:
+    """Of MLA: 4 heads that turn 8 numbers into 32, and 32 into 12, beside the experts."""
+    builder = _core.ProgramBuilder()
+    tokens = builder.add_input("tokens", ("T",))
+    table = builder.add_weight("table", (50, 32), "F32")
+    heads = builder.add_weight("heads", (4, 32, 8), "F32")
+    builder.begin_function("logits")
+    (x,) = builder.emit("embed", "embed", [("tokens", tokens), ("w", table)], {}, "")
+    (x,) = builder.emit("reshape", "split", [("x", x)], {"dims": "4, 8"}, "")
+    builder.set_outputs(builder.emit("head_linear", "y", [("x", x), ("w", heads)], {"activation": "auto"}, ""))
+    program = builder.finish()
+    assert work_of(program, BenchTest(generate=1)) == Work(4 * 4 * 32 * 8, 4 * 32 * 8)
 
 
 def test_experts_are_read_as_far_as_they_are_used() -> None:
