@@ -139,11 +139,12 @@ def write_model(model: FakeModel, path: Path, seed: int = 1) -> Path:
             writer.add_float32(key, value)
         else:
             writer.add_array(key, value)
-    vocabulary = [f"<{i}>" for i in range(50)]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = ["<unk>", "<s>", "</s>", "\u2581", *letters, *(f"\u2581{letter}" for letter in letters)][:50]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(vocabulary)
     writer.add_token_scores([0.0] * len(vocabulary))
-    writer.add_token_types([1] * len(vocabulary))
+    writer.add_token_types([2, 3, 3] + [1] * (len(vocabulary) - 3))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for tensor in model.tensors:

@@ -11,7 +11,9 @@ import gguf
 import numpy as np
 import pytest
 import sterna
+from lora_files import random_pairs, write_adapter
 from oracle import model_path
+from sterna._core import Gguf
 from sterna.cli.main import main
 
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "seed": 11, "repetition_penalty": 1.1}
@@ -51,6 +53,31 @@ def test_a_quantised_twin_guesses_and_changes_nothing(
         assert forced.accepted_tokens > 0.5 * forced.draft_tokens
         stats = llm.stats()
         assert stats.accepted_tokens >= forced.accepted_tokens
+
+
+def test_adapters_and_soft_prompts_are_guessed_for_and_unchanged(
+    target_path: Path, draft_path: Path, prompt: list[int], tmp_path: Path
+) -> None:
+    """The draft model has no adapters, so it errs more often; a row of a soft prompt is nothing that it could read."""
+    adapter = write_adapter(tmp_path / "adapter.gguf", random_pairs(target_path, 1))
+    hidden_size = next(tensor.shape[1] for tensor in Gguf(target_path).tensors if tensor.name == "token_embd.weight")
+    soft = np.random.default_rng(5).standard_normal((7, hidden_size)).astype(np.float32)
+    options = {"max_tokens": 60, "ignore_eos": True, "logprobs": 3, "temperature": 0.0}
+    terms: list[dict[str, Any]] = [{"lora": ("x", 0.2)}, {"embeddings": soft}, {"embeddings": soft, "lora": "x"}, {}]
+    with sterna.load(target_path, lora={"x": adapter}, context=256, threads=2) as llm:
+        expected = [llm.generate(prompt, draft_tokens=0, **term, **options) for term in terms]
+    assert len({tuple(out.tokens) for out in expected}) == 4
+    with sterna.load(target_path, lora={"x": adapter}, draft=draft_path, context=256, threads=2) as llm:
+        for draft_tokens in (3, None):
+            streams = [llm.stream(prompt, draft_tokens=draft_tokens, **term, **options) for term in terms]
+            for stream, want in zip(streams, expected, strict=True):
+                list(stream)
+                found = stream.completion
+                assert (found.tokens, found.logprobs, found.text) == (want.tokens, want.logprobs, want.text)
+        adapted, embedded, *_ = [llm.generate(prompt, draft_tokens=3, **term, **options).timings for term in terms]
+        assert 0 < adapted.accepted_tokens < adapted.draft_tokens
+        # Guesses come from the text itself only: none before three tokens of it have come again.
+        assert embedded.draft_tokens < adapted.draft_tokens
 
 
 def test_page_pressure_and_cancels(target_path: Path, draft_path: Path, prompt: list[int]) -> None:

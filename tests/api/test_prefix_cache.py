@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import sterna
 from chat_template import TEMPLATE
+from oracle import model_path
+from recurrent_models import RECURRENT, write_model
 from sterna.session import Session
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -109,3 +111,24 @@ def test_a_saved_session_brings_its_cache(load: Callable[..., sterna.LLM], tmp_p
         llm.template = None
         Session(llm, messages=again.messages).save(path)
         assert Session.load(llm, path).messages == again.messages
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mamba2", "lfm2", "qwen3next"])
+def test_a_saved_session_of_a_model_with_windows_or_states(name: str, tmp_path: Path) -> None:
+    """Layers that see the last 16 positions have pages for these only; a state is there at the end of each page."""
+    path = write_model(RECURRENT[name](), tmp_path / "model.gguf") if name in RECURRENT else model_path(name)
+    saved = tmp_path / "chat.session"
+    options = {"context": 512, "threads": 1, "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    with sterna.load(path, **options) as llm:  # type: ignore[arg-type]
+        chat = llm.session(system="ba da fa " * 30)
+        chat.send("ha", max_tokens=30, **GREEDY)
+        chat.save(saved)
+        expected = chat.send("ja " * 10, max_tokens=40, **GREEDY)
+    with sterna.load(path, **options) as llm:  # type: ignore[arg-type]
+        answer = Session.load(llm, saved).send("ja " * 10, max_tokens=40, **GREEDY)
+        assert answer.usage.cached_tokens >= 128
+        assert answer.content == expected.content
+    with sterna.load(path, **options) as llm:  # type: ignore[arg-type]
+        fresh = Session(llm, messages=chat.messages[:-2]).send("ja " * 10, max_tokens=40, **GREEDY)
+        assert fresh.usage.cached_tokens == 0
+        assert fresh.content == expected.content
