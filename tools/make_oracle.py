@@ -24,8 +24,9 @@ from oracle_recipes import NAMES, TEXT_VOCAB_SIZE, Recipe
 from oracle_recipes import RECIPES as DENSE_RECIPES
 from oracle_recipes_moe import MOE_RECIPES
 from oracle_recurrent import RECURRENT
+from oracle_t5 import T5_RECIPES
 
-RECIPES = DENSE_RECIPES | MOE_RECIPES | RECURRENT
+RECIPES = DENSE_RECIPES | MOE_RECIPES | RECURRENT | T5_RECIPES
 SEED = 20261121
 LENGTHS = (1, 17, 70)
 F32 = npt.NDArray[np.float32]
@@ -64,6 +65,9 @@ def tensors(recipe: Recipe, model: Any) -> dict[str, F32]:
         parameters["lm_head.weight"] = model.lm_head.weight
     for name, weight in parameters.items():
         values: F32 = weight.detach().numpy()
+        if recipe.tensor_name:
+            found[recipe.tensor_name(name)] = values
+            continue
         module, kind = name.rsplit(".", 1)
         if kind not in ("weight", "bias"):  # a tensor of a module that has several
             module, kind = name, "bias" if kind.endswith("bias") else "weight"
@@ -153,7 +157,13 @@ def make(folder: Path, name: str) -> None:
         tokens = rng.integers(3, recipe.vocab, length)
         ids = torch.tensor(tokens)[None]
         with torch.no_grad():
-            if isinstance(model, transformers.PreTrainedModel) and hasattr(model, "lm_head"):
+            if config.is_encoder_decoder:  # the first token of a decoder is 0
+                decoder_tokens = np.append(0, rng.integers(3, recipe.vocab, length // 3))
+                output = model(input_ids=ids, decoder_input_ids=torch.tensor(decoder_tokens)[None], use_cache=False)
+                kind, values = "logits", output.logits[0]
+                encoded = output.encoder_last_hidden_state[0].numpy()
+                arrays |= {f"decoder_tokens_{i}": decoder_tokens.astype(np.int32), f"encoder_{i}": encoded}
+            elif isinstance(model, transformers.PreTrainedModel) and hasattr(model, "lm_head"):
                 result = model(input_ids=ids, use_cache=False, output_hidden_states=True)
                 kind, values = "logits", result.logits[0]
                 states = torch.stack(result.hidden_states[:-1])[:, 0]  # what each layer reads

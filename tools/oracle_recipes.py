@@ -100,6 +100,7 @@ class Recipe:
     vocab: int = VOCAB_SIZE  # or TEXT_VOCAB_SIZE, for a tokenizer that knows all texts
     hidden: int = HIDDEN_SIZE
     context: int = CONTEXT
+    tensor_name: Callable[[str], str] | None = None  # from transformers' name, of models with two sides
     embedding_scale: float = 1.0  # of the random embeddings: small ones do not make a tied model repeat its input
 
     def model_class(self) -> Any:
