@@ -157,7 +157,7 @@ def make(folder: Path, name: str) -> None:
         tokens = rng.integers(3, recipe.vocab, length)
         ids = torch.tensor(tokens)[None]
         with torch.no_grad():
-            if config.is_encoder_decoder:  # the first token of a decoder is 0
+            if getattr(config, "is_encoder_decoder", False):  # the first token of a decoder is 0
                 decoder_tokens = np.append(0, rng.integers(3, recipe.vocab, length // 3))
                 output = model(input_ids=ids, decoder_input_ids=torch.tensor(decoder_tokens)[None], use_cache=False)
                 kind, values = "logits", output.logits[0]

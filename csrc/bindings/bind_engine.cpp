@@ -140,11 +140,17 @@ std::shared_ptr<Plan> to_plan(const py::object& plan) {
 
 std::shared_ptr<Engine> make_engine(const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
                                     std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens,
-                                    std::int32_t max_waiting, const py::object& draft) {
+                                    std::int32_t max_waiting, const py::object& draft, const py::object& step_clock) {
   EngineOptions options;
   options.context = context;
   options.max_sequences = max_sequences;
   options.max_waiting = max_waiting;
+  if (!step_clock.is_none()) {
+    options.step_clock = [callable = shared_object(step_clock)] {
+      const py::gil_scoped_acquire gil;
+      return (*callable)().cast<double>();
+    };
+  }
   if (kv_tokens) {
     if (*kv_tokens < 1) throw ArgumentError("kv_tokens is " + std::to_string(*kv_tokens) + "; it must be 1 or more");
     options.kv_tokens = *kv_tokens;
@@ -337,13 +343,14 @@ void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([open_engines](const py::object& plan, std::shared_ptr<Pieces> pieces, std::int32_t context,
                                    std::int32_t max_sequences, std::optional<std::int64_t> kv_tokens,
-                                   std::int32_t max_waiting, const py::object& draft) {
-             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens, max_waiting, draft);
+                                   std::int32_t max_waiting, const py::object& draft, const py::object& step_clock) {
+             auto engine = make_engine(plan, std::move(pieces), context, max_sequences, kv_tokens, max_waiting, draft,
+                                       step_clock);
              open_engines->add(engine);
              return engine;
            }),
            "plan"_a, "pieces"_a, py::kw_only(), "context"_a, "max_sequences"_a = 16, "kv_tokens"_a = py::none(),
-           "max_waiting"_a = 1024, "draft"_a = py::none())
+           "max_waiting"_a = 1024, "draft"_a = py::none(), "step_clock"_a = py::none())
       .def_property_readonly("context", &Engine::context)
       .def_property_readonly("vocab_size", &Engine::vocab_size)
       .def_property_readonly("hidden_size", &Engine::hidden_size)

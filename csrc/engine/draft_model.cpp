@@ -1,14 +1,11 @@
 #include "engine/draft_model.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/error.h"
 
 namespace sterna {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 bool contains(std::span<const std::int32_t> tokens, std::int32_t token) {
   return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
@@ -185,19 +182,20 @@ void DraftModel::guess() {
   rows_ = std::move(next);
 }
 
-void DraftModel::draft(std::span<const DraftWanted> wanted, const Interrupt& interrupt, StepCosts& costs) {
+void DraftModel::draft(std::span<const DraftWanted> wanted, const Interrupt& interrupt, StepCosts& costs,
+                       const StepClock& clock) {
   if (interrupt.due()) return;
   plan_first_run(wanted);
   try {
     while (!rows_.empty()) {
-      const auto begin = Clock::now();
+      const double begin = clock();
       if (!run(interrupt)) {
         for (const DraftWanted& w : wanted) w.draft->clear();
         return;
       }
       const auto num_rows = static_cast<std::int32_t>(tokens_.size());
       guess();
-      costs.measured(num_rows, std::chrono::duration<double>(Clock::now() - begin).count());
+      costs.measured(num_rows, clock() - begin);
     }
   } catch (...) {
     for (const Row& row : rows_) {

@@ -46,7 +46,7 @@ class DraftModel {
   /// goes on in the next call, and gets no draft before. Then as many runs of a row each as the longest draft needs.
   /// No draft either where there is no page, where the plan or the sampler fails (`failed`), and for nobody once the
   /// interrupt is due. Never throws what the plan throws.
-  void draft(std::span<const DraftWanted> wanted, const Interrupt& interrupt, StepCosts& costs);
+  void draft(std::span<const DraftWanted> wanted, const Interrupt& interrupt, StepCosts& costs, const StepClock& clock);
 
   /// The sequence gives its pages back; these tokens stay in the cache as far as they are computed, and their room
   /// lasts.

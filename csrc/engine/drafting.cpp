@@ -1,6 +1,7 @@
 #include "engine/drafting.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -28,11 +29,16 @@ DraftWanted wanted_of(const DraftJob& job, std::int32_t most) {
           &job.sequence->draft};
 }
 
+double machine_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 }  // namespace
 
 Drafter::Drafter(const Plan& target, std::shared_ptr<Plan> draft_plan, std::int64_t kv_tokens,
-                 std::int32_t max_sequences)
-    : max_rows_(std::min({StepCosts::kMaxRows, target.max_tokens(), target.max_outputs()})) {
+                 std::int32_t max_sequences, StepClock clock)
+    : max_rows_(std::min({StepCosts::kMaxRows, target.max_tokens(), target.max_outputs()})),
+      clock_(clock ? std::move(clock) : StepClock(machine_seconds)) {
   if (!draft_plan) return;
   if (draft_plan.get() == &target) throw ArgumentError("the draft model needs a plan of its own");
   if (draft_plan->vocab_size() != target.vocab_size()) {
@@ -128,7 +134,7 @@ void Drafter::ask_model(std::span<const Open> open, const Interrupt& interrupt) 
   }
   choose(candidates, wanted);
   if (wanted.empty()) return;
-  model_->draft(wanted, interrupt, model_costs_);
+  model_->draft(wanted, interrupt, model_costs_, clock_);
   for (const DraftWanted& w : wanted) rows_ -= w.most - static_cast<std::int32_t>(w.draft->size());
   for (const auto& [job, found] : open) {
     if (!job->sequence->draft.empty()) job->state->source = DraftSource::kModel;

@@ -39,8 +39,13 @@ struct DraftJob {
 /// second, by what steps of the two models took and by how many guesses came true. Not thread-safe.
 class Drafter {
  public:
-  /// `draft_plan` may be null. Throws ArgumentError when it is the target, or its vocabulary has another size.
-  Drafter(const Plan& target, std::shared_ptr<Plan> draft_plan, std::int64_t kv_tokens, std::int32_t max_sequences);
+  /// `draft_plan` may be null, and so may `clock`: the machine's. Throws ArgumentError when it is the target, or its
+  /// vocabulary has another size.
+  Drafter(const Plan& target, std::shared_ptr<Plan> draft_plan, std::int64_t kv_tokens, std::int32_t max_sequences,
+          StepClock clock);
+
+  /// What runs of both models are measured by.
+  double seconds_now() const { return clock_(); }
 
   bool has_model() const { return model_.has_value(); }
 
@@ -84,6 +89,7 @@ class Drafter {
   double catch_up_seconds(std::int32_t pending) const;
 
   const std::int32_t max_rows_;
+  const StepClock clock_;
   std::optional<DraftModel> model_;
   double model_share_ = 0.0;        // of the target's time that a step of the model takes, as its size lets expect
   double model_probability_ = 0.7;  // of a guess of its, over all requests

@@ -14,6 +14,7 @@
 
 #include "engine/pieces.h"
 #include "engine/request.h"
+#include "engine/speculation.h"
 #include "plan/plan.h"
 
 namespace sterna {
@@ -26,6 +27,7 @@ struct EngineOptions {
   std::int32_t max_sequences = 16;  // running at once
   std::int64_t kv_tokens = 0;       // positions of all sequences together; 0: one context
   std::int32_t max_waiting = 1024;  // requests that wait; more are refused
+  StepClock step_clock;             // null: the machine's
 };
 
 struct EngineStats {

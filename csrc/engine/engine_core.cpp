@@ -89,7 +89,7 @@ EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces>
       encoded_(chosen(pool_windows(*plan_), encoded_pools_),
                chosen(pool_page_limits(*plan_, kv_tokens_of(options), options.max_sequences), encoded_pools_)),
       scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, cache_),
-      drafter_(*plan_, std::move(draft_plan), kv_tokens_of(options), options.max_sequences) {}
+      drafter_(*plan_, std::move(draft_plan), kv_tokens_of(options), options.max_sequences, options.step_clock) {}
 
 EngineCore::~EngineCore() {
   // In a forked child the plans' worker threads do not exist: waiting for them would hang, so the plans are left alone.
@@ -251,14 +251,14 @@ bool EngineCore::turn() {
 
   RunResult result = RunResult::kInterrupted;
   try {
-    const auto begin = Clock::now();
+    const double begin = drafter_.seconds_now();
     result = run_batch(num_pages);
     if (result == RunResult::kDone && encodes_) {
       read_encodings();
     } else if (result == RunResult::kDone) {
       read_outputs();
       if (only_decodes_) {
-        drafter_.measured(static_cast<std::int32_t>(batch_tokens_.size()), seconds(begin, Clock::now()));
+        drafter_.measured(static_cast<std::int32_t>(batch_tokens_.size()), drafter_.seconds_now() - begin);
       }
     }
   } catch (...) {

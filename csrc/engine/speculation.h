@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -51,6 +52,9 @@ class Acceptance {
   std::array<double, 3> probability_{0.4, 0.8, 0.7};
   std::int32_t steps_since_match_ = 0;
 };
+
+/// Seconds since some moment: what runs take is measured by it.
+using StepClock = std::function<double()>;
 
 /// What a batch of decode rows takes, by their number, as measured.
 class StepCosts {

@@ -747,11 +747,13 @@ class Engine:
         kv_tokens: int | None = None,
         max_waiting: int = 1024,
         draft: Plan | None = None,
+        step_clock: Callable[[], float] | None = None,
     ) -> None:
         """`context` limits one sequence, `kv_tokens` all of them together (default: one context); both in tokens.
 
         More than `max_waiting` requests that wait are refused. `draft` is a smaller model that guesses ahead;
-        ArgumentError when its vocabulary has another size.
+        ArgumentError when its vocabulary has another size. What runs take, which decides how much is guessed, is measured
+        by `step_clock`, in seconds; None: the machine's.
         """
     @property
     def context(self) -> int: ...
