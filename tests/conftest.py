@@ -15,7 +15,7 @@ REFERENCE_CASES = {
     "api/test_real_models.py": 2,
     "chat/test_chat_injection.py": 94,
     "chat/test_chat_templates.py": 1175,
-    "cpu/test_encoder_decoder.py": 16,
+    "cpu/test_encoder_decoder.py": 17,
     "cpu/test_encoders.py": 48,
     "cpu/test_models_on_cpu.py": 404,
     "cpu/test_same_bits.py": 213,
