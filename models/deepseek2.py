@@ -29,7 +29,7 @@ class DeepseekConfig(MoeConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads the keys of deepseek2. ModelFormatError, UnsupportedModelError."""
-        fields = moe_fields(metadata, norm_topk_prob=False)
+        fields = moe_fields(metadata, norm_topk_prob=False, shared="always")
         rope = fields["rope"]
         head_dim = metadata.integer("attention.key_length_mla", rope.rotary_dim + 1, MAX_EXTENT, fields["head_dim"])
         scale = head_dim**-0.5

@@ -19,7 +19,7 @@ class Glm4MoeConfig(MoeConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        return cls(**moe_fields(metadata, scoring_func="sigmoid", norm_topk_prob=False))
+        return cls(**moe_fields(metadata, scoring_func="sigmoid", norm_topk_prob=False, shared="always"))
 
 
 @register("glm4moe", config=Glm4MoeConfig)

@@ -30,7 +30,7 @@ class GraniteHybridConfig(MoeConfig, RecurrentConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        fields = headed_fields(metadata, moe_fields(metadata, handles=_MULTIPLIERS, hybrid=True))
+        fields = headed_fields(metadata, moe_fields(metadata, shared="always", handles=_MULTIPLIERS, hybrid=True))
         return cls(
             **fields,
             embedding_multiplier=metadata.number("embedding_scale", 1.0),

@@ -4,16 +4,27 @@ The A13B has experts, and one that all rows share, in every layer. Reference: hu
 models/hunyuan_v1_dense/modeling_hunyuan_v1_dense.py and models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py
 """
 
+from typing import Self
+
 from sterna import ops
-from sterna.arch import Batch, Weights, register
+from sterna.arch import Batch, Metadata, Weights, register
 from sterna.bitlinear import linear
 from sterna.mlp import glu_mlp
-from sterna.moe import MoeConfig, mixture
+from sterna.moe import MoeConfig, mixture, moe_fields
 from sterna.projections import qkv
 
 
-@register("hunyuan-dense", "hunyuan-moe", config=MoeConfig)
-def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
+class HunyuanConfig(MoeConfig):
+    """Where there are experts, all rows share one."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
+        return cls(**moe_fields(metadata, shared="always"))
+
+
+@register("hunyuan-dense", "hunyuan-moe", config=HunyuanConfig)
+def logits(config: HunyuanConfig, weights: Weights, batch: Batch) -> ops.Value:
     """Logits of the rows the batch asks for, [num_outputs, vocab_size]."""
     eps = config.rms_norm_eps
     x = ops.embed(batch.tokens, weights["token_embd"])
@@ -26,7 +37,7 @@ def logits(config: MoeConfig, weights: Weights, batch: Batch) -> ops.Value:
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))
 
 
-def attention(config: MoeConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
+def attention(config: HunyuanConfig, w: Weights, batch: Batch, x: ops.Value, layer: int) -> ops.Value:
     """Grouped-query self-attention of x, [num_tokens, hidden_size]."""
     q, k, v = qkv(config, w, x)
     q = ops.rms_norm(ops.rope(q, batch.positions, config.rope), w["attn_q_norm"], config.rms_norm_eps)

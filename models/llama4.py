@@ -46,7 +46,7 @@ def logits(config: Llama4Config, weights: Weights, batch: Batch) -> ops.Value:
             x = x + attention(config, w, batch, ops.rms_norm(x, w["attn_norm"], eps), factors, i)
             y = ops.rms_norm(x, w["ffn_norm"], eps)
             if config.has_experts(i):
-                x = x + (experts(config, w, y) + shared_expert(w, y))
+                x = x + (experts(config, w, y) + shared_expert(config, w, y))
             else:
                 x = x + glu_mlp(config, w, y)
     return ops.unembed(ops.rms_norm(x, weights["output_norm"], eps), weights.first("output", "token_embd"))

@@ -16,7 +16,7 @@ class Qwen2MoeConfig(MoeConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        return cls(**moe_fields(metadata, norm_topk_prob=False))
+        return cls(**moe_fields(metadata, norm_topk_prob=False, shared="gated"))
 
 
 @register("qwen2moe", config=Qwen2MoeConfig)

@@ -20,7 +20,7 @@ class Dots1Config(MoeConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        return cls(**moe_fields(metadata, scoring_func="sigmoid", norm_topk_prob=False))
+        return cls(**moe_fields(metadata, scoring_func="sigmoid", norm_topk_prob=False, shared="always"))
 
 
 @register("dots1", config=Dots1Config)

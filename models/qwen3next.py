@@ -24,7 +24,7 @@ class Qwen3NextConfig(MoeConfig, RecurrentConfig):
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
         """Reads and checks the keys. ModelFormatError, UnsupportedModelError."""
-        return cls(**headed_fields(metadata, moe_fields(metadata, hybrid=True)))
+        return cls(**headed_fields(metadata, moe_fields(metadata, shared="gated", hybrid=True)))
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of a decoder and of experts, gates of attention, and the delta nets."""

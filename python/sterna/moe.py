@@ -32,6 +32,7 @@ class MoeConfig(DecoderConfig):
     num_experts_per_tok: int
     moe_intermediate_size: int
     shared_expert_intermediate_size: int  # 0: none
+    shared_expert_gate: bool  # of the family: its files must have the matrix of it
     first_k_dense_replace: int  # so many layers at the beginning have no experts
     interleave_moe_layer_step: int  # of the others every n-th layer has some, counted from the first of all
     scoring_func: Literal["softmax", "sigmoid"]
@@ -76,19 +77,27 @@ def moe_fields(
     *,
     scoring_func: Literal["softmax", "sigmoid"] = "softmax",
     norm_topk_prob: bool = True,
+    shared: Literal["declared", "always", "gated"] = "declared",
     handles: Collection[str] = (),
     hybrid: bool = False,
 ) -> dict[str, Any]:
     """GGUF metadata -> the fields of MoeConfig.
 
-    `scoring_func` and `norm_topk_prob` are what a family does where its files do not say; `handles`, of keys beside
-    those of experts, and `hybrid` as in `decoder_fields`.
+    `scoring_func` and `norm_topk_prob` are what a family does where its files do not say. Layers with experts have
+    `shared` ones where a key says so, or in every model of the family, then maybe with a gate. `handles`, of keys
+    beside those of experts, and `hybrid` as in `decoder_fields`.
     """
     fields = decoder_fields(m, handles=(*_HANDLED, *handles), hybrid=hybrid)
     experts = m.integer("expert_count", 0, MAX_EXPERTS, 0)
     used = m.integer("expert_used_count", 1, experts) if experts else 0
     size = m.integer("expert_feed_forward_length", 1, MAX_EXTENT, fields["intermediate_size"])
     count = m.integer("expert_shared_count", 0, MAX_EXPERTS, 0)
+    shared_size = m.integer("expert_shared_feed_forward_length", 0, MAX_EXTENT, min(count * size, MAX_EXTENT))
+    if experts and shared != "declared" and not shared_size:
+        m.fail(
+            "expert_shared_feed_forward_length",
+            f"is missing or 0, expert_shared_count is {count}: every model of this family has shared experts",
+        )
     groups = max(m.integer("expert_group_count", 0, MAX_EXPERTS, 1), 1)
     groups_used = m.integer("expert_group_used_count", 0, groups, 1) or 1
     if experts and (experts % groups or experts // groups * groups_used < used):
@@ -102,9 +111,8 @@ def moe_fields(
         "num_experts": experts,
         "num_experts_per_tok": used,
         "moe_intermediate_size": size,
-        "shared_expert_intermediate_size": m.integer(
-            "expert_shared_feed_forward_length", 0, MAX_EXTENT, min(count * size, MAX_EXTENT)
-        ),
+        "shared_expert_intermediate_size": shared_size,
+        "shared_expert_gate": shared == "gated",
         "first_k_dense_replace": m.integer("leading_dense_block_count", 0, fields["num_hidden_layers"], 0),
         "interleave_moe_layer_step": m.integer("interleave_moe_layer_step", 1, fields["num_hidden_layers"], 1),
         "scoring_func": scores[m.integer("expert_gating_func", 0, 2, 0)],
@@ -158,16 +166,19 @@ def experts(config: MoeConfig, w: Weights, x: ops.Value, glu: ops.Gate = "silu")
 
 
 def mixture(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
-    """SwiGLU experts, the best few of each row, and what all rows share where the model has it. Same shape as x."""
+    """SwiGLU experts, the best few of each row, and what all rows share where the model has it. Same shape as x.
+
+    Tensors of a shared expert whose size no key says have a wrong shape.
+    """
     y = experts(config, w, x)
     has_shared = config.shared_expert_intermediate_size > 0 or "ffn_up_shexp" in w
-    return y + shared_expert(w, x) if has_shared else y
+    return y + shared_expert(config, w, x) if has_shared else y
 
 
-def shared_expert(w: Weights, x: ops.Value) -> ops.Value:
-    """The SwiGLU network that all rows pass, weighted by a gate of its own where the file has one."""
+def shared_expert(config: MoeConfig, w: Weights, x: ops.Value) -> ops.Value:
+    """The SwiGLU network that all rows pass, weighted by a gate of its own where the family or the file has one."""
     hidden = ops.glu(ops.linear(x, w["ffn_gate_shexp"]), ops.linear(x, w["ffn_up_shexp"]))
-    gate = w.get("ffn_gate_inp_shexp")
+    gate = w["ffn_gate_inp_shexp"] if config.shared_expert_gate else w.get("ffn_gate_inp_shexp")
     if gate is None:
         return ops.linear(hidden, w["ffn_down_shexp"])
     share = ops.activation(ops.linear(x, gate), "sigmoid")

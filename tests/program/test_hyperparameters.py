@@ -85,6 +85,9 @@ CASES: list[tuple[str, FakeModel, str]] = [
         r"ffn_up_exps.*: has shape \[7, 64, 32\], expected \[8, 64, 32\]",
     ),
     ("P35", SHARED.with_layer_tensor("ffn_up_shexp.weight", (39, 32)), r"ffn_up_shexp.*: has shape \[39, 32\]"),
+    ("P35", changed(SHARED, expert_shared_feed_forward_length=0), r"shared_feed_forward_length: is missing or 0"),
+    ("P35", changed(SHARED, expert_shared_feed_forward_length=2**25), r"shared_feed_forward_length: is 33554432"),
+    ("P35", changed(SHARED, expert_shared_count=4097), r"expert_shared_count: is 4097"),
     *(
         ("P36", llama(**{"attention.sliding_window": value}), r"sliding_window: is")
         for value in (0, -1, 2**32 - 1)
