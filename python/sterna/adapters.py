@@ -17,7 +17,7 @@ from sterna.errors import ArgumentError, ModelFormatError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, SequenceContext
-    from sterna.arch import TensorInfo
+    from sterna.metadata import TensorInfo
 
 MAX_ADAPTERS = 64
 MAX_RANK = 1 << 14

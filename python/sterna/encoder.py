@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sterna.arch import DecoderConfig, Metadata, decoder_fields
+from sterna.arch import DecoderConfig, decoder_fields
 from sterna.errors import UnsupportedModelError
+from sterna.metadata import Metadata
 from sterna.ops import Pooling
 
 # GGUF's pooling_type; 0 (no pooling) and 4 (a classifier's score) give no vector of the text.

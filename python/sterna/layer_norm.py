@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from sterna import ops
-from sterna.arch import DecoderConfig, Metadata, Weights, decoder_fields
+from sterna.arch import DecoderConfig, Weights, decoder_fields
+from sterna.metadata import Metadata
 
 
 @dataclass(frozen=True)

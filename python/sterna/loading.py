@@ -19,10 +19,10 @@ from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program
-    from sterna.arch import Metadata
     from sterna.draft import PreparedDraft
     from sterna.hub import Progress, ResolvedModel
     from sterna.llm import LLM
+    from sterna.metadata import Metadata
 
 _log = logging.getLogger(__name__)
 
@@ -267,9 +267,9 @@ def _start(
 ) -> LLM:
     """Allocates: packs the weights and starts the engine."""
     from sterna._core import Engine, Pieces, compile_cpu
-    from sterna.arch import Metadata
     from sterna.chat.source import find_template
     from sterna.llm import LLM
+    from sterna.metadata import Metadata
     from sterna.tokenizer import Tokenizer
 
     file, memory, settings = prepared.file, prepared.memory, prepared.settings

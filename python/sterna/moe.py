@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from sterna import expert_ops, ops
-from sterna.arch import MAX_EXTENT, DecoderConfig, Metadata, Weights, decoder_fields
+from sterna.arch import DecoderConfig, Weights, decoder_fields
+from sterna.metadata import MAX_EXTENT, Metadata
 from sterna.typed_reads import shown
 
 MAX_EXPERTS = 4096

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from sterna.adapters import Adapter
-    from sterna.arch import RopeSpec
+    from sterna.rope_spec import RopeSpec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "softplus"]
 Gate = Activation | Literal["clamped_swiglu"]

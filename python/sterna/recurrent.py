@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sterna import ops
-from sterna.arch import MAX_EXTENT, MAX_HEADS, DecoderConfig, Metadata, Weights
+from sterna.arch import DecoderConfig, Weights
+from sterna.metadata import MAX_EXTENT, MAX_HEADS, Metadata
 
 MAX_KERNEL = 64  # tokens that a convolution sees
 

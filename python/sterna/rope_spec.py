@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sterna.errors import UnsupportedModelError
+from sterna.metadata import MAX_CONTEXT, Metadata
 from sterna.typed_reads import shown
-
-if TYPE_CHECKING:
-    from sterna.arch import Metadata
-
-MAX_CONTEXT = 1 << 31
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from sterna.arch import (
     Architecture,
     Batch,
     DecoderConfig,
-    Metadata,
-    ModelFile,
     ModelFunction,
     TensorTable,
     Weights,
@@ -26,6 +24,7 @@ from sterna.arch import (
 )
 from sterna.encoder import pooling_of
 from sterna.errors import ArgumentError, ModelFormatError, UnsupportedModelError
+from sterna.metadata import Metadata, ModelFile
 
 if TYPE_CHECKING:
     from sterna.adapters import Adapter

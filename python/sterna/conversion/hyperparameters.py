@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sterna.arch import MAX_CONTEXT, MAX_EXTENT, MAX_HEADS, MAX_LAYERS
 from sterna.conversion.families import Family
 from sterna.conversion.repository import JsonFile
+from sterna.metadata import MAX_CONTEXT, MAX_EXTENT, MAX_HEADS, MAX_LAYERS
 from sterna.typed_reads import shown
 
 Entry = tuple[str, Any, str]  # key, value, type of GGUF
