@@ -7,13 +7,13 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/plan_arguments.h"
 #include "cpu/cores.h"
 #include "cpu/cpu_plan.h"
 #include "cpu/isa.h"
 #include "engine/kv_cache.h"
-#include "plan/gguf_source.h"
 #include "plan/memory_planner.h"
-#include "plan/plan.h"
+#include "plan/program_plan.h"
 #include "quant/layout.h"
 
 namespace py = pybind11;
@@ -23,37 +23,6 @@ namespace {
 
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
-
-/// Tensors held by Python: name to the bytes that a file would hold.
-class ArraySource final : public TensorSource {
- public:
-  explicit ArraySource(const std::map<std::string, Bytes>& arrays) {
-    for (const auto& [name, array] : arrays) {
-      tensors_.emplace(name, std::vector<std::uint8_t>(array.data(), array.data() + array.size()));
-    }
-  }
-
-  void read(std::string_view tensor, std::uint64_t offset, std::span<std::uint8_t> out) const override {
-    const auto found = tensors_.find(tensor);
-    if (found == tensors_.end()) throw UnsupportedModelError("there is no tensor " + std::string(tensor));
-    const std::vector<std::uint8_t>& bytes = found->second;
-    if (offset > bytes.size() || bytes.size() - offset < out.size()) {
-      throw ArgumentError("tensor " + std::string(tensor) + " has " + std::to_string(bytes.size()) + " bytes, " +
-                          std::to_string(offset + out.size()) + " are needed");
-    }
-    std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), out.size(), out.begin());
-  }
-
- private:
-  std::map<std::string, std::vector<std::uint8_t>, std::less<>> tensors_;
-};
-
-KvType kv_type_from(const std::string& name) {
-  if (name == "f16") return KvType::kF16;
-  if (name == "f32") return KvType::kF32;
-  if (name == "q8_0") return KvType::kQ8_0;
-  throw ArgumentError("kv_dtype is \"" + name + "\", must be \"f16\", \"f32\" or \"q8_0\"");
-}
 
 cpu::CpuPlanOptions plan_options(int threads, const std::string& isa, const std::string& kv_dtype,
                                  std::int32_t max_tokens, std::int32_t max_outputs) {
@@ -70,7 +39,7 @@ std::span<const std::int32_t> span_of(const Ints& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
-py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
+py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
                        const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows,
                        const std::string& function, const std::vector<std::uint8_t>& long_sequences) {
   if (function != "logits" && function != "encode") throw ArgumentError("a plan runs no function " + function);
@@ -96,7 +65,7 @@ py::array_t<float> run(cpu::CpuPlan& plan, const Ints& tokens, const Ints& posit
   return rows;
 }
 
-py::array_t<float> value(const cpu::CpuPlan& plan, const std::string& name) {
+py::array_t<float> value(const ProgramPlan& plan, const std::string& name) {
   const std::vector<float> rows = plan.value(name);
   py::array_t<float> array(static_cast<py::ssize_t>(rows.size()));
   std::copy(rows.begin(), rows.end(), array.mutable_data());
@@ -123,12 +92,6 @@ py::tuple pack_and_dequantize(const Bytes& data, const std::string& format_name,
   py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(k)});
   for (std::int64_t row = 0; row < n; ++row) dequantize_row(matrix, row, values.mutable_data() + row * k);
   return py::make_tuple(values, matrix.bytes.size(), finite);
-}
-
-std::vector<std::pair<std::int32_t, std::uint64_t>> pools_of(const PlanMemory& memory) {
-  std::vector<std::pair<std::int32_t, std::uint64_t>> pools;
-  for (const KvPoolInfo& pool : memory.kv_pools) pools.emplace_back(pool.window, pool.page_bytes);
-  return pools;
 }
 
 py::tuple place_buffers(const std::vector<std::tuple<std::int64_t, int, int>>& buffers) {
@@ -178,37 +141,38 @@ void bind_plan(py::module_& m) {
       py::arg("format"), py::arg("n"), py::arg("k"), "Bytes of a packed [n, k] matrix.");
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
-  py::class_<cpu::CpuPlan, Plan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
+  py::class_<ProgramPlan, Plan, std::shared_ptr<ProgramPlan>>(m, "ProgramPlan", "A Program, compiled for one device.")
       .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
            py::arg("output_rows"), py::arg("function") = "logits", py::kw_only(),
            py::arg("long_sequences") = std::vector<std::uint8_t>(),
            "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
            "vectors [num_outputs, encoding_size].")
-      .def_property_readonly("longrope_context", &cpu::CpuPlan::longrope_context)
+      .def_property_readonly("longrope_context", &ProgramPlan::longrope_context)
       .def(
           "reserve_pages",
-          [](cpu::CpuPlan& plan, std::int32_t num_pages) {
+          [](ProgramPlan& plan, std::int32_t num_pages) {
             for (std::size_t pool = 0; pool < plan.kv_pools().size(); ++pool) plan.reserve_pages(pool, num_pages);
           },
           py::arg("num_pages"), "As many in each pool.")
       .def("value", &value, py::arg("name"), "A node's result after a run, flat; with keep_values only.")
-      .def_property_readonly("value_names", &cpu::CpuPlan::value_names)
-      .def_property_readonly("vocab_size", &cpu::CpuPlan::vocab_size)
-      .def_property_readonly("has_logits", &cpu::CpuPlan::has_logits)
-      .def_property_readonly("encoding_size", [](const cpu::CpuPlan& plan) { return plan.encoding().size; })
-      .def_property_readonly("encodes_whole", [](const cpu::CpuPlan& plan) { return plan.encoding().whole; })
-      .def_property_readonly("max_tokens", &cpu::CpuPlan::max_tokens)
-      .def_property_readonly("max_outputs", &cpu::CpuPlan::max_outputs)
-      .def_property_readonly("num_pages", [](const cpu::CpuPlan& plan) { return plan.num_pages(0); })
-      .def_property_readonly("kv_layout", &cpu::CpuPlan::kv_layout)
-      .def_property_readonly("isa", &cpu::CpuPlan::isa)
-      .def_property_readonly("threads", &cpu::CpuPlan::threads)
-      .def_property_readonly("layouts", &cpu::CpuPlan::layouts)
-      .def_property_readonly("weight_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().weights; })
-      .def_property_readonly("scratch_bytes", [](const cpu::CpuPlan& plan) { return plan.memory().scratch; })
+      .def_property_readonly("value_names", &ProgramPlan::value_names)
+      .def_property_readonly("vocab_size", &ProgramPlan::vocab_size)
+      .def_property_readonly("has_logits", &ProgramPlan::has_logits)
+      .def_property_readonly("encoding_size", [](const ProgramPlan& plan) { return plan.encoding().size; })
+      .def_property_readonly("encodes_whole", [](const ProgramPlan& plan) { return plan.encoding().whole; })
+      .def_property_readonly("max_tokens", &ProgramPlan::max_tokens)
+      .def_property_readonly("max_outputs", &ProgramPlan::max_outputs)
+      .def_property_readonly("num_pages", [](const ProgramPlan& plan) { return plan.num_pages(0); })
+      .def_property_readonly("kv_layout", &ProgramPlan::kv_layout)
+      .def_property_readonly("layouts", &ProgramPlan::layouts)
+      .def_property_readonly("weight_bytes", [](const ProgramPlan& plan) { return plan.memory().weights; })
+      .def_property_readonly("scratch_bytes", [](const ProgramPlan& plan) { return plan.memory().scratch; })
       .def_property_readonly(
-          "kv_pools", [](const cpu::CpuPlan& plan) { return pools_of(plan.memory()); },
+          "kv_pools", [](const ProgramPlan& plan) { return pools_of(plan.memory()); },
           "(window, bytes of a page) of each pool.");
+  py::class_<cpu::CpuPlan, ProgramPlan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
+      .def_property_readonly("isa", &cpu::CpuPlan::isa)
+      .def_property_readonly("threads", &cpu::CpuPlan::threads);
 
   m.def(
       "plan_memory",
@@ -233,14 +197,7 @@ void bind_plan(py::module_& m) {
         cpu::CpuPlanOptions options = plan_options(threads, isa, kv_dtype, max_tokens, max_outputs);
         options.keep_values = keep_values;
         if (share_threads) options.pool = share_threads->pool();
-        std::unique_ptr<TensorSource> tensors;
-        if (py::isinstance<GgufModel>(source)) {
-          tensors = std::make_unique<GgufSource>(
-              source.cast<std::shared_ptr<GgufModel>>(),
-              std::vector<std::shared_ptr<const GgufModel>>(adapters.begin(), adapters.end()));
-        } else {
-          tensors = std::make_unique<ArraySource>(source.cast<std::map<std::string, Bytes>>());
-        }
+        const std::unique_ptr<TensorSource> tensors = tensor_source(source, adapters);
         const GilRelease release;
         return std::make_shared<cpu::CpuPlan>(program, *tensors, options);
       },

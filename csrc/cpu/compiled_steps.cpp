@@ -16,10 +16,11 @@ struct Lowered {
 };
 
 std::deque<Lowered> lower_all(const Program& program, std::span<const std::string> names, const Weights& weights,
-                              const Lowering::Limits& limits) {
+                              const KernelTable& kernels, const BufferPlan::Limits& limits) {
   std::deque<Lowered> all;
   for (const std::string& name : names) {
-    Lowered& lowered = all.emplace_back(program.function(name), Lowering(program, weights, limits), Placement());
+    Lowered& lowered =
+        all.emplace_back(program.function(name), Lowering(program, weights, kernels, limits), Placement());
     lowered.lowering.lower(lowered.function);
     lowered.placement = lowered.lowering.plan_memory();
   }
@@ -45,7 +46,7 @@ Needs needs_of(const std::deque<Lowered>& all) {
   return needs;
 }
 
-CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* arena, const Lowering::Limits& limits,
+CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* arena, const BufferPlan::Limits& limits,
                      std::size_t num_workers) {
   auto& [function, lowering, placement] = lowered;
   lowering.patch(placement, arena);
@@ -55,14 +56,9 @@ CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* are
   steps.many_rows = lowering.many_rows();
   steps.arguments = lowering.take_arguments();
   steps.ranges = std::vector<WorkRange>(steps.many_rows.size() * num_workers);
-  const auto rows_of = [&](ValueId value) {
-    const Place& place = lowered.lowering.place_of(value);
-    const std::int64_t begin = lowered.placement.offsets[static_cast<std::size_t>(place.buffer)];
-    return Rows{reinterpret_cast<float*>(arena + begin) + place.offset, place.stride, place.outputs};
-  };
   const ValueId output = function.outputs.at(0);
   steps.output_size = static_cast<std::int32_t>(lowering.row_size(output));
-  steps.output = rows_of(output);
+  steps.output = lowering.rows_of(output, placement, arena);
   if (!steps.output.outputs || steps.output.stride != steps.output_size) {
     throw UnsupportedModelError("the result " + program.value(output).name + " of " + function.name +
                                 " has no row of its own for each output of a batch");
@@ -71,7 +67,7 @@ CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* are
     for (const ValueId value : node.outputs) {
       const std::string& name = program.value(value).name;
       if (!limits.keep_values && std::ranges::find(limits.kept, name) == limits.kept.end()) continue;
-      steps.kept.push_back({name, node.source, rows_of(value), lowering.row_size(value)});
+      steps.kept.push_back({name, node.source, lowering.rows_of(value, placement, arena), lowering.row_size(value)});
     }
   }
   return steps;
@@ -80,9 +76,10 @@ CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* are
 }  // namespace
 
 CompiledFunctions CompiledFunctions::compile(const Program& program, std::span<const std::string> names,
-                                             const Weights& weights, const Lowering::Limits& limits, int num_workers) {
+                                             const Weights& weights, const KernelTable& kernels,
+                                             const BufferPlan::Limits& limits, int num_workers) {
   const FloatMode mode;  // for the constants of steps
-  std::deque<Lowered> all = lower_all(program, names, weights, limits);
+  std::deque<Lowered> all = lower_all(program, names, weights, kernels, limits);
   const Needs needs = needs_of(all);
   CompiledFunctions compiled;
   compiled.arena = Buffer(static_cast<std::size_t>(needs.arena));
@@ -100,8 +97,9 @@ CompiledFunctions CompiledFunctions::compile(const Program& program, std::span<c
 }
 
 std::uint64_t CompiledFunctions::bytes_of(const Program& program, std::span<const std::string> names,
-                                          const Weights& weights, const Lowering::Limits& limits, int num_workers) {
-  const Needs needs = needs_of(lower_all(program, names, weights, limits));
+                                          const Weights& weights, const KernelTable& kernels,
+                                          const BufferPlan::Limits& limits, int num_workers) {
+  const Needs needs = needs_of(lower_all(program, names, weights, kernels, limits));
   const std::int64_t per_worker = needs.scratch_floats * 4 + needs.unpacked + needs.tiles;
   return static_cast<std::uint64_t>(needs.arena + per_worker * num_workers);
 }

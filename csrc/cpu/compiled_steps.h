@@ -28,11 +28,10 @@ struct CompiledSteps {
 
   std::string function;
   std::vector<Step> few_rows, many_rows;
-  std::vector<WorkRange> ranges;   // [step][worker]
-  std::vector<KeptValue> kept;     // results of nodes that are kept, in execution order
-  Rows output;                     // one row per output of the batch, without gaps
-  std::int32_t output_size = 0;    // floats of such a row
-  std::vector<std::size_t> pools;  // of KV pages, that it uses
+  std::vector<WorkRange> ranges;  // [step][worker]
+  std::vector<KeptValue> kept;    // results of nodes that are kept, in execution order
+  Rows output;                    // one row per output of the batch, without gaps
+  std::int32_t output_size = 0;   // floats of such a row
   std::deque<std::shared_ptr<void>> arguments;
 };
 
@@ -50,10 +49,10 @@ struct CompiledFunctions {
 
   /// Compiles functions of the program for `num_workers`. Throws UnsupportedModelError.
   static CompiledFunctions compile(const Program& program, std::span<const std::string> names, const Weights& weights,
-                                   const Lowering::Limits& limits, int num_workers);
+                                   const KernelTable& kernels, const BufferPlan::Limits& limits, int num_workers);
   /// bytes() of the result, without allocating any of it.
   static std::uint64_t bytes_of(const Program& program, std::span<const std::string> names, const Weights& weights,
-                                const Lowering::Limits& limits, int num_workers);
+                                const KernelTable& kernels, const BufferPlan::Limits& limits, int num_workers);
 };
 
 /// The names of a program's functions.

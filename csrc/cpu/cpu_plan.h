@@ -8,11 +8,11 @@
 
 #include "cpu/compiled_steps.h"
 #include "cpu/kv_storage.h"
-#include "cpu/state_runs.h"
 #include "cpu/steps.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weights.h"
-#include "plan/plan.h"
+#include "plan/program_plan.h"
+#include "plan/state_runs.h"
 #include "plan/tensor_source.h"
 #include "program/program.h"
 
@@ -31,7 +31,7 @@ struct CpuPlanOptions {
 /// What a CpuPlan of this program will hold, found out without allocating its matrices, buffers and pages.
 PlanMemory plan_memory(const Program& program, const CpuPlanOptions& options);
 
-class CpuPlan final : public Plan {
+class CpuPlan final : public ProgramPlan {
  public:
   /// Compiles the functions. The program is used as it is: fuse it first for speed. Throws
   /// UnsupportedModelError, DeviceError, MemoryBudgetError, and what the source throws.
@@ -40,48 +40,28 @@ class CpuPlan final : public Plan {
   bool run(const Batch& batch, const Interrupt* interrupt) override;
   std::span<const float> logits() const override { return outputs_of("logits"); }
   std::span<const float> encodings() const override { return outputs_of("encode"); }
-  std::int32_t value_size(std::string_view name) const override;
   std::span<const float> kept_row(std::string_view name, std::int32_t row, std::size_t output) const override;
   std::string first_non_finite(const Batch& batch, std::int32_t row) override;
-  std::span<const KvPoolInfo> kv_pools() const override { return kv_.pools(); }
   void reserve_pages(std::size_t pool, std::int32_t num_pages) override { kv_.reserve(pool, num_pages); }
   std::int32_t num_pages(std::size_t pool) const override { return kv_.num_pages(pool); }
   void copy_page(std::size_t pool, std::int32_t from, std::int32_t to) override;
   void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const override;
   void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override;
-  std::string kv_layout() const override { return kv_.layout(); }
-  std::int32_t longrope_context() const override { return longrope_context_; }
-  /// Width of the logits; where there are none, the number of tokens.
-  std::int32_t vocab_size() const override;
-  bool has_logits() const override { return compiled_.find("logits") != nullptr; }
-  EncodingInfo encoding() const override { return encoding_; }
-  std::int32_t hidden_size() const override { return hidden_size_; }
-  std::int32_t num_adapters() const override { return num_adapters_; }
-  std::int32_t max_tokens() const override { return options_.max_tokens; }
-  std::int32_t max_outputs() const override { return options_.max_outputs; }
   PlanMemory memory() const override;
 
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_->size(); }
   /// For a plan that takes turns with this one: two pools would spin in each other's way.
   std::shared_ptr<ThreadPool> pool() const { return pool_; }
-  KvType kv_type() const { return kv_.type(); }
-  std::map<std::string, int> layouts() const { return weights_.layouts(); }
-
-  /// Names of the values that value() knows, in execution order by function. With keep_values only.
-  std::vector<std::string> value_names() const;
-  /// Rows of a node's result after a run of its function, [rows, features], copied.
-  std::vector<float> value(const std::string& name) const;
+  std::map<std::string, int> layouts() const override { return weights_.layouts(); }
+  std::vector<std::string> value_names() const override;
+  std::vector<float> value(const std::string& name) const override;
 
  private:
-  void check(const Batch& batch) const;
-  void check_pages(const Batch& batch, std::size_t first_row, std::size_t last_row) const;
   bool run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt);
   std::span<const float> outputs_of(std::string_view function) const;
 
-  const CpuPlanOptions options_;
   const KernelTable& kernels_;
-  const Program program_;
   const std::shared_ptr<ThreadPool> pool_;
   Weights weights_;
   KvStorage kv_;
@@ -90,14 +70,8 @@ class CpuPlan final : public Plan {
   /// The same function again with some of its values kept, for as long as batches ask for them.
   CompiledFunctions keeping_;
   std::vector<std::string> kept_;
-  EncodingInfo encoding_;
-  std::int64_t biased_heads_ = 0;   // query heads that share keys and have a relative bias
-  std::int32_t num_token_ids_ = 0;  // ids that every embedding table has a row for
-  std::int32_t num_positions_ = 0;  // those that every table of learned positions has a row for
-  std::int32_t hidden_size_ = 0;
-  std::int32_t num_adapters_ = 0;
+  std::int64_t biased_heads_ = 0;        // query heads that share keys and have a relative bias
   const CompiledSteps* last_ = nullptr;  // function that ran last
-  std::int32_t longrope_context_ = 0;
   std::int32_t num_outputs_ = 0;
   std::int32_t num_tokens_ = 0;
 };

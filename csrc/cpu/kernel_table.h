@@ -6,6 +6,7 @@
 
 #include "cpu/recurrent_kernels.h"
 #include "cpu/wide_tile.h"
+#include "plan/kinds.h"
 #include "quant/layout.h"
 
 namespace sterna::cpu {
@@ -14,22 +15,6 @@ namespace sterna::cpu {
 constexpr int kWarmBytes = 6144;
 constexpr int kMaxTileRows = 8;
 constexpr int kMaxGemmWidth = 32;
-
-/// Functions of one operand, which gate a second one; the last are gates only.
-enum class ActivationKind : std::uint8_t {
-  kSilu,
-  kGelu,
-  kGeluTanh,
-  kRelu,
-  kRelu2,
-  kSigmoid,
-  kTanh,
-  kSoftplus,
-  kClampedSwiglu,
-  kCount
-};
-constexpr int kNumActivations = static_cast<int>(ActivationKind::kClampedSwiglu);
-constexpr int kNumGates = static_cast<int>(ActivationKind::kCount);
 
 /// Up to kMaxTileRows token rows, prepared for matmuls: rows interleaved so that one displacement reaches each.
 struct ActivationTile {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "plan/head_copies.h"
 
 namespace sterna::cpu {
 namespace {
@@ -72,16 +73,7 @@ void lower_binary(Lowering& lowering, const Node& node) {
 
 void lower_lora(Lowering& lowering, const Node& node) {
   const ValueId y = node.input("y");
-  // The result takes the place of y, which nobody else may need.
-  for (const Function& function : lowering.program().functions) {
-    std::ptrdiff_t readers = std::ranges::count(function.outputs, y);
-    for (const Node& other : function.nodes) {
-      readers += std::ranges::count(other.inputs, y, &Operand::value);
-      const bool is_view = other.op == "reshape" || other.op == "split" || other.op == "store_kv";
-      if (is_view && std::ranges::count(other.outputs, y) > 0) unsupported(node, "y is a view of what others read");
-    }
-    if (readers > 1) unsupported(node, "y is read by others too");
-  }
+  check_lora_result(lowering.program(), node);
   auto& step = lowering.make<LoraStep>();
   step.a = lowering.optional_vector(node, "a")->data();
   step.b = lowering.optional_vector(node, "b")->data();
@@ -130,43 +122,23 @@ void lower_reshape(Lowering& lowering, const Node& node) {
   lowering.alias(node.outputs[0], lowering.place_of(node.input("x")));
 }
 
-/// Copies heads (or the one part of a row of rank 2) between places, `from` and `to` being parts of their heads.
-void copy_heads(Lowering& lowering, const Place& from, const Shape& from_shape, const Place& to,
-                const Shape& to_shape) {
+void add_copy(Lowering& lowering, const HeadCopy& copy) {
   auto& step = lowering.make<CopyStep>();
-  step.n = std::min(from_shape.back().size, to_shape.back().size);
-  if (from_shape.size() == 3) step.heads = from_shape[1].size;
-  step.x_apart = from_shape.back().size;
-  step.y_apart = to_shape.back().size;
-  lowering.bind(step.x, from);
-  lowering.bind(step.y, to);
+  step.n = copy.n;
+  step.heads = copy.heads;
+  step.x_apart = copy.from_apart;
+  step.y_apart = copy.to_apart;
+  lowering.bind(step.x, copy.from);
+  lowering.bind(step.y, copy.to);
   lowering.add(run_copy, &step);
 }
 
-/// Parts of the last dimension: views of a matrix's columns, copies of parts of heads.
 void lower_split(Lowering& lowering, const Node& node) {
-  const ValueId x = node.input("x");
-  const Shape& shape = lowering.program().value(x).shape;
-  Place part = lowering.place_of(x);
-  for (const ValueId output : node.outputs) {
-    const Shape& part_shape = lowering.program().value(output).shape;
-    if (shape.size() == 2) {
-      lowering.alias(output, part);
-    } else {
-      copy_heads(lowering, part, shape, lowering.define(output), part_shape);
-    }
-    part.offset += part_shape.back().size;
-  }
+  split_places(lowering, node, [&](const HeadCopy& copy) { add_copy(lowering, copy); });
 }
 
 void lower_concat(Lowering& lowering, const Node& node) {
-  const Shape& shape = lowering.program().value(node.outputs[0]).shape;
-  Place target = lowering.define(node.outputs[0]);
-  for (const ValueId part : node.input_list("x")) {
-    const Shape& part_shape = lowering.program().value(part).shape;
-    copy_heads(lowering, lowering.place_of(part), part_shape, target, shape);
-    target.offset += part_shape.back().size;
-  }
+  concat_places(lowering, node, [&](const HeadCopy& copy) { add_copy(lowering, copy); });
 }
 
 void lower_take_rows(Lowering& lowering, const Node& node) {
@@ -180,8 +152,7 @@ void lower_take_rows(Lowering& lowering, const Node& node) {
 void lower_pool(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<PoolStep>();
   step.n = lowering.row_size(node.input("x"));
-  const std::string& kind = node.text("kind");
-  step.kind = kind == "mean" ? PoolKind::kMean : kind == "cls" ? PoolKind::kFirst : PoolKind::kLast;
+  step.kind = pool_kind(node);
   lowering.bind(step.x, node.input("x"));
   lowering.bind(step.y, lowering.define(node.outputs[0]));
   lowering.add(run_pool, &step);
@@ -228,36 +199,6 @@ LowerFunction find_lowering(std::string_view op) {
     if (entry.op == op) return entry.lower;
   }
   return nullptr;
-}
-
-EmbeddedIds embedded_ids(const Program& program, const Node& embed) {
-  const std::string& name = program.value(embed.input("tokens")).name;
-  if (name == "positions") return EmbeddedIds::kPositions;
-  return name == "token_types" ? EmbeddedIds::kTokenTypes : EmbeddedIds::kTokens;
-}
-
-bool is_first_embedding(const Program& program, const Node& embed) {
-  for (const Function& function : program.functions) {
-    const auto first = std::ranges::find_if(function.nodes, [&](const Node& node) {
-      return node.op == "embed" && embedded_ids(program, node) == EmbeddedIds::kTokens;
-    });
-    if (first != function.nodes.end() && first->outputs == embed.outputs) return true;
-  }
-  return false;
-}
-
-ActivationKind activation_kind(const Node& node, std::string_view attribute) {
-  const std::string& name = node.text(attribute);
-  if (name == "silu") return ActivationKind::kSilu;
-  if (name == "gelu") return ActivationKind::kGelu;
-  if (name == "gelu_tanh") return ActivationKind::kGeluTanh;
-  if (name == "relu") return ActivationKind::kRelu;
-  if (name == "relu2") return ActivationKind::kRelu2;
-  if (name == "sigmoid") return ActivationKind::kSigmoid;
-  if (name == "tanh") return ActivationKind::kTanh;
-  if (name == "clamped_swiglu") return ActivationKind::kClampedSwiglu;
-  if (name == "softplus") return ActivationKind::kSoftplus;
-  unsupported(node, "the CPU backend has no activation \"" + name + "\"");
 }
 
 }  // namespace sterna::cpu

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "cpu/lowering.h"
+#include "plan/node_kinds.h"
 
 namespace sterna::cpu {
 
@@ -11,15 +12,6 @@ using LowerFunction = void (*)(Lowering& lowering, const Node& node);
 
 /// The op's lowering, or null when the CPU backend has none.
 LowerFunction find_lowering(std::string_view op);
-
-/// What an embed node gathers by.
-EmbeddedIds embedded_ids(const Program& program, const Node& embed);
-
-/// Whether an embed node is the first of tokens in its function: the one whose rows embeddings can stand for.
-bool is_first_embedding(const Program& program, const Node& embed);
-
-/// The activation function that an attribute names.
-ActivationKind activation_kind(const Node& node, std::string_view attribute);
 
 /// How activations meet a weight.
 struct ActivationRule {

@@ -315,7 +315,8 @@ Program with_slot(const KvSlot& slot) {
 
 /// Keys and values of one layer and head in pages of a cache.
 struct KvPages {
-  KvPages(Checker& checker, KvType type, const KvSlot& slot, int pages) : storage(with_slot(slot), type) {
+  KvPages(Checker& checker, KvType type, const KvSlot& slot, int pages)
+      : storage(KvLayout(with_slot(slot), type, kKvBackend)) {
     storage.reserve(0, pages);
     const KvStorage::Layer& layer = storage.layer(0);
     for (int page = 0; page < pages; ++page) {

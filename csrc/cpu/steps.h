@@ -8,9 +8,9 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/kv_storage.h"
-#include "cpu/state_runs.h"
 #include "cpu/work_range.h"
 #include "engine/batch.h"
+#include "plan/state_runs.h"
 #include "program/attention_options.h"
 #include "quant/layout.h"
 
@@ -57,15 +57,6 @@ struct Step {
   StepFunction warm = nullptr;
 };
 
-/// Rows of floats in the arena.
-struct Rows {
-  float* data = nullptr;
-  std::int64_t stride = 0;  // floats from one row to the next
-  bool outputs = false;     // one row per output (L) instead of one per token (T)
-
-  float* row(std::int64_t i) const { return data + i * stride; }
-};
-
 /// How many token rows lie interleaved in a tile, and whether for the gemm kernels.
 struct TileForm {
   int rows;
@@ -86,8 +77,6 @@ struct TileSpace {
   ActivationTile tile(std::int64_t index, std::int64_t rows, const TileForm& form) const;
 };
 
-/// What a table has a row for.
-enum class EmbeddedIds : std::uint8_t { kTokens, kPositions, kTokenTypes };
 /// Row t of y is row tokens[t] of w, or row positions[t], or row 0: every text is of one type.
 struct EmbedStep {
   const PackedMatrix* w;
@@ -170,7 +159,6 @@ void run_copy(const void* arguments, const StepContext& context);
 /// Row i of y is row output_rows[i] of x.
 void run_take_rows(const void* arguments, const StepContext& context);
 
-enum class PoolKind : std::uint8_t { kMean, kFirst, kLast };
 /// Row i of y stands for the sequence whose last row is output_rows[i] of x.
 struct PoolStep {
   Rows x, y;

@@ -13,17 +13,9 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "plan/kinds.h"
 
 namespace sterna {
-
-/// How keys and values are rounded in the cache.
-enum class KvType { kF16, kF32, kQ8_0 };
-
-/// Elements of a head's key or value row that share a scale in a q8_0 cache.
-constexpr int kKvGroup = 32;
-
-/// Pools of a plan: a word has a bit for each.
-constexpr std::size_t kMaxPools = 64;
 
 /// Whose positions the pages of a pool hold.
 enum class KvPoolKind {
@@ -32,6 +24,9 @@ enum class KvPoolKind {
                // one after the other
   kCross,      // of the sequence that was encoded for this one, which reads them
 };
+
+/// Pools of a plan: a word has a bit for each.
+constexpr std::size_t kMaxPools = 64;
 
 /// Layers whose pages live and die together: those that see all positions (window 0), the last `window`, or a state
 /// (kStateWindow).

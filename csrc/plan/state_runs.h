@@ -5,10 +5,23 @@
 #include <span>
 #include <vector>
 
-#include "cpu/kv_storage.h"
 #include "engine/batch.h"
 
-namespace sterna::cpu {
+namespace sterna {
+
+/// The pages of states that a backend holds.
+class StatePages {
+ public:
+  /// After how many tokens each of a page's halves is the state; 0: it is none. A run reads one half and writes the
+  /// other, so that it can be run again.
+  struct StateHeader {
+    std::int64_t num_tokens[2];
+  };
+
+  virtual ~StatePages() = default;
+  virtual StateHeader& state_header(std::int32_t page) const = 0;
+  virtual float* state_half(std::int32_t page, int half) const = 0;
+};
 
 /// Rows [first_row, last_row) of a sequence that begin with one kept state and end with the next.
 struct StateSegment {
@@ -22,13 +35,16 @@ struct StateSegment {
 class StateRuns {
  public:
   /// Whether each sequence of the batch finds its state. Throws ArgumentError.
-  static void check(const Batch& batch, const KvStorage& kv);
+  static void check(const Batch& batch, std::size_t pool, const StatePages& pages);
 
   /// Lays out the batch, which was checked. What will be written counts as no state until `finish`.
-  void begin(const Batch& batch, const KvStorage& kv);
+  void begin(const Batch& batch, std::size_t pool, const StatePages& pages);
   /// The run is complete: what it wrote counts.
-  void finish(const KvStorage& kv);
+  void finish(const StatePages& pages);
 
+  std::span<const StateSegment> segments() const { return segments_; }
+  /// [sequences + 1]: where the segments of each begin.
+  std::span<const std::int64_t> segment_starts() const { return firsts_; }
   std::int64_t num_sequences() const { return static_cast<std::int64_t>(firsts_.size()) - 1; }
   /// Those of the row's sequence.
   std::span<const StateSegment> of_row(std::int64_t row) const {
@@ -54,4 +70,4 @@ class StateRuns {
   std::vector<Tag> tags_;                // by segment, of its target
 };
 
-}  // namespace sterna::cpu
+}  // namespace sterna

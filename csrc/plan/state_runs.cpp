@@ -1,16 +1,16 @@
-#include "cpu/state_runs.h"
+#include "plan/state_runs.h"
 
 #include <algorithm>
 #include <string>
 
 #include "base/error.h"
 
-namespace sterna::cpu {
+namespace sterna {
 namespace {
 
 /// The half that holds the state after so many tokens, or -1.
-int half_of(const KvStorage& kv, std::int32_t page, std::int64_t num_tokens) {
-  const KvStorage::StateHeader& header = kv.state_header(page);
+int half_of(const StatePages& pages, std::int32_t page, std::int64_t num_tokens) {
+  const StatePages::StateHeader& header = pages.state_header(page);
   if (header.num_tokens[0] == num_tokens) return 0;
   return header.num_tokens[1] == num_tokens ? 1 : -1;
 }
@@ -27,8 +27,8 @@ void each_sequence(const Batch& batch, std::size_t pool, Fn fn) {
 
 }  // namespace
 
-void StateRuns::check(const Batch& batch, const KvStorage& kv) {
-  each_sequence(batch, static_cast<std::size_t>(kv.state_pool()), [&](std::size_t first, std::size_t last, auto table) {
+void StateRuns::check(const Batch& batch, std::size_t pool, const StatePages& pages) {
+  each_sequence(batch, pool, [&](std::size_t first, std::size_t last, auto table) {
     const std::int64_t position = batch.positions[first];
     if (batch.positions[last - 1] - position != static_cast<std::int64_t>(last - first) - 1) {
       throw ArgumentError("batch: a recurrent layer computes positions one after the other, not " +
@@ -37,19 +37,19 @@ void StateRuns::check(const Batch& batch, const KvStorage& kv) {
     }
     if (position == 0) return;
     const std::int32_t page = table[static_cast<std::size_t>((position - 1) / kPageSlots)];
-    if (half_of(kv, page, position) < 0) {
+    if (half_of(pages, page, position) < 0) {
       throw ArgumentError("batch: page " + std::to_string(page) + " does not hold the state after " +
                           std::to_string(position) + " tokens");
     }
   });
 }
 
-void StateRuns::begin(const Batch& batch, const KvStorage& kv) {
+void StateRuns::begin(const Batch& batch, std::size_t pool, const StatePages& pages) {
   segments_.clear();
   firsts_.assign(1, 0);
   sequences_.clear();
   tags_.clear();
-  each_sequence(batch, static_cast<std::size_t>(kv.state_pool()), [&](std::size_t first, std::size_t last, auto table) {
+  each_sequence(batch, pool, [&](std::size_t first, std::size_t last, auto table) {
     sequences_.resize(last, num_sequences());
     const std::int64_t begin = batch.positions[first];
     const std::int64_t end = begin + static_cast<std::int64_t>(last - first);
@@ -58,8 +58,8 @@ void StateRuns::begin(const Batch& batch, const KvStorage& kv) {
     const float* source = nullptr;
     if (begin > 0) {
       read_page = table[static_cast<std::size_t>((begin - 1) / kPageSlots)];
-      read_half = half_of(kv, read_page, begin);
-      source = kv.state_half(read_page, read_half);
+      read_half = half_of(pages, read_page, begin);
+      source = pages.state_half(read_page, read_half);
     }
     auto row = static_cast<std::int64_t>(first);
     for (std::int64_t i = begin / kPageSlots; i <= (end - 1) / kPageSlots; ++i) {
@@ -68,10 +68,10 @@ void StateRuns::begin(const Batch& batch, const KvStorage& kv) {
       const std::int64_t stop = std::min(end, (i + 1) * kPageSlots);
       // The state that was read stays, whatever becomes of this run.
       const int half = page == read_page ? 1 - read_half : 0;
-      KvStorage::StateHeader& header = kv.state_header(page);
+      StatePages::StateHeader& header = pages.state_header(page);
       header.num_tokens[half] = 0;
       if (page != read_page) header.num_tokens[1 - half] = 0;
-      float* target = kv.state_half(page, half);
+      float* target = pages.state_half(page, half);
       const std::int64_t next = static_cast<std::int64_t>(first) + stop - begin;
       segments_.push_back({row, next, source, target});
       tags_.push_back({page, half, stop});
@@ -82,8 +82,8 @@ void StateRuns::begin(const Batch& batch, const KvStorage& kv) {
   });
 }
 
-void StateRuns::finish(const KvStorage& kv) {
-  for (const Tag& tag : tags_) kv.state_header(tag.page).num_tokens[tag.half] = tag.num_tokens;
+void StateRuns::finish(const StatePages& pages) {
+  for (const Tag& tag : tags_) pages.state_header(tag.page).num_tokens[tag.half] = tag.num_tokens;
 }
 
-}  // namespace sterna::cpu
+}  // namespace sterna
