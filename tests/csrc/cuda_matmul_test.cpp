@@ -1,0 +1,387 @@
+/// Every layout through repack, prepare and matmul, against products in double with the format's own numbers; the same
+/// bits for a row alone, among few and among many; gates, biases, residuals, heads and experts.
+#include <cstring>
+#include <string>
+
+#include "base/half.h"
+#include "cuda_launch.h"
+#include "quant/layout.h"
+#include "quant/quantize.h"
+
+using namespace sterna;
+using namespace sterna::cuda;
+
+namespace {
+
+/// A matrix of random bytes whose scales are ordinary, in the device's order, and its values.
+struct Matrix {
+  DeviceMatrix device{};
+  std::vector<std::uint8_t> panels;
+  std::vector<float> values;  // [n][k]
+
+  Matrix(const Format& format, std::int64_t n, std::int64_t k, unsigned seed) {
+    PackedMatrix packed = make_matrix(format, n, k);
+    const std::vector<std::uint8_t> bytes = some_bytes(format, n, k, seed);
+    const std::size_t panel_rows = bytes.size() / static_cast<std::size_t>(n) * kPanelRows;
+    for (std::int64_t p = 0; p < packed.panels(); ++p) {
+      const std::size_t first = static_cast<std::size_t>(p) * panel_rows;
+      if (pack_panel(packed, p, std::span(bytes).subspan(first, std::min(panel_rows, bytes.size() - first)))) continue;
+      std::printf("%s: a scale is not finite\n", std::string(format.name).c_str());
+      std::exit(1);
+    }
+    finish_matrix(packed);
+    values.resize(static_cast<std::size_t>(n * k));
+    for (std::int64_t row = 0; row < n; ++row) dequantize_row(packed, row, values.data() + row * k);
+    std::vector<std::uint8_t> unpacked;
+    LayoutId layout = packed.layout;
+    const std::uint8_t* from = packed.bytes.data();
+    if (layout == LayoutId::kNative) {
+      layout = LayoutId::kUnpacked;
+      const std::int64_t size = device_panel_bytes(layout, k);
+      unpacked.resize(static_cast<std::size_t>(packed.panels() * size));
+      for (std::int64_t p = 0; p < packed.panels(); ++p) unpack_native_panel(packed, p, unpacked.data() + p * size);
+      from = unpacked.data();
+    }
+    device.layout = device_layout(layout);
+    device.n = n;
+    device.k = k;
+    device.factor = packed.factor;
+    device.panel_bytes = device_panel_bytes(device.layout, k);
+    device.matrix_bytes = packed.panels() * device.panel_bytes;
+    panels.resize(static_cast<std::size_t>(device.matrix_bytes) + 64);
+    device.panels = align(panels.data());
+    const RepackArguments a = {from, align(panels.data()), packed.panels(), k, layout};
+    TestBatch(1).launch(Kernel::kRepack, a);
+  }
+  Matrix(const Matrix&) = delete;
+
+  static std::uint8_t* align(std::uint8_t* p) {
+    return reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(p) + 63) / 64 * 64);
+  }
+
+  /// Random numbers in the format; of a format that nothing writes, random codes with a small scale.
+  static std::vector<std::uint8_t> some_bytes(const Format& format, std::int64_t n, std::int64_t k, unsigned seed) {
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(n * k / format.block_size * format.block_bytes));
+    if (can_quantize(format.id)) {
+      quantize(format, random_floats(n * k, seed), static_cast<std::uint64_t>(k), {}, bytes);
+      return bytes;
+    }
+    std::mt19937 random(seed);
+    for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
+    for (std::size_t block = 0; block < bytes.size(); block += format.block_bytes) {
+      if (format.name == "IQ1_M") {  // the scale is the top bits of four words
+        for (std::size_t i = 48; i < 56; i += 2)
+          bytes[block + i + 1] = static_cast<std::uint8_t>(bytes[block + i + 1] & 0x1F);
+        bytes[block + 55] |= 0x20;
+      } else {
+        bytes[block] = 0x12;
+        bytes[block + 1] = 0x28;
+      }
+    }
+    return bytes;
+  }
+};
+
+/// Rows prepared for a layout.
+struct Prepared {
+  PreparedRows rows{};
+  std::vector<std::uint8_t> memory;
+
+  Prepared(const std::vector<float>& x, std::int64_t num_rows, std::int64_t k, std::int64_t padded_k, PreparedForm form,
+           std::int64_t parts = 1) {
+    rows.k = padded_k;
+    rows.max_rows = num_rows * parts;
+    rows.form = form;
+    memory.resize(static_cast<std::size_t>(rows.bytes()) + 64);
+    rows.base = Matrix::align(memory.data());
+    PrepareArguments a{};
+    a.x = cuda::rows(x, k * parts);
+    a.k = k;
+    a.parts = parts;
+    a.to = rows;
+    TestBatch(static_cast<std::int32_t>(num_rows)).launch(Kernel::kPrepare, a, 0);
+  }
+};
+
+PreparedForm form_for(LayoutId layout) {
+  if (layout == LayoutId::kF32) return PreparedForm::kFloat;
+  if (layout == LayoutId::kF16) return PreparedForm::kTwoHalves;
+  if (layout == LayoutId::kBF16) return PreparedForm::kTwoBfloats;
+  return PreparedForm::kHalf;
+}
+
+double tolerance_of(PreparedForm form) {
+  if (form == PreparedForm::kHalf) return 6e-4;
+  return form == PreparedForm::kTwoBfloats ? 2e-5 : 3e-6;
+}
+
+double dot(const float* w, const float* x, std::int64_t k, double& magnitude) {
+  double sum = 0;
+  magnitude = 0;
+  for (std::int64_t i = 0; i < k; ++i) {
+    sum += static_cast<double>(w[i]) * x[i];
+    magnitude += std::pow(static_cast<double>(w[i]) * x[i], 2);
+  }
+  magnitude = std::sqrt(magnitude);
+  return sum;
+}
+
+void check_format(const Format& format, std::int64_t n, std::int64_t k) {
+  const Matrix w(format, n, k, 1);
+  const std::string name(format.name);
+  constexpr std::int64_t kRows = 70;
+  const std::vector<float> x = random_floats(kRows * k, 2);
+  const PreparedForm form = form_for(w.device.layout);
+  const Prepared prepared(x, kRows, k, device_k(w.device.layout, k), form);
+  std::vector<std::vector<float>> results;
+  for (const std::int32_t rows_at_once : {70, 30, 5}) {  // as the three kernels take them
+    std::vector<float> y(static_cast<std::size_t>(kRows * n), NAN);
+    MatmulArguments a{};
+    a.w = w.device;
+    a.x = prepared.rows;
+    a.y = rows(y, n);
+    TestBatch(rows_at_once).launch(Kernel::kMatmul, a, 0);
+    results.push_back(y);
+  }
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      double magnitude = 0;
+      const double expected = dot(w.values.data() + i * k, x.data() + row * k, k, magnitude);
+      const auto at = static_cast<std::size_t>(row * n + i);
+      const double tolerance = tolerance_of(form) * 4 * std::max(magnitude, 1e-30);
+      expect_near(results[0][at] / tolerance, expected / tolerance, 1.0 / std::max(1.0, std::abs(expected / tolerance)),
+                  name.c_str());
+      for (std::size_t other = 1; other < 3; ++other) {
+        const std::int64_t count = other == 1 ? 30 : 5;
+        if (row < count && std::memcmp(&results[0][at], &results[other][at], 4) != 0) {
+          expect_near(results[other][at], INFINITY, 0, (name + ": bits of few and many rows").c_str());
+        }
+      }
+    }
+  }
+}
+
+void check_gates() {
+  constexpr std::int64_t kN = 40, kK = 256, kRows = 3;
+  const Format& format = *find_format("Q4_K");
+  const Matrix gate_w(format, kN, kK, 3), up_w(format, kN, kK, 4);
+  const std::vector<float> x = random_floats(kRows * kK, 5), bias = random_floats(kN, 6),
+                           up_bias = random_floats(kN, 7), residual = random_floats(kRows * kN, 8);
+  const Prepared prepared(x, kRows, kK, kK, PreparedForm::kHalf);
+  for (const std::int32_t spare : {0, 80}) {  // few, and the kernel for many
+    std::vector<float> y(kRows * kN);
+    MatmulArguments a{};
+    a.w = gate_w.device;
+    a.up = up_w.device;
+    a.bias = bias.data();
+    a.up_bias = up_bias.data();
+    a.glu = ActivationKind::kSilu;
+    a.x = prepared.rows;
+    a.residual = rows(residual, kN);
+    a.y = rows(y, kN);
+    TestBatch(kRows).launch(Kernel::kMatmul, a, spare);
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      for (std::int64_t i = 0; i < kN; ++i) {
+        double g_size = 0, u_size = 0;
+        const double g =
+            dot(&gate_w.values[static_cast<std::size_t>(i * kK)], &x[static_cast<std::size_t>(row * kK)], kK, g_size) +
+            bias[static_cast<std::size_t>(i)];
+        const double u =
+            dot(&up_w.values[static_cast<std::size_t>(i * kK)], &x[static_cast<std::size_t>(row * kK)], kK, u_size) +
+            up_bias[static_cast<std::size_t>(i)];
+        const double expected = g / (1 + std::exp(-g)) * u + residual[static_cast<std::size_t>(row * kN + i)];
+        expect_near(y[static_cast<std::size_t>(row * kN + i)], expected,
+                    4e-3 * (1 + g_size * u_size / std::max(1.0, std::abs(expected))), "gate");
+      }
+    }
+  }
+}
+
+void check_heads() {
+  constexpr std::int64_t kHeads = 3, kN = 20, kK = 64, kRows = 4;
+  const Format& format = *find_format("Q8_0");
+  std::vector<std::uint8_t> all;
+  std::vector<std::vector<float>> values;
+  DeviceMatrix device{};
+  for (unsigned h = 0; h < kHeads; ++h) {
+    const Matrix w(format, kN, kK, 10 + h);
+    device = w.device;
+    all.insert(all.end(), w.device.panels, w.device.panels + w.device.matrix_bytes);
+    values.push_back(w.values);
+  }
+  all.resize(all.size() + 64);
+  std::uint8_t* const base = Matrix::align(all.data());
+  std::memmove(base, all.data(), all.size() - 64);
+  device.panels = base;
+  const std::vector<float> x = random_floats(kRows * kHeads * kK, 20);
+  const Prepared prepared(x, kRows, kK, kK, PreparedForm::kHalf, kHeads);
+  std::vector<float> y(kRows * kHeads * kN);
+  MatmulArguments a{};
+  a.kind = MatmulKind::kHeads;
+  a.heads = kHeads;
+  a.w = device;
+  a.x = prepared.rows;
+  a.y = rows(y, kHeads * kN);
+  TestBatch(kRows).launch(Kernel::kMatmul, a);
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    for (std::int64_t h = 0; h < kHeads; ++h) {
+      for (std::int64_t i = 0; i < kN; ++i) {
+        double size = 0;
+        const double expected = dot(&values[static_cast<std::size_t>(h)][static_cast<std::size_t>(i * kK)],
+                                    &x[static_cast<std::size_t>((row * kHeads + h) * kK)], kK, size);
+        expect_near(y[static_cast<std::size_t>((row * kHeads + h) * kN + i)] - expected, 0, 2e-3 * std::max(size, 1e-3),
+                    "heads");
+      }
+    }
+  }
+}
+
+/// Codes of one scale per row are integers, and so are their products with ternary weights.
+void check_int8() {
+  constexpr std::int64_t kN = 16, kK = 512, kRows = 2;
+  const Format& format = *find_format("TQ2_0");
+  const Matrix w(format, kN, kK, 30);
+  const std::vector<float> x = random_floats(kRows * kK, 31);
+  const Prepared prepared(x, kRows, kK, kK, PreparedForm::kInt8);
+  std::vector<float> y(kRows * kN);
+  MatmulArguments a{};
+  a.w = w.device;
+  a.x = prepared.rows;
+  a.y = rows(y, kN);
+  TestBatch(kRows).launch(Kernel::kMatmul, a);
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    float largest = 0;
+    for (std::int64_t i = 0; i < kK; ++i)
+      largest = std::max(largest, std::abs(x[static_cast<std::size_t>(row * kK + i)]));
+    std::vector<float> rounded(kK);
+    for (std::int64_t i = 0; i < kK; ++i) {
+      rounded[static_cast<std::size_t>(i)] =
+          static_cast<float>(std::nearbyint(x[static_cast<std::size_t>(row * kK + i)] * (127.0f / largest))) *
+          (largest / 127.0f);
+    }
+    for (std::int64_t i = 0; i < kN; ++i) {
+      double size = 0;
+      const double expected = dot(&w.values[static_cast<std::size_t>(i * kK)], rounded.data(), kK, size);
+      expect_near(y[static_cast<std::size_t>(row * kN + i)] - expected, 0, 3e-6 * size, "int8");
+    }
+  }
+}
+
+void check_experts() {
+  constexpr std::int64_t kExperts = 4, kN = 24, kK = 96, kRows = 3, kUsed = 2;
+  const Format& format = *find_format("Q5_1");
+  std::vector<std::uint8_t> all;
+  std::vector<std::vector<float>> values;
+  DeviceMatrix device{};
+  for (unsigned e = 0; e < kExperts; ++e) {
+    const Matrix w(format, kN, kK, 40 + e);
+    device = w.device;
+    all.insert(all.end(), w.device.panels, w.device.panels + w.device.matrix_bytes);
+    values.push_back(w.values);
+  }
+  all.resize(all.size() + 64);
+  std::uint8_t* const base = Matrix::align(all.data());
+  std::memmove(base, all.data(), all.size() - 64);
+  device.panels = base;
+  // Rows 0, 1, 2 chose experts (3, 1), (1, 0), (3, 0).
+  std::vector<std::int32_t> groups = {3, 0, 0, 2, 1, 2, 2, 3, 4, 2, 0, 0, 0};
+  std::vector<std::int32_t> pairs = {3, 5, 1, 2, 0, 4};
+  const std::vector<float> x = random_floats(kRows * kK, 50), bias = random_floats(kExperts * kN, 51);
+  Prepared prepared(x, kRows, kK, kK, PreparedForm::kHalf, 1);
+  prepared.rows.max_rows = kRows * kUsed;
+  prepared.memory.assign(static_cast<std::size_t>(prepared.rows.bytes()) + 64, 0);
+  prepared.rows.base = Matrix::align(prepared.memory.data());
+  PrepareArguments p{};
+  p.x = rows(x, kK);
+  p.k = kK;
+  p.parts = 1;
+  p.pairs = pairs.data();
+  p.used = kUsed;
+  p.to = prepared.rows;
+  TestBatch(kRows).launch(Kernel::kPrepare, p, 0);
+  std::vector<float> y(kRows * kUsed * kN);
+  MatmulArguments a{};
+  a.kind = MatmulKind::kExperts;
+  a.pairs = {groups.data(), pairs.data(), nullptr, kExperts, kUsed, kRows * kUsed};
+  a.w = device;
+  a.bias = bias.data();
+  a.x = prepared.rows;
+  a.y = rows(y, kN);
+  TestBatch(kRows).launch(Kernel::kMatmul, a);
+  const std::int64_t experts[] = {0, 0, 1, 1, 3, 3};
+  for (std::size_t place = 0; place < pairs.size(); ++place) {
+    for (std::int64_t i = 0; i < kN; ++i) {
+      double size = 0;
+      const std::int64_t row = pairs[place] / kUsed;
+      const double expected = dot(&values[static_cast<std::size_t>(experts[place])][static_cast<std::size_t>(i * kK)],
+                                  &x[static_cast<std::size_t>(row * kK)], kK, size) +
+                              bias[static_cast<std::size_t>(experts[place] * kN + i)];
+      expect_near(y[place * kN + static_cast<std::size_t>(i)] - expected, 0, 2e-3 * size, "experts");
+    }
+  }
+}
+
+/// Short rows, rows that a block holds at once and longer ones, with and without a norm: values times scale, and the
+/// sums of each 16.
+void check_prepared() {
+  constexpr float kEps = 1e-5f;
+  for (const std::int64_t k : {31, 100, 1024, 1030, 4096, 16384, 17001}) {
+    for (const bool has_norm : {false, true}) {
+      std::vector<float> x = random_floats(2 * k, 5);
+      const std::vector<float> norm = random_floats(k, 6);
+      PreparedRows rows{};
+      rows.k = (k + 31) / 32 * 32;
+      rows.max_rows = 3;
+      rows.form = PreparedForm::kHalf;
+      std::vector<std::uint8_t> memory(static_cast<std::size_t>(rows.bytes()) + 64, 0xA5);
+      rows.base = Matrix::align(memory.data());
+      PrepareArguments a{};
+      a.x = cuda::rows(x, k);
+      a.norm = has_norm ? norm.data() : nullptr;
+      a.eps = kEps;
+      a.k = k;
+      a.parts = 1;
+      a.to = rows;
+      TestBatch(2).launch(Kernel::kPrepare, a, 1);
+      for (std::int64_t row = 0; row < 2; ++row) {
+        const float* const from = x.data() + row * k;
+        double squares = 0.0;
+        for (std::int64_t i = 0; i < k; ++i) squares += static_cast<double>(from[i]) * from[i];
+        const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(k) + kEps);
+        const auto* const values = reinterpret_cast<const std::uint16_t*>(rows.base + row * rows.row_bytes());
+        const double scale = reinterpret_cast<const float*>(rows.base + rows.scale_offset())[row];
+        const auto* const sums =
+            reinterpret_cast<const float*>(rows.base + rows.sum_offset()) + row * rows.sum_stride();
+        double sum = 0.0;
+        for (std::int64_t i = 0; i < rows.k; ++i) {
+          const double plain = i < k ? from[i] : 0.0;
+          const double expected = has_norm && i < k ? plain * inverse * norm[static_cast<std::size_t>(i)] : plain;
+          const double value = half_to_float(values[i]);
+          expect_near(value * scale, expected, 6e-4, "prepared");
+          sum += value;
+          if (i % 16 != 15) continue;
+          expect_near(sums[i / 16] * scale, sum * scale, 1e-6, "sum of 16");
+          sum = 0.0;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_prepared();
+  for (const Format& format : formats()) {
+    const bool is_weight =
+        format.dequantize != nullptr && format.name != "F64" && static_cast<std::uint32_t>(format.id) < kFirstVariant;
+    if (!is_weight || format.tail_bytes != 0) continue;  // with a tail: the layouts of others
+    const std::int64_t block = format.block_size;
+    check_format(format, 35, block == 1 ? 100 : std::max<std::int64_t>(block, 64) * (block < 256 ? 9 : 2));
+  }
+  check_gates();
+  check_heads();
+  check_int8();
+  check_experts();
+  return finish_test();
+}
