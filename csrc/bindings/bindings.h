@@ -33,6 +33,7 @@ void bind_quant(pybind11::module_& m);
 void bind_quantize(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
+void bind_cuda(pybind11::module_& m);
 void bind_machine(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m) {
   bind_quantize(m);
   bind_program(m);
   bind_plan(m);
+  bind_cuda(m);
   bind_machine(m);
   bind_engine(m);
 }

@@ -1,0 +1,89 @@
+/// CUDA devices, and programs compiled for one.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/plan_arguments.h"
+#include "cuda/cuda_plan.h"
+#include "cuda/device.h"
+
+namespace py = pybind11;
+
+namespace sterna::bindings {
+namespace {
+
+py::list devices() {
+  std::vector<cuda::DeviceInfo> infos;
+  {
+    const GilRelease release;
+    infos = cuda::device_infos();
+  }
+  py::list list;
+  for (const cuda::DeviceInfo& info : infos) {
+    py::dict device;
+    device["number"] = list.size();
+    device["name"] = std::string(info.name);
+    device["compute_capability"] = std::to_string(info.major) + "." + std::to_string(info.minor);
+    device["multiprocessors"] = info.multiprocessors;
+    device["total_bytes"] = info.total_bytes;
+    device["free_bytes"] = info.free_bytes;
+    list.append(device);
+  }
+  return list;
+}
+
+cuda::CudaPlanOptions options_from(const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs) {
+  cuda::CudaPlanOptions options;
+  options.kv_type = kv_type_from(kv_dtype);
+  options.max_tokens = max_tokens;
+  options.max_outputs = max_outputs;
+  return options;
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  m.def(
+      "cuda_problem",
+      [] {
+        const GilRelease release;
+        return cuda::device_problem();
+      },
+      "Why no CUDA device can be used, in a sentence; empty when one can.");
+  m.def("cuda_devices", &devices,
+        "number, name, compute_capability, multiprocessors, total_bytes and free_bytes of each CUDA device.");
+
+  py::class_<cuda::CudaPlan, ProgramPlan, std::shared_ptr<cuda::CudaPlan>>(m, "CudaPlan")
+      .def_property_readonly("device", &cuda::CudaPlan::device, "Number and name: \"cuda:0 (NVIDIA H200)\".");
+
+  m.def(
+      "plan_memory_cuda",
+      [](const Program& program, const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs) {
+        const PlanMemory memory = cuda::plan_memory(program, options_from(kv_dtype, max_tokens, max_outputs));
+        return py::make_tuple(memory.weights, memory.scratch, pools_of(memory));
+      },
+      py::arg("program"), py::kw_only(), py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512,
+      py::arg("max_outputs") = 64,
+      "Bytes of weights and scratch that compile_cuda with these arguments will hold on its device, and (window, bytes "
+      "of a page) of each pool of the KV cache; needs no device.");
+
+  m.def(
+      "compile_cuda",
+      [](const Program& program, const py::object& source, int device, const std::string& kv_dtype,
+         std::int32_t max_tokens, std::int32_t max_outputs, bool keep_values,
+         const std::vector<std::shared_ptr<GgufModel>>& adapters, int threads) {
+        cuda::CudaPlanOptions options = options_from(kv_dtype, max_tokens, max_outputs);
+        options.device = device;
+        options.threads = threads;
+        options.keep_values = keep_values;
+        const std::unique_ptr<TensorSource> tensors = tensor_source(source, adapters);
+        const GilRelease release;
+        return std::make_shared<cuda::CudaPlan>(program, *tensors, options);
+      },
+      py::arg("program"), py::arg("source"), py::kw_only(), py::arg("device") = 0, py::arg("kv_dtype") = "f16",
+      py::arg("max_tokens") = 512, py::arg("max_outputs") = 64, py::arg("keep_values") = false,
+      py::arg("adapters") = std::vector<std::shared_ptr<GgufModel>>(), py::arg("threads") = 0,
+      "Compiles a program for a CUDA device, `threads` packing its weights; otherwise as compile_cpu. DeviceError.");
+}
+
+}  // namespace sterna::bindings

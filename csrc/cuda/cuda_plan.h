@@ -1,0 +1,125 @@
+/// The CUDA backend's Plan: compiles a Program, and puts its steps into a device's stream; few rows go as a graph.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/batch_upload.h"
+#include "cuda/device.h"
+#include "cuda/kv_storage.h"
+#include "cuda/lowering.h"
+#include "cuda/weights.h"
+#include "plan/program_plan.h"
+#include "plan/state_runs.h"
+#include "plan/tensor_source.h"
+
+namespace sterna::cuda {
+
+struct CudaPlanOptions {
+  int device = 0;
+  int threads = 0;  // that pack weights; 0: one per CPU that this process may use
+  KvType kv_type = KvType::kF16;
+  std::int32_t max_tokens = 512;
+  std::int32_t max_outputs = 64;
+  bool keep_values = false;  // every result of a node can be looked at after a run
+};
+
+/// What a CudaPlan of this program will hold on its device, found out without one.
+PlanMemory plan_memory(const Program& program, const CudaPlanOptions& options);
+
+/// The steps of some functions, with the memory that they compute in, one function at a time.
+struct CompiledFunctions {
+  struct KeptValue {
+    std::string name;
+    std::string source;  // the line of the model file
+    Rows rows;           // in device memory
+    std::int64_t size;
+  };
+  struct Steps {
+    std::string function;
+    std::vector<Step> steps;
+    std::deque<std::shared_ptr<void>> arguments;
+    std::vector<std::pair<std::uint8_t*, std::int64_t>> zeroed;  // before each run
+    std::vector<KeptValue> kept;
+    Rows output;  // one row per output of the batch, without gaps
+    std::int64_t output_size = 0;
+  };
+
+  std::deque<Steps> functions;
+  DeviceMemory arena;
+
+  const Steps* find(std::string_view name) const;
+};
+
+class CudaPlan final : public ProgramPlan {
+ public:
+  /// Compiles the functions. The program is used as it is: fuse it first for speed. Throws DeviceError,
+  /// UnsupportedModelError, MemoryBudgetError, and what the source throws.
+  CudaPlan(const Program& program, const TensorSource& source, const CudaPlanOptions& options);
+  ~CudaPlan() override;
+
+  bool run(const Batch& batch, const Interrupt* interrupt) override;
+  std::span<const float> logits() const override { return outputs_of("logits"); }
+  std::span<const float> encodings() const override { return outputs_of("encode"); }
+  std::span<const float> kept_row(std::string_view name, std::int32_t row, std::size_t output) const override;
+  std::string first_non_finite(const Batch& batch, std::int32_t row) override;
+  void reserve_pages(std::size_t pool, std::int32_t num_pages) override { kv_.reserve(pool, num_pages); }
+  std::int32_t num_pages(std::size_t pool) const override { return kv_.num_pages(pool); }
+  void copy_page(std::size_t pool, std::int32_t from, std::int32_t to) override { kv_.copy_page(pool, from, to); }
+  void read_page(std::size_t pool, std::int32_t page, std::span<std::uint8_t> bytes) const override {
+    kv_.read_page(pool, page, bytes);
+  }
+  void write_page(std::size_t pool, std::int32_t page, std::span<const std::uint8_t> bytes) override {
+    kv_.write_page(pool, page, bytes);
+  }
+  PlanMemory memory() const override;
+
+  /// "cuda:0 (NVIDIA H200)"
+  std::string device() const;
+  std::map<std::string, int> layouts() const override { return weights_.layouts(); }
+  std::vector<std::string> value_names() const override;
+  std::vector<float> value(const std::string& name) const override;
+
+ private:
+  struct Graph {
+    void* handle;             // null: made when its key comes again
+    std::int64_t generation;  // of the batch's addresses
+  };
+  /// Of a function: rows and outputs that it was captured for.
+  using GraphKey = std::tuple<std::string, std::int32_t, std::int32_t>;
+
+  CompiledFunctions compile(std::span<const std::string> names, const BufferPlan::Limits& limits);
+  /// Puts the steps into the stream. False when `interrupt` was seen due.
+  bool launch(const CompiledFunctions::Steps& steps, const Launch& launch, const Interrupt* interrupt) const;
+  /// The same by a graph, which is made when its sizes come for the second time: the first time kernels are loaded, and
+  /// many sizes come but once. False where there is none.
+  bool launch_graph(const CompiledFunctions::Steps& steps, const Batch& batch);
+  bool run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt);
+  std::span<const float> outputs_of(std::string_view function) const;
+  std::vector<float> read_rows(const Rows& rows, std::int64_t first, std::int64_t count, std::int64_t size) const;
+  void drop_graph(Graph& graph) const noexcept;
+
+  const std::shared_ptr<const Device> device_;
+  Weights weights_;
+  KvStorage kv_;
+  Constants constants_;
+  BatchUpload upload_;
+  StateRuns states_;
+  CompiledFunctions compiled_;
+  /// The same function again with some of its values kept, for as long as batches ask for them.
+  CompiledFunctions keeping_;
+  std::vector<std::string> kept_;
+  std::map<GraphKey, Graph> graphs_;  // of compiled_
+  bool has_graphs_ = true;
+  DeviceMemory results_;                                                                  // in host memory
+  mutable std::map<std::pair<std::string, std::int64_t>, std::vector<float>> kept_rows_;  // of the last run
+  const CompiledFunctions::Steps* last_ = nullptr;
+  std::int32_t num_outputs_ = 0;
+  std::int32_t num_tokens_ = 0;
+};
+
+}  // namespace sterna::cuda

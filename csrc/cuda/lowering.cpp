@@ -1,0 +1,80 @@
+#include "cuda/lowering.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace sterna::cuda {
+
+const std::uint8_t* Constants::add(const void* data, std::uint64_t bytes) {
+  if (device_ == nullptr) return nullptr;
+  const std::string key(static_cast<const char*>(data), bytes);
+  const auto [found, is_new] = tables_.try_emplace(key);
+  if (is_new) {
+    found->second = DeviceMemory(device_, bytes);
+    device_->copy(found->second.data(), found->first.data(), bytes);
+  }
+  return found->second.data();
+}
+
+void unsupported(const Node& node, const std::string& problem) {
+  throw UnsupportedModelError(node.op + " " + node.name + ": " + problem + " (" + node.source + ")");
+}
+
+void Lowering::lower(const Function& function) {
+  set_outputs(function.outputs);
+  for (const Node& node : function.nodes) {
+    const LowerFunction lower_op = find_lowering(node.op);
+    if (lower_op == nullptr) unsupported(node, "the CUDA backend has no kernel for this op");
+    lower_op(*this, node);
+  }
+  for (const ValueId output : function.outputs) touch(place_of(output));
+}
+
+const float* Lowering::vector(const Node& node, std::string_view role) const {
+  const ValueId id = node.input(role);
+  return id == kNoValue ? nullptr : vector(id);
+}
+
+KvLayer Lowering::kv_layer(std::int64_t layer) const {
+  return kv_ == nullptr ? describe_layer(layout_, layer) : kv_->device_layer(layer);
+}
+
+void Lowering::add(Kernel kernel, const void* arguments) {
+  steps_.push_back({kernel, arguments});
+  advance();
+}
+
+int Lowering::zeroed_buffer(const std::string& name, std::int64_t bytes) {
+  const auto [buffer, is_new] = shared_buffer(name, bytes);
+  if (is_new) {
+    keep(buffer);
+    zeroed_.push_back(buffer);
+  }
+  return buffer;
+}
+
+void Lowering::bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix) {
+  const auto [place, is_new] = rope_place(node, prefix);
+  if (is_new) {
+    auto& step = make<RopeTableArguments>();
+    const auto divisors = [&](ValueId id) {
+      return id == kNoValue ? std::span<const float>() : std::span<const float>(host_vector(id));
+    };
+    step.frequencies = constants_.add(inverse_frequencies(place.spec, divisors(place.factors)));
+    if (place.long_factors != kNoValue) {
+      step.long_frequencies = constants_.add(inverse_frequencies(place.spec, divisors(place.long_factors)));
+    }
+    step.pairs = static_cast<std::int32_t>(place.spec.rotary_dim / 2);
+    step.factor = static_cast<float>(place.spec.attention_factor);
+    bind(step.cosines, place.cosines);
+    bind(step.sines, place.sines);
+    add(Kernel::kRopeTable, &step);
+  }
+  bind(transform.cosines, place.cosines);
+  bind(transform.sines, place.sines);
+  transform.rotary_dim = static_cast<std::int32_t>(place.spec.rotary_dim);
+  transform.interleaved = place.spec.style == RopeStyle::kInterleaved;
+}
+
+}  // namespace sterna::cuda

@@ -1,0 +1,122 @@
+/// From a Program's nodes to the steps of a CUDA plan. One function per op, in one table; an op without an entry fails
+/// at load.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cuda/arguments.h"
+#include "cuda/device.h"
+#include "cuda/kv_storage.h"
+#include "cuda/weights.h"
+#include "plan/buffer_plan.h"
+#include "program/program.h"
+
+namespace sterna::cuda {
+
+struct Step {
+  Kernel kernel;
+  const void* arguments;
+};
+
+/// Small tables that steps read, in device memory: those with equal bytes are held once.
+class Constants {
+ public:
+  /// Without a device nothing is copied, and addresses are null.
+  explicit Constants(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
+
+  template <class T>
+  const T* add(const std::vector<T>& values) {
+    return reinterpret_cast<const T*>(add(values.data(), values.size() * sizeof(T)));
+  }
+
+ private:
+  const std::uint8_t* add(const void* data, std::uint64_t bytes);
+
+  std::shared_ptr<const Device> device_;
+  std::map<std::string, DeviceMemory> tables_;
+};
+
+class Lowering : public BufferPlan {
+ public:
+  /// `kv` is null where only memory is planned.
+  Lowering(const Program& program, const Weights& weights, const sterna::KvLayout& layout, const KvStorage* kv,
+           Constants& constants, const Limits& limits)
+      : BufferPlan(program, limits), weights_(weights), layout_(layout), kv_(kv), constants_(constants) {}
+
+  /// Lowers the function's nodes. Throws UnsupportedModelError naming op, node and source line.
+  void lower(const Function& function);
+
+  const std::vector<Step>& steps() const { return steps_; }
+  /// Keeps the steps' arguments alive; the plan takes them over.
+  std::deque<std::shared_ptr<void>> take_arguments() { return std::move(arguments_); }
+  /// Buffers that must be zero before the first run; steps leave them so.
+  const std::vector<int>& zeroed() const { return zeroed_; }
+
+  // What the per-op functions use.
+  const Weights::Matrices& matrices(ValueId weight) const { return weights_.matrices(program().value(weight).name); }
+  /// In device memory; null where the node has no such operand.
+  const float* vector(const Node& node, std::string_view role) const;
+  const float* vector(ValueId weight) const { return weights_.vector(program().value(weight).name); }
+  const std::vector<float>& host_vector(ValueId weight) const {
+    return weights_.host_vector(program().value(weight).name);
+  }
+  std::int64_t vector_size(ValueId weight) const { return static_cast<std::int64_t>(host_vector(weight).size()); }
+  KvLayer kv_layer(std::int64_t layer) const;
+  std::int64_t state_offset(const Node& node) const { return layout_.state_offset(node.integer("layer"), node.op); }
+  Constants& constants() { return constants_; }
+
+  /// Arguments of a step to be added; addresses stay fixed.
+  template <class T>
+  T& make() {
+    auto argument = std::make_shared<T>(T{});
+    T& reference = *argument;
+    arguments_.push_back(std::move(argument));
+    return reference;
+  }
+  void add(Kernel kernel, const void* arguments);
+  /// A buffer that is zero whenever a step begins, for as long as the plan lives.
+  int zeroed_buffer(const std::string& name, std::int64_t bytes);
+
+  /// Cosines and sines for a rope, computed once per run for all nodes that share them.
+  void bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix);
+
+ private:
+  const Weights& weights_;
+  const sterna::KvLayout& layout_;
+  const KvStorage* kv_;
+  Constants& constants_;
+  std::vector<Step> steps_;
+  std::deque<std::shared_ptr<void>> arguments_;
+  std::vector<int> zeroed_;
+};
+
+using LowerFunction = void (*)(Lowering& lowering, const Node& node);
+/// The op's lowering, or null when the backend has none.
+LowerFunction find_lowering(std::string_view op);
+
+/// Throws UnsupportedModelError.
+[[noreturn]] void unsupported(const Node& node, const std::string& problem);
+
+void lower_linear(Lowering& lowering, const Node& node);
+void lower_head_linear(Lowering& lowering, const Node& node);
+void lower_unembed(Lowering& lowering, const Node& node);
+void lower_rope(Lowering& lowering, const Node& node);
+void lower_store_kv(Lowering& lowering, const Node& node);
+void lower_attention(Lowering& lowering, const Node& node);
+void lower_short_conv(Lowering& lowering, const Node& node);
+void lower_ssm_scan(Lowering& lowering, const Node& node);
+void lower_delta_rule(Lowering& lowering, const Node& node);
+void lower_route(Lowering& lowering, const Node& node);
+void lower_expert_glu(Lowering& lowering, const Node& node);
+
+/// The form in which rows meet a matrix's layout under the node's attribute "activation".
+PreparedForm prepared_form(const Node& node, const Weights::Matrices& w);
+
+}  // namespace sterna::cuda
