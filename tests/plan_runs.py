@@ -1,4 +1,4 @@
-"""Model files compiled for the CPU and run over one sequence, without an engine."""
+"""Model files compiled for the CPU, and plans run over one sequence or over several together, without an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compiled(path: Path, *, fused: bool = True, **options: object) -> _core.CpuP
 
 
 def run(
-    plan: _core.CpuPlan,
+    plan: _core.ProgramPlan,
     tokens: np.ndarray,
     chunk: int = 0,
     pages: tuple[int, ...] = (0, 1, 2, 3, 4),
@@ -39,3 +39,24 @@ def run(
         sequences = np.zeros_like(rows)
         got.append(plan.run(tokens[first:last], rows + first, sequences, [list(pages)], rows, long_sequences=is_long))
     return np.concatenate(got)
+
+
+def run_company(plan: _core.ProgramPlan, texts: dict[str, np.ndarray], batches: list[dict[str, int]]) -> dict[str, Floats]:
+    """Logits at every position of sequences that run together, on pages in another order than theirs."""
+    tables = dict(zip(texts, ([3, 1], [0], [2]), strict=True))
+    done = dict.fromkeys(texts, 0)
+    got: dict[str, list[Floats]] = {key: [] for key in texts}
+    for batch in batches:
+        positions = [np.arange(done[key], done[key] + count) for key, count in batch.items()]
+        logits = plan.run(
+            np.concatenate([texts[key][rows] for key, rows in zip(batch, positions, strict=True)]),
+            np.concatenate(positions),
+            np.repeat(np.arange(len(batch)), list(batch.values())),
+            [tables[key] for key in batch],
+            np.arange(sum(batch.values())),
+            long_sequences=[int(0 < plan.longrope_context < len(texts[key])) for key in batch],
+        )
+        for key, rows in zip(batch, np.split(logits, np.cumsum(list(batch.values()))[:-1]), strict=True):
+            got[key].append(rows)
+            done[key] += len(rows)
+    return {key: np.concatenate(rows) for key, rows in got.items()}

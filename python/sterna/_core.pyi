@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, TypeAlias, final
+from typing import Any, ClassVar, NoReturn, TypeAlias, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
@@ -310,9 +310,8 @@ class PyPlan(Plan):
 
     def __init__(self) -> None: ...
 
-@final
-class CpuPlan(Plan):
-    """A Program compiled for the CPU; made by `compile_cpu`. Not for several threads at a time."""
+class ProgramPlan(Plan):
+    """A Program, compiled for one device. Not for several threads at a time."""
 
     def run(
         self,
@@ -360,10 +359,6 @@ class CpuPlan(Plan):
     @property
     def num_pages(self) -> int: ...
     @property
-    def isa(self) -> str: ...
-    @property
-    def threads(self) -> int: ...
-    @property
     def layouts(self) -> dict[str, int]:
         """Number of matrices by the layout that they are packed in."""
     @property
@@ -375,6 +370,15 @@ class CpuPlan(Plan):
         """(window, bytes of a page) of each pool of the KV cache; window 0 sees all positions."""
     @property
     def kv_layout(self) -> str: ...
+
+@final
+class CpuPlan(ProgramPlan):
+    """Made by `compile_cpu`."""
+
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
 
 def compile_cpu(
     program: Program,
@@ -432,6 +436,49 @@ def pack_and_dequantize(
 
 def packed_bytes(format: str, n: int, k: int) -> int:
     """Bytes of a packed [n, k] matrix. ArgumentError."""
+
+# --- cuda
+
+def cuda_problem() -> str:
+    """Why no CUDA device can be used, in a sentence; "" when one can."""
+
+def cuda_devices() -> list[CudaDevice]:
+    """All of them; none when there is a problem. Their number is what `compile_cuda` takes."""
+
+class CudaDevice(TypedDict):
+    number: int
+    name: str
+    compute_capability: str  # "9.0"
+    multiprocessors: int
+    total_bytes: int
+    free_bytes: int
+
+@final
+class CudaPlan(ProgramPlan):
+    """Made by `compile_cuda`."""
+
+    @property
+    def device(self) -> str:
+        """Number and name: "cuda:0 (NVIDIA H200)"."""
+
+def compile_cuda(
+    program: Program,
+    source: Gguf | Mapping[str, npt.NDArray[np.uint8]],
+    *,
+    device: int = 0,
+    kv_dtype: str = "f16",
+    max_tokens: int = 512,
+    max_outputs: int = 64,
+    keep_values: bool = False,
+    adapters: Sequence[Gguf] = (),
+    threads: int = 0,
+) -> CudaPlan:
+    """As `compile_cpu`, for a CUDA device; `threads` pack the weights. ArgumentError, DeviceError, MemoryBudgetError, ..."""
+
+def plan_memory_cuda(
+    program: Program, *, kv_dtype: str = "f16", max_tokens: int = 512, max_outputs: int = 64
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """As `plan_memory`, of `compile_cuda` with these arguments; needs no device."""
 
 # --- machine
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna import _core
+from sterna.device import CPU, Device
 from sterna.interpreter import Interpreter
 from sterna.memory import KvDtype
 
@@ -58,6 +59,7 @@ def diff(
     isa: str = "",
     threads: int = 0,
     kv_dtype: KvDtype = "f16",
+    device: Device = CPU,
 ) -> Iterator[NodeDifference]:
     """Runs `tokens` as one sequence through a plan of `program` (fused or not) and compares each result, in order.
 
@@ -65,16 +67,12 @@ def diff(
     """
     count = len(tokens)
     function = program.functions[0]
-    plan = _core.compile_cpu(
-        program,
-        file,
-        threads=threads,
-        isa=isa,
-        kv_dtype=kv_dtype,
-        max_tokens=count,
-        max_outputs=count,
-        keep_values=True,
-    )
+    options: dict[str, Any] = {"threads": threads, "kv_dtype": kv_dtype, "max_tokens": count, "max_outputs": count}
+    plan: _core.ProgramPlan
+    if device.number is None:
+        plan = _core.compile_cpu(program, file, isa=isa, keep_values=True, **options)
+    else:
+        plan = _core.compile_cuda(program, file, device=device.number, keep_values=True, **options)
     pages = (count + 63) // 64
     plan.reserve_pages(pages)
     rows = np.arange(count, dtype=np.int32)
@@ -93,7 +91,10 @@ def diff(
         extents = [sizes[extent] if isinstance(extent, str) else extent for extent in values[id].shape]
         return plan.value(values[id].name).reshape(extents)
 
-    interpreter = Interpreter(program, TensorValues(file), kv_dtype=kv_dtype, function=function, is_long=is_long)
+    halves = device.number is not None
+    interpreter = Interpreter(
+        program, TensorValues(file), kv_dtype=kv_dtype, function=function, is_long=is_long, halves=halves
+    )
     interpreter.begin(tokens)
     for node in program.nodes(function):
         references = interpreter.eval_node(node, [kept(id) for _, id in node.inputs])

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sterna.device import compile_for
 from sterna.errors import ArgumentError
 from sterna.memory import PlanSettings
 
 if TYPE_CHECKING:
-    from sterna._core import CpuPlan, Gguf, Program
+    from sterna._core import Gguf, Program, ProgramPlan
     from sterna.hub import Progress
 
 _MODEL, _TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.tokens"
@@ -59,18 +60,9 @@ def prepare_draft(
     return PreparedDraft(file, traced.program.fuse(), settings)
 
 
-def compile_draft(prepared: PreparedDraft, target: CpuPlan) -> CpuPlan:
-    """Packs its weights. The two plans take turns on the same threads."""
-    from sterna._core import compile_cpu
-
-    return compile_cpu(
-        prepared.program,
-        prepared.file,
-        kv_dtype=prepared.settings.kv_dtype,
-        max_tokens=prepared.settings.max_tokens,
-        max_outputs=prepared.settings.max_outputs,
-        share_threads=target,
-    )
+def compile_draft(prepared: PreparedDraft, target: ProgramPlan, device: str) -> ProgramPlan:
+    """Packs its weights, for the target's device. The two plans take turns on the same threads."""
+    return compile_for(replace(prepared.settings, device=device), prepared.program, prepared.file, share_threads=target)
 
 
 def _check_same_tokens(target: Gguf, draft: Gguf) -> None:

@@ -28,13 +28,14 @@ class ModelInfo:
     max_embedded: int  # tokens of a text that `embed` takes
     tokenizer: str
     template_source: str | None  # "file", "argument", "default (ChatML)", or None: no chat
-    device: str
-    isa: str
-    threads: int
+    device: str  # "cpu", "cuda:0 (NVIDIA H200)"
+    isa: str  # "avx2", "sm_90"
+    threads: int  # that compute; 0 on a GPU
     kv_dtype: str
     memory: MemoryPlan
     fingerprint: str  # of the program, the tensor table, and samples of the weights
     draft: str | None = None  # path of the draft model
+    no_gpu: str | None = None  # why it runs on the CPU, unless that was asked for
 
     @property
     def speculation(self) -> bool:
@@ -47,6 +48,7 @@ class ModelInfo:
     def __str__(self) -> str:
         capped = ", capped by the memory budget" if self.context_capped else ""
         memory = self.memory
+        threads = f", {self.threads} threads" if self.threads else ""
         rows = {
             "model": f"{self.name} ({self.architecture}, {self.parameters / 1e6:.1f} M parameters)",
             "file": f"{self.path} ({readable(self.file_bytes)})",
@@ -58,7 +60,7 @@ class ModelInfo:
             if self.embedding_size
             else "none",
             "template": self.template_source or "none",
-            "device": f"{self.device}, {self.isa}, {self.threads} threads",
+            "device": f"{self.device}, {self.isa}{threads}" + (f"; no GPU: {self.no_gpu}" if self.no_gpu else ""),
             "memory": f"{readable(memory.total)}: weights {readable(memory.weights)}, KV cache {readable(memory.kv)} "
             f"({self.kv_dtype}, {memory.kv_tokens} tokens), scratch {readable(memory.scratch)}"
             + (f", draft model {readable(memory.draft)}" if self.draft else ""),

@@ -19,13 +19,25 @@ from sterna.errors import ArgumentError
 from sterna.memory import KvDtype
 from sterna.recurrence import States
 from sterna.relative_bias import relative_buckets
-from sterna.rounding import F32, Array, activation_group, q8_0_ties, quantize_activations, round_to_cache, rounding_ties
+from sterna.rounding import (
+    F32,
+    HALVES,
+    Array,
+    activation_group,
+    q8_0_ties,
+    quantize_activations,
+    round_to_cache,
+    round_to_halves,
+    rounding_ties,
+)
 
 
 def matmul(x: F32, w: F32, group: int = 0) -> Array:
     """x w^T in float64, with x rounded in groups: x [rows, k], w [n, k] -> [rows, n]."""
     wide: Array = x.astype(np.float64)
-    if group:
+    if group == HALVES:
+        wide = round_to_halves(x)
+    elif group:
         codes, scales = quantize_activations(x, group)
         # A code times a scale is exact in float64.
         wide = codes * np.repeat(scales.astype(np.float64), group, axis=1)
@@ -200,11 +212,13 @@ class Interpreter:
         adapter: tuple[int, float] | None = None,
         memory: Interpreter | None = None,
         is_long: bool = False,
+        halves: bool = False,
     ) -> None:
         """`weights` gives the numbers of a weight by its name in the Program, in the shape that it has there.
 
         `adapter`: the LoRA adapter that the sequence uses, and its scale. `memory` has run "encode" on the text whose
-        kept K and V this function reads. `is_long`: the sequence takes the long factors of longrope.
+        kept K and V this function reads. `is_long`: the sequence takes the long factors of longrope. `halves`: what
+        has a scale for each group of activations on the CPU is rounded to halves, as on a GPU.
         """
         self._memory = memory
         self._adapter = adapter
@@ -215,6 +229,7 @@ class Interpreter:
         self._weights = weights
         self._kv_dtype = kv_dtype
         self._quantize = quantize_activations
+        self._halves = halves
         self._is_long = is_long
         self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
         self._states = States()
@@ -277,9 +292,8 @@ class Interpreter:
             x = rms_norm(x, operands["norm"][0], float(node.attributes["eps"]))
         results = []
         for i, (id, w) in enumerate(zip(self._ids(node, "w"), operands["w"], strict=True)):
-            format = self._table[id].format or "F32"
-            group = activation_group(format, rule, x.shape[1]) if self._quantize else 0
-            if group and "norm" in operands:
+            group = self._group(id, rule, x.shape[1])
+            if group > 0 and "norm" in operands:
                 ties = rounding_ties(x, group)
                 self.ties = ties if self.ties is None else self.ties | ties
             y = matmul(x, w, group)
@@ -309,7 +323,7 @@ class Interpreter:
 
     def _head_linear(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> F32:
         x, w = operands["x"][0], operands["w"][0]
-        heads = [matmul(x[:, head], w[head], self._group(node, "w", x.shape[2])) for head in range(len(w))]
+        heads = [matmul(x[:, head], w[head], self._operand_group(node, "w", x.shape[2])) for head in range(len(w))]
         return np.stack(heads, axis=1).astype(np.float32)
 
     def _unembed(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[F32]:
@@ -398,9 +412,10 @@ class Interpreter:
             gate, up = (self._expert_matmul(node, seen, operands, role, expert) for role in ("gate", "up"))
             hidden = gated(gate, up, attributes["glu"])
             parts[rows, ranks] = self._expert_matmul(node, hidden, operands, "down", expert)
-            if self._group(node, "down", hidden.shape[1]):
+            group = self._operand_group(node, "down", hidden.shape[1])
+            if group > 0:
                 ties = np.zeros(len(x), np.bool_) if self.ties is None else self.ties
-                ties[rows] |= rounding_ties(hidden, self._group(node, "down", hidden.shape[1]))
+                ties[rows] |= rounding_ties(hidden, group)
                 self.ties = ties
         if not attributes["weigh_input"]:
             parts *= weights[..., None]
@@ -412,15 +427,18 @@ class Interpreter:
     def _expert_matmul(
         self, node: ProgramNode, x: F32, operands: dict[str, list[Array]], role: str, expert: int
     ) -> F32:
-        y = matmul(x, operands[role][0][expert], self._group(node, role, x.shape[1]))
+        y = matmul(x, operands[role][0][expert], self._operand_group(node, role, x.shape[1]))
         if f"{role}_bias" in operands:
             y = y + operands[f"{role}_bias"][0][expert]
         return y.astype(np.float32)
 
-    def _group(self, node: ProgramNode, role: str, k: int) -> int:
-        """How many of k activations share a scale when they meet the weight of that role."""
-        format = self._table[self._ids(node, role)[0]].format or "F32"
-        return activation_group(format, str(node.attributes["activation"]), k) if self._quantize else 0
+    def _operand_group(self, node: ProgramNode, role: str, k: int) -> int:
+        return self._group(self._ids(node, role)[0], str(node.attributes["activation"]), k)
+
+    def _group(self, weight: int, rule: str, k: int) -> int:
+        """How many of k activations share a scale when they meet the weight; 0: none are rounded; or HALVES."""
+        group = activation_group(self._table[weight].format or "F32", rule, k) if self._quantize else 0
+        return HALVES if group and self._halves and rule != "int8_per_token" else group
 
     def _activation(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return activate(operands["x"][0], attributes["kind"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sterna.adapters import Adapter, open_adapters
 from sterna.arguments import LOAD_ALIASES, keyword_arguments
-from sterna.errors import ArgumentError, DeviceError, FileError
+from sterna.device import Device, compile_for, cuda_problem, devices_to_plan_for, find_devices, place
+from sterna.errors import ArgumentError, FileError
 from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
-from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, parse_bytes, plan_encoder, plan_memory
+from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_bytes
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
@@ -58,10 +58,13 @@ def load(
 
     context: tokens of one sequence; None is what the model was trained for, or as much of it as the memory budget
         allows (`llm.info` says).
-    device: "auto" or "cpu".
-    threads: that compute; None is one per CPU that this process may use. The results do not depend on it.
+    device: "cpu", "cuda" (the first GPU) or "cuda:N"; "auto" is a GPU where there is one that the model fits on, with
+        its `context`, or 4,096 tokens where that is None, and else the CPU. `llm.info` says which, and why no GPU.
+    threads: that compute; None is one per CPU that this process may use. The results do not depend on it. For a GPU
+        they pack weights.
     memory_budget: bytes, or a text such as "4GiB"; None is 80 % of the memory that is available, limits of control
-        groups included. MemoryBudgetError when the model does not fit, before anything is allocated.
+        groups included, or 90 % of what a GPU has free. MemoryBudgetError when the model does not fit, before anything
+        is allocated.
     kv_dtype: "f16", "f32" or "q8_0", of the KV cache: q8_0 takes about half the memory of f16.
     max_sequences: how many run at the same time; more wait.
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
@@ -95,6 +98,7 @@ def load(
         i2s_order=i2s_order,
         progress=progress,
         lora=lora,
+        to_load=True,
     )
     if not isinstance(max_waiting, int) or not 1 <= max_waiting <= MAX_WAITING:
         raise ArgumentError(f"max_waiting is {max_waiting!r:.60}, must be from 1 to {MAX_WAITING}")
@@ -123,7 +127,8 @@ def plan(
 
     Q1_0 and Q2_0 tensors are read as well, up to the first sign that they have more than one scale.
 
-    `fits` says whether it is within the budget. Where `context` is None, it is the one that `load` would choose.
+    `fits` says whether it is within the budget. Where `context` is None, it is the one that `load` would choose. Where
+    there is no GPU, one may be planned for all the same: its budget is unknown unless given.
     """
     return prepare(
         model,
@@ -138,6 +143,7 @@ def plan(
         i2s_order=i2s_order,
         progress=progress,
         lora=lora,
+        to_load=False,
     ).memory
 
 
@@ -155,6 +161,8 @@ class Prepared:
     memory: MemoryPlan
     context_capped: bool
     draft: PreparedDraft | None
+    device: Device
+    no_gpu: str | None  # why the CPU, where any device would have done
 
 
 def prepare(
@@ -171,9 +179,13 @@ def prepare(
     i2s_order: str,
     progress: Progress | None,
     lora: Mapping[str, str | Path] | None,
+    to_load: bool,
 ) -> Prepared:
-    """Checks the arguments, finds and reads the file, traces and fuses its program, and plans its memory."""
-    check_device(device)
+    """Checks the arguments, finds and reads the file, traces and fuses its program, and plans its memory.
+
+    Unless it is to be loaded, where there is no GPU one may be planned for all the same.
+    """
+    devices = find_devices(device) if to_load else devices_to_plan_for(device)
     if context is not None and (not isinstance(context, int) or not 2 <= context <= MAX_CONTEXT):
         raise ArgumentError(f"context is {context!r:.60}, must be from 2 to {MAX_CONTEXT}")
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
@@ -186,7 +198,7 @@ def prepare(
         raise ArgumentError(f"max_sequences is {max_sequences!r:.60}, must be from 1 to {MAX_SEQUENCES}")
     if i2s_order not in I2S_ORDERS:
         raise ArgumentError(f"i2s_order is {i2s_order!r:.60}, must be one of {', '.join(I2S_ORDERS)}")
-    budget = parse_budget(memory_budget)
+    candidates = [(found, found.budget(memory_budget)) for found in devices]
 
     from sterna._core import Gguf
     from sterna.hub import resolve
@@ -213,28 +225,37 @@ def prepare(
             i2s_order=i2s_order,
             progress=progress,
         )
-    trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
-    if "logits" in program.functions:
-        memory = plan_memory(
-            program,
-            settings,
-            context=context,
-            kv_tokens=kv_tokens,
-            trained_context=trained,
-            budget=budget,
-            draft=None if drafts is None else (drafts.program, drafts.settings),
-        )
-    elif drafts is not None:
+    if "logits" not in program.functions and drafts is not None:
         raise ArgumentError("the model is an encoder: there is nothing for a draft model to guess")
-    else:
-        settings, memory = plan_encoder(
-            program, settings, context=context, kv_tokens=kv_tokens, trained_context=trained, budget=budget
-        )
+    trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
+    placed = place(
+        candidates,
+        program,
+        settings,
+        None if drafts is None else (drafts.program, drafts.settings),
+        context=context,
+        kv_tokens=kv_tokens,
+        trained_context=trained,
+    )
+    memory = placed.memory
     learned = _learned_positions(program)
     if memory.context > learned:
         raise ArgumentError(f"context is {memory.context}, the model has learned {learned} positions")
     capped = context is None and kv_tokens is None and memory.context < trained
-    return Prepared(resolved, file, traced.architecture, trained, program, adapters, settings, memory, capped, drafts)
+    return Prepared(
+        resolved=resolved,
+        file=file,
+        architecture=traced.architecture,
+        trained_context=trained,
+        program=program,
+        adapters=adapters,
+        settings=placed.settings,
+        memory=memory,
+        context_capped=capped,
+        draft=drafts,
+        device=placed.device,
+        no_gpu=placed.no_gpu or (cuda_problem() or None if device == "auto" else None),
+    )
 
 
 def _learned_positions(program: Program) -> int:
@@ -248,15 +269,6 @@ def _learned_positions(program: Program) -> int:
     return min(rows)
 
 
-def check_device(device: str) -> None:
-    """DeviceError for a device that this build does not have, ArgumentError for what is no device."""
-    if device in ("auto", "cpu"):
-        return
-    if isinstance(device, str) and re.fullmatch(r"cuda(:\d{1,3})?", device):
-        raise DeviceError(f'device {device!r} is not there: this build of sterna has no CUDA; use device="cpu"')
-    raise ArgumentError(f'device is {device!r:.60}, must be "auto", "cpu", "cuda" or "cuda:N"')
-
-
 def _start(
     prepared: Prepared,
     template_text: str | None,
@@ -266,7 +278,7 @@ def _start(
     prefix_cache_bytes: int,
 ) -> LLM:
     """Allocates: packs the weights and starts the engine."""
-    from sterna._core import Engine, Pieces, compile_cpu
+    from sterna._core import CpuPlan, Engine, Pieces
     from sterna.chat.source import find_template
     from sterna.llm import LLM
     from sterna.metadata import Metadata
@@ -287,20 +299,13 @@ def _start(
         )
     tokenizer = Tokenizer.from_gguf(file)
     template = find_template(FileMetadata(file, tokens=_TokenTexts(file, tokenizer.control_ids.get)), template_text)
-    compiled = compile_cpu(
-        prepared.program,
-        file,
-        threads=settings.threads,
-        kv_dtype=settings.kv_dtype,
-        max_tokens=settings.max_tokens,
-        max_outputs=settings.max_outputs,
-        adapters=[adapter.file for adapter in prepared.adapters],
-    )
+    adapters = [adapter.file for adapter in prepared.adapters]
+    compiled = compile_for(settings, prepared.program, file, adapters)
     draft = None
     if prepared.draft is not None:
         from sterna.draft import compile_draft
 
-        draft = compile_draft(prepared.draft, compiled)
+        draft = compile_draft(prepared.draft, compiled, settings.device)
     engine = Engine(
         compiled,
         Pieces.from_gguf(file),
@@ -327,9 +332,10 @@ def _start(
         max_embedded=engine.max_encoded if engine.encoding_size else 0,
         tokenizer=f"{tokenizer.kind} ({tokenizer.pre})" if tokenizer.kind == "bpe" else tokenizer.kind,
         template_source=None if template is None else template.source,
-        device="cpu",
-        isa=compiled.isa,
-        threads=compiled.threads,
+        device=prepared.device.title,
+        isa=prepared.device.isa,
+        threads=compiled.threads if isinstance(compiled, CpuPlan) else 0,
+        no_gpu=prepared.no_gpu,
         kv_dtype=settings.kv_dtype,
         memory=memory,
         fingerprint=fingerprint(file, prepared.program),

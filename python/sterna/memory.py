@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -50,6 +51,7 @@ class MemoryPlan:
     short run takes a part of it. `scratch` is what one run computes in, logits included. `draft` is all that a draft
     model takes, its own KV cache for as many tokens included. The file is read and never mapped: cached pages of it are
     not counted. `budget` is what it was planned for (None: unknown), `max_context` the longest context within it.
+    `device` is whose memory it is, "cpu" or "cuda:0"; `budget` is unknown where that is not there.
     """
 
     weights: int
@@ -61,6 +63,7 @@ class MemoryPlan:
     budget: int | None = None
     max_context: int | None = None
     draft: int = 0
+    device: str = "cpu"
 
     @property
     def total(self) -> int:
@@ -83,10 +86,11 @@ class MemoryPlan:
         if self.fits or self.budget is None:
             return
         draft = f", draft model {readable(self.draft)}" if self.draft else ""
+        where = "" if self.device == "cpu" else f" on {self.device}"
         fitting = f"a context of {self.max_context} tokens" if self.max_context else "no context"
         raise MemoryBudgetError(
-            f"the model needs {readable(self.total)}, the memory budget is {readable(self.budget)}: weights "
-            f"{readable(self.weights)}, KV cache {readable(self.kv)} for {self.kv_tokens} tokens, scratch "
+            f"the model needs {readable(self.total)}, the memory budget{where} is {readable(self.budget)}: "
+            f"weights {readable(self.weights)}, KV cache {readable(self.kv)} for {self.kv_tokens} tokens, scratch "
             f"{readable(self.scratch)}{draft}; {fitting} would fit"
         )
 
@@ -100,6 +104,7 @@ class PlanSettings:
     max_tokens: int
     max_outputs: int
     max_sequences: int
+    device: str = "cpu"  # or "cuda:N"
 
     @staticmethod
     def choose(*, vocab_size: int, threads: int, kv_dtype: str, max_sequences: int) -> PlanSettings:
@@ -113,15 +118,14 @@ class _Needs:
     """What one program takes, for any number of tokens."""
 
     def __init__(self, program: Program, settings: PlanSettings) -> None:
-        from sterna._core import plan_memory as bytes_of
+        from sterna import _core
 
         self._settings = settings
+        bytes_of = (
+            partial(_core.plan_memory, threads=settings.threads) if settings.device == "cpu" else _core.plan_memory_cuda
+        )
         self.weights, self.scratch, self._kinds = bytes_of(
-            program,
-            threads=settings.threads,
-            kv_dtype=settings.kv_dtype,
-            max_tokens=settings.max_tokens,
-            max_outputs=settings.max_outputs,
+            program, kv_dtype=settings.kv_dtype, max_tokens=settings.max_tokens, max_outputs=settings.max_outputs
         )
 
     def pools(self, tokens: int) -> tuple[KvPool, ...]:
@@ -175,6 +179,7 @@ def plan_memory(
         budget=budget,
         max_context=fitting,
         draft=sum(part.total(kv_tokens) for part in parts[1:]),
+        device=settings.device,
     )
 
 

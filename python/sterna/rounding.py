@@ -35,6 +35,19 @@ def activation_group(format: str, rule: str, k: int) -> int:
     return 32 if format in GROUP_32_FORMATS else 256
 
 
+# In place of the elements of a group: each number as a half, as quantised weights meet them on a GPU.
+HALVES = -1
+
+
+def round_to_halves(x: F32) -> npt.NDArray[np.float64]:
+    """The numbers of each row as halves times a power of two that the largest one fits."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    # 2^14 to 2^15; a row of zeros as it is.
+    exponents = np.where(largest > 0, 15 - np.frexp(largest)[1], 0)
+    halves = np.ldexp(x.astype(np.float64), exponents).astype(np.float16)
+    return np.ldexp(halves.astype(np.float64), -exponents)
+
+
 def quantize_activations(x: F32, group: int) -> tuple[npt.NDArray[np.int8], F32]:
     """Codes [rows, k] and scales [rows, k / group] of x, [rows, k].
 

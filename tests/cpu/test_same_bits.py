@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
-from kernel_cases import LEVELS, Floats, assert_same_bits
-from plan_runs import KV_TYPES, compiled, run
+from kernel_cases import LEVELS, assert_same_bits
+from plan_runs import KV_TYPES, compiled, run, run_company
 from sterna import _core
 from sterna._core import Gguf
 from sterna.trace import trace
@@ -102,27 +102,6 @@ def subset() -> dict[str, _core.Program]:
 
 def decoders() -> list[str]:
     return [name for name, program in subset().items() if program.functions == ["logits"]]
-
-
-def run_company(plan: _core.CpuPlan, texts: dict[str, np.ndarray], batches: list[dict[str, int]]) -> dict[str, Floats]:
-    """Logits at every position of sequences that run together, on pages in another order than theirs."""
-    tables = dict(zip(texts, ([3, 1], [0], [2]), strict=True))
-    done = dict.fromkeys(texts, 0)
-    got: dict[str, list[Floats]] = {key: [] for key in texts}
-    for batch in batches:
-        positions = [np.arange(done[key], done[key] + count) for key, count in batch.items()]
-        logits = plan.run(
-            np.concatenate([texts[key][rows] for key, rows in zip(batch, positions, strict=True)]),
-            np.concatenate(positions),
-            np.repeat(np.arange(len(batch)), list(batch.values())),
-            [tables[key] for key in batch],
-            np.arange(sum(batch.values())),
-            long_sequences=[int(0 < plan.longrope_context < len(texts[key])) for key in batch],
-        )
-        for key, rows in zip(batch, np.split(logits, np.cumsum(list(batch.values()))[:-1]), strict=True):
-            got[key].append(rows)
-            done[key] += len(rows)
-    return {key: np.concatenate(rows) for key, rows in got.items()}
 
 
 @pytest.mark.parametrize("name", decoders())

@@ -12,7 +12,15 @@ from fake_model import FakeModel
 from sterna._core import Program, ProgramBuilder, rope_inverse_frequencies
 from sterna.errors import ArgumentError
 from sterna.interpreter import Interpreter, activate, attend, layer_norm, matmul, rms_norm, rope, route
-from sterna.rounding import activation_group, q8_0_ties, quantize_activations, round_to_q8_0, rounding_ties
+from sterna.rounding import (
+    HALVES,
+    activation_group,
+    q8_0_ties,
+    quantize_activations,
+    round_to_halves,
+    round_to_q8_0,
+    rounding_ties,
+)
 from sterna.trace import trace
 
 RNG = np.random.default_rng(20261121)
@@ -65,6 +73,15 @@ def test_the_smallest_scale_that_counts() -> None:
     codes, scales = quantize_activations(np.full((1, 32), 127 * 2.0**-126, np.float32), 32)
     assert scales[0, 0] == 2.0**-126
     assert (codes == 127).all()
+
+
+def test_rows_of_any_magnitude_become_halves() -> None:
+    x = np.array([[1.0, 1.0 + 2.0**-11, 1.0 + 3 * 2.0**-11, -3.0], [0.0] * 4], np.float32)
+    for magnitude in (2.0**-120, 1.0, 2.0**120):
+        rounded = round_to_halves(x * np.float32(magnitude))
+        assert (rounded == np.array([[1.0, 1.0, 1.0 + 2.0**-9, -3.0], [0.0] * 4]) * magnitude).all()  # ties to even
+    w = RNG.standard_normal((5, 4), np.float32)
+    assert (matmul(x, w, HALVES) == round_to_halves(x) @ w.astype(np.float64).T).all()
 
 
 def test_rows_that_have_no_whole_groups_are_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sterna.cli import console
-from sterna.cli.options import draft_option, find_draft, find_model, i2s_order_option
+from sterna.cli.options import device_option, draft_option, find_draft, find_model, i2s_order_option
 
 
 class Numbers(click.ParamType[list[int]]):
@@ -41,6 +41,7 @@ class Numbers(click.ParamType[list[int]]):
 @click.option(
     "-r", "repetitions", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each test."
 )
+@device_option
 @draft_option
 @i2s_order_option
 @click.option(
@@ -62,6 +63,7 @@ def command(
     batches: list[int],
     threads: list[int],
     repetitions: int,
+    device: str,
     draft: str | None,
     i2s_order: str,
     output: str,
@@ -72,8 +74,9 @@ def command(
     """Measure MODEL: prompt processing (pp512) and generation (tg128) in tokens per second, the median of the runs.
 
     Numbers may be lists: -p 128,512 -t 1,2. A warm-up run of each test is not counted. The limit column says which part
-    of the machine's memory bandwidth or integer peak, whichever is nearer, a test uses. A MODEL that is a .json file is
-    taken as saved results; nothing is measured then. Without --draft nothing is guessed ahead, from the text neither.
+    of the machine's memory bandwidth or integer peak, whichever is nearer, a test uses on the CPU. A MODEL that is a
+    .json file is taken as saved results; nothing is measured then. Without --draft nothing is guessed ahead, from the
+    text neither.
     """
     from sterna.bench import BenchTest
 
@@ -98,7 +101,7 @@ def command(
         path, draft = find_model(model).path, find_draft(draft)
         rows = []
         for count in threads:
-            rows += _measure(path, tests, count, repetitions, i2s_order, draft)
+            rows += _measure(path, tests, count, repetitions, device, i2s_order, draft)
     pairs = beside(rows, saved) if saved is not None else None
     for pair in pairs or ():
         pair.now.update(pair.as_json())
@@ -113,44 +116,57 @@ def command(
 
 
 def _measure(
-    path: Path, tests: list[Any], threads: int, repetitions: int, i2s_order: str, draft: str | None
+    path: Path, tests: list[Any], threads: int, repetitions: int, device: str, i2s_order: str, draft: str | None
 ) -> list[dict[str, Any]]:
-    from sterna._core import Engine, Gguf, Pieces, compile_cpu
+    from sterna._core import CpuPlan, Engine, Gguf, Pieces
     from sterna.bench import measure, weight_bytes_per_token, work_of
     from sterna.bench_rows import limit_fields
+    from sterna.device import CPU, compile_for, find_devices, place
     from sterna.draft import compile_draft, prepare_draft
     from sterna.machine import measure_limits_shortly
     from sterna.memory import PREFILL_TOKENS, PlanSettings
     from sterna.trace import trace
 
+    devices = find_devices(device)
     file = Gguf(path, i2s_order=i2s_order)
-    program = trace(file).program.fuse()
+    traced = trace(file)
+    program = traced.program.fuse()
     # The length of the table, not of the vocabulary's tokens: -b runs that many outputs in one batch.
     most = max(test.batch for test in tests)
-    plan = compile_cpu(program, file, threads=threads, max_outputs=max(64, most))
     context = max(test.context for test in tests)
     kv_tokens = max(test.kv_tokens for test in tests)
-    draft_plan = None
+    settings = PlanSettings(threads, "f16", PREFILL_TOKENS, max(64, most), most)
+    prepared = drafts = draft_plan = None
     if draft is not None:
-        settings = PlanSettings(plan.threads, "f16", PREFILL_TOKENS, most, most)
         prepared = prepare_draft(
-            draft, file, settings, vocab_size=plan.vocab_size, program=program, i2s_order=i2s_order, progress=None
+            draft,
+            file,
+            settings,
+            vocab_size=traced.config.vocab_size,
+            program=program,
+            i2s_order=i2s_order,
+            progress=None,
         )
-        draft_plan = compile_draft(prepared, plan)
+        drafts = prepared.program, prepared.settings
+    candidates = [(each, each.budget(None)) for each in devices]
+    placed = place(candidates, program, settings, drafts, context=context, kv_tokens=kv_tokens, trained_context=context)
+    plan = compile_for(placed.settings, program, file)
+    if prepared is not None:
+        draft_plan = compile_draft(prepared, plan, placed.device.id)
     engine = Engine(
         plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens, draft=draft_plan
     )
-    common = {
+    common: dict[str, Any] = {
         "model": file.find_string("general.name") or path.stem,
         "path": str(path),
         "file_bytes": file.file_bytes,
-        "device": "cpu",
-        "isa": plan.isa,
-        "threads": plan.threads,
+        "device": placed.device.title,
+        "isa": placed.device.isa,
+        "threads": plan.threads if isinstance(plan, CpuPlan) else 0,
         "weights_bytes": plan.weight_bytes,
         "bytes_per_token": weight_bytes_per_token(program),
     }
-    used_threads, run_tokens = plan.threads, plan.max_tokens
+    run_tokens = plan.max_tokens
     rows = []
     try:
         for test in tests:
@@ -170,9 +186,10 @@ def _measure(
         engine.close()
     # With the model's memory given back, and after peak_rss_bytes has been read.
     del engine, plan, draft_plan
-    if draft is not None:  # work_of knows nothing of guesses
+    # work_of knows nothing of guesses, and a GPU's limits are other ones.
+    if draft is not None or placed.device != CPU:
         return rows
-    limits = measure_limits_shortly(used_threads, str(common["isa"]))
+    limits = measure_limits_shortly(common["threads"], common["isa"])
     for row, test in zip(rows, tests, strict=True):
         row.update(limit_fields(work_of(program, test, run_tokens=run_tokens), row["tokens_per_second"], limits))
     return rows

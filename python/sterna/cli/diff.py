@@ -15,6 +15,7 @@ from sterna.memory import KvDtype
     "--tokens", "num_tokens", type=click.IntRange(1, 512), default=8, show_default=True, help="Length of the sequence."
 )
 @click.option("--isa", default="", help="Instruction set (default: the best).")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads that compute.")
 @kv_dtype_option
 @i2s_order_option
@@ -30,6 +31,7 @@ def command(
     model: str,
     num_tokens: int,
     isa: str,
+    device: str,
     threads: int,
     kv_dtype: KvDtype,
     i2s_order: str,
@@ -48,16 +50,18 @@ def command(
 
     from sterna import reference
     from sterna._core import Gguf
+    from sterna.device import find_devices
     from sterna.diff import diff
     from sterna.trace import trace
 
+    chosen = find_devices(device)[0]
     file = Gguf(path, i2s_order=i2s_order)
     program = trace(file).program
     vocab_size = file.array_length("tokenizer.ggml.tokens")
     tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens).tolist()
     if against is None:
         program = program if unfused else program.fuse()
-        differences = list(diff(file, program, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype))
+        differences = list(diff(file, program, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype, device=chosen))
     else:
         if against.endswith(".npz"):
             expected = reference.other_implementation(against, program)

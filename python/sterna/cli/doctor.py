@@ -31,6 +31,7 @@ def command(as_json: bool) -> None:
         "packages": _packages(problems),
         "processor": _processor(problems),
         "kernels": _kernels(problems),
+        "gpu": _gpus(),
         "memory": _memory(),
         "models": _models(problems),
         "problems": problems,
@@ -104,6 +105,22 @@ def _kernels(problems: list[str]) -> dict[str, str]:
         outcome = f"{len(wrong)} of {len(checks)} families differ" if wrong else "all as defined"
         fields[isa] = f"{cases} cases in {time.monotonic() - begin:.1f} s, {outcome}"
     return fields
+
+
+def _gpus() -> dict[str, str]:
+    """CUDA devices, or why there is none: a machine without is in order."""
+    try:
+        from sterna import _core
+    except ImportError:
+        return {}
+    if problem := _core.cuda_problem():
+        return {"cuda": f"none: {problem}"}
+    return {
+        f"cuda:{found['number']}": f"{found['name']}, compute capability {found['compute_capability']}, "
+        f"{found['multiprocessors']} multiprocessors, {console.size(found['total_bytes'])}, "
+        f"{console.size(found['free_bytes'])} free"
+        for found in _core.cuda_devices()
+    }
 
 
 def _memory() -> dict[str, Any]:

@@ -22,6 +22,9 @@ context_option = click.option("-c", "--context", type=click.IntRange(min=1), hel
 kv_dtype_option = click.option(
     "--kv-dtype", type=click.Choice(KV_DTYPES), default="f16", show_default=True, help="How the KV cache rounds."
 )
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto is a GPU where the model fits."
+)
 i2s_order_option = click.option(
     "--i2s-order",
     type=click.Choice(I2S_ORDERS),
@@ -37,7 +40,7 @@ draft_option = click.option(
 _LOADING = (
     click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core)."),
     context_option,
-    click.option("--device", default="auto", show_default=True, help="auto or cpu."),
+    device_option,
     kv_dtype_option,
     draft_option,
     i2s_order_option,
