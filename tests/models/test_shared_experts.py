@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import oracle
 import pytest
 from sterna._core import Gguf
-from sterna.arch import TensorInfo
 from sterna.errors import ModelFormatError
+from sterna.metadata import TensorInfo
 from sterna.trace import trace
 
 KEYS = re.compile(r"\.expert_shared_(count|feed_forward_length)$")
