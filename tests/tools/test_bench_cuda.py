@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from oracle import model_path
-from sterna import _core
 
 _TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -79,7 +78,6 @@ def test_shares(bench: Any) -> None:
     assert bench.shares(row, limits)["limit"] == "matrix peak"
 
 
-@pytest.mark.skipif(_core.cuda_problem() == "", reason="takes minutes where kernels run on the CPU")
 def test_a_model_is_timed(bench: Any) -> None:
     rows = bench.measure(model_path("llama-256.mix-Q4_K_M"), ["pp16", "tg4", "tg4 b2"], "cpu")
     assert [row["test"] for row in rows] == ["pp16", "tg4", "tg4 b2"]
