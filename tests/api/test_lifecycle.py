@@ -165,7 +165,7 @@ INTERRUPTED = """
         "llm.generate([[5], [6]], ignore_eos=True)",
         "list(llm.stream([5], ignore_eos=True))",
         "llm.score([5] * 190_000)",
-        "llm.perplexity(' '.join(__import__('random').Random(1).choices(['ba', 'da', 'fa', 'ha'], k=60_000)))",
+        "llm.perplexity(' '.join(__import__('random').Random(1).choices(['ba', 'da', 'fa', 'ha'], k=400_000)))",
     ],
 )
 def test_ctrl_c_interrupts_any_wait(tiny_path: Path, call: str) -> None:
