@@ -21,9 +21,9 @@ struct Pairs {
 
   void bind(Lowering& lowering, ExpertPairs& to) const {
     to = pairs;
-    lowering.bind(reinterpret_cast<std::uint8_t*&>(to.groups), groups);
-    lowering.bind(reinterpret_cast<std::uint8_t*&>(to.pairs), sorted);
-    lowering.bind(reinterpret_cast<std::uint8_t*&>(to.places), places);
+    lowering.bind(to.groups, groups);
+    lowering.bind(to.pairs, sorted);
+    lowering.bind(to.places, places);
   }
 };
 
@@ -45,7 +45,7 @@ Prepared prepare(Lowering& lowering, const Pairs& pairs, const Place& x, bool is
   a.to.max_rows = pairs.pairs.max_pairs;
   a.to.form = form;
   const int buffer = lowering.temporary(a.to.bytes());
-  lowering.bind(reinterpret_cast<std::uint8_t*&>(const_cast<std::int32_t*&>(a.pairs)), pairs.sorted);
+  lowering.bind(a.pairs, pairs.sorted);
   lowering.bind(a.x, x);
   lowering.bind(a.to.base, buffer);
   lowering.add(Kernel::kPrepare, &a);

@@ -54,11 +54,6 @@ void BufferPlan::bind(Rows& rows, const Place& place) {
   row_bindings_.emplace_back(&rows, place);
 }
 
-void BufferPlan::bind(std::uint8_t*& pointer, int buffer) {
-  touch(buffer);
-  pointer_bindings_.emplace_back(&pointer, buffer);
-}
-
 Placement BufferPlan::plan_memory() const {
   std::vector<Lifetime> lifetimes;
   const int last = position_;
@@ -80,8 +75,8 @@ void BufferPlan::patch(const Placement& placement, std::uint8_t* arena) const {
     rows->stride = where.stride;
     rows->outputs = where.outputs;
   }
-  for (const auto& [pointer, buffer] : pointer_bindings_) {
-    *pointer = arena + placement.offsets[static_cast<std::size_t>(buffer)];
+  for (const PointerBinding& binding : pointer_bindings_) {
+    binding.set(binding.pointer, arena + placement.offsets[static_cast<std::size_t>(binding.buffer)]);
   }
 }
 

@@ -64,8 +64,12 @@ class BufferPlan {
   /// Notes that the step added next uses the place, and fills `rows` in when addresses are known.
   void bind(Rows& rows, const Place& place);
   void bind(Rows& rows, ValueId value) { bind(rows, places_.at(value)); }
-  void bind(std::uint8_t*& pointer, int buffer);
-  void bind(float*& pointer, int buffer) { bind(reinterpret_cast<std::uint8_t*&>(pointer), buffer); }
+  template <class T>
+  void bind(T*& pointer, int buffer) {
+    touch(buffer);
+    const auto set = [](void* to, std::uint8_t* begin) { *static_cast<T**>(to) = reinterpret_cast<T*>(begin); };
+    pointer_bindings_.push_back({&pointer, set, buffer});
+  }
   /// A buffer keeps its contents from the first step to the last, and shares its bytes with no other.
   void keep(int buffer) { buffers_[static_cast<std::size_t>(buffer)].is_kept = true; }
   std::int64_t buffer_bytes(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].bytes; }
@@ -92,6 +96,11 @@ class BufferPlan {
     int last;
     bool is_kept = false;
   };
+  struct PointerBinding {
+    void* pointer;
+    void (*set)(void* pointer, std::uint8_t* begin);  // knows the pointer's type
+    int buffer;
+  };
 
   const Program& program_;
   const Limits limits_;
@@ -101,7 +110,7 @@ class BufferPlan {
   std::map<std::string, int> shared_buffers_;
   std::vector<RopePlace> rope_places_;
   std::vector<std::pair<Rows*, Place>> row_bindings_;
-  std::vector<std::pair<std::uint8_t**, int>> pointer_bindings_;
+  std::vector<PointerBinding> pointer_bindings_;
   int position_ = 0;  // how many steps were added
 };
 
