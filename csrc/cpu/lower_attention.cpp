@@ -1,29 +1,23 @@
 /// Lowers rope and attention: K and V go to the cache first, then every query reads the cache only.
 #include <algorithm>
 
-#include "base/error.h"
 #include "cpu/lower_ops.h"
-#include "program/attention_options.h"
-#include "program/slots.h"
+#include "plan/attention_node.h"
 
 namespace sterna::cpu {
 namespace {
 
 /// The bias of each head by distance, computed once per run for all nodes that share it.
-void bind_relative_bias(Lowering& lowering, const Node& node, AttendStep& attend) {
-  const ValueId w = node.input("relative_bias");
+void bind_relative_bias(Lowering& lowering, const AttentionNode& attention, AttendStep& attend) {
+  const auto& [w, farthest, name] = attention.relative_bias;
   if (w == kNoValue) return;
-  const std::int64_t farthest = node.integer("max_distance");
-  const bool causal = node.flag("causal");
-  const std::string key =
-      lowering.program().value(w).name + (causal ? " before " : " around ") + std::to_string(farthest);
   const std::int64_t row = 2 * farthest + 1;
-  const auto [buffer, is_new] = lowering.shared_buffer(key, attend.query_heads * row * 4);
+  const auto [buffer, is_new] = lowering.shared_buffer(name, attention.query_heads * row * 4);
   if (is_new) {
     auto& table = lowering.make<RelativeBiasStep>();
     table.w = &lowering.matrix(w);
     table.farthest = farthest;
-    table.causal = causal;
+    table.causal = attention.causal;
     lowering.bind(table.y, buffer);
     lowering.need_scratch(table.w->k);
     lowering.add(run_relative_bias, &table);
@@ -45,24 +39,22 @@ void bind_kv(Lowering& lowering, const Node& node, StoreKvStep& store) {
 }
 
 /// K and V of attention to the cache; where the queries are when their norm and rope are done, too.
-Place store_keys(Lowering& lowering, const Node& node, Place queries) {
-  const Shape& q = lowering.program().value(node.input("q")).shape;
+Place store_keys(Lowering& lowering, const Node& node, const AttentionNode& attention, Place queries) {
   auto& store = lowering.make<StoreKvStep>();
-  store.query_heads = static_cast<int>(q[1].size);
-  if (const std::vector<float>* norm = lowering.optional_vector(node, "q_norm"); norm != nullptr) {
-    store.query_transform.norm = norm->data();
+  store.query_heads = static_cast<int>(attention.query_heads);
+  if (attention.normed) {
+    store.query_transform.norm = lowering.optional_vector(node, "q_norm")->data();
     store.key_transform.norm = lowering.optional_vector(node, "k_norm")->data();
-    store.query_transform.eps = store.key_transform.eps = static_cast<float>(node.number("eps"));
+    store.query_transform.eps = store.key_transform.eps = attention.norm_eps;
   }
-  if (node.input("positions") != kNoValue) {
+  if (attention.roped) {
     lowering.bind_rope(store.query_transform, node, "rope.");
     lowering.bind_rope(store.key_transform, node, "rope.");
   }
-  const bool transformed = store.query_transform.norm != nullptr || node.input("positions") != kNoValue;
   lowering.bind(store.q, queries);
   bind_kv(lowering, node, store);
-  if (transformed) {
-    queries = lowering.temporary_rows(q[1].size * q[2].size, false);
+  if (attention.normed || attention.roped) {
+    queries = lowering.temporary_rows(attention.query_heads * attention.head_dim, false);
     lowering.bind(store.q_out, queries);
   }
   lowering.add(run_store_kv, &store);
@@ -92,34 +84,28 @@ void lower_store_kv(Lowering& lowering, const Node& node) {
 }
 
 void lower_attention(Lowering& lowering, const Node& node) {
-  const Shape& q = lowering.program().value(node.input("q")).shape;
-  const int query_heads = static_cast<int>(q[1].size);
+  const AttentionNode attention = read_attention(lowering.program(), node);
   Place queries = lowering.place_of(node.input("q"));
-  const bool cross = cross_layers(lowering.program()).contains(node.integer("layer"));
-  if (node.input("k") != kNoValue) {
-    queries = store_keys(lowering, node, queries);
-  } else if (!node.flag("causal") && !cross) {  // all layers write the same temporary pages
-    throw UnsupportedModelError("attention " + node.name + ": only causal attention shares keys and values (" +
-                                node.source + ")");
-  }
+  if (attention.stores) queries = store_keys(lowering, node, attention, queries);
 
   auto& attend = lowering.make<AttendStep>();
-  attend.query_heads = query_heads;
-  attend.layer = node.integer("layer");
-  attend.scale = static_cast<float>(node.number("scale"));
-  attend.softcap = static_cast<float>(node.number("softcap"));
-  attend.window = node.integer("window");
-  attend.chunk = node.integer("chunk");
-  attend.causal = node.flag("causal");
-  attend.cross = cross;
+  attend.query_heads = static_cast<int>(attention.query_heads);
+  attend.layer = attention.layer;
+  attend.scale = attention.scale;
+  attend.softcap = attention.softcap;
+  attend.window = attention.window;
+  attend.chunk = attention.chunk;
+  attend.causal = attention.causal;
+  attend.cross = attention.cross;
   const std::vector<float>* sinks = lowering.optional_vector(node, "sinks");
   attend.sinks = sinks == nullptr ? nullptr : sinks->data();
-  if (node.number("max_alibi_bias") > 0) attend.slopes = alibi_slopes(query_heads, node.number("max_alibi_bias"));
-  attend.temperature = attention_temperature(node);
-  bind_relative_bias(lowering, node, attend);
+  attend.slopes = attention.slopes;
+  attend.temperature = attention.temperature;
+  bind_relative_bias(lowering, attention, attend);
   lowering.bind(attend.q, queries);
   lowering.bind(attend.y, lowering.define(node.outputs[0]));
-  lowering.need_scratch(attend_scratch(kMaxAttentionQueries, lowering.row_size(node.outputs[0]) / query_heads));
+  lowering.need_scratch(
+      attend_scratch(kMaxAttentionQueries, lowering.row_size(node.outputs[0]) / attention.query_heads));
   lowering.add(run_attend, &attend);
 }
 

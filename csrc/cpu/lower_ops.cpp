@@ -8,10 +8,6 @@
 namespace sterna::cpu {
 namespace {
 
-[[noreturn]] void unsupported(const Node& node, const std::string& problem) {
-  throw UnsupportedModelError(node.op + " " + node.name + ": " + problem + " (" + node.source + ")");
-}
-
 void lower_embed(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<EmbedStep>();
   step.w = &lowering.matrix(node.input("w"));

@@ -1,30 +1,15 @@
 /// Lowers the recurrent ops: one step each.
 #include "cuda/lowering.h"
+#include "plan/recurrent_nodes.h"
 
 namespace sterna::cuda {
-namespace {
-
-const Shape& shape_of(const Lowering& lowering, const Node& node, std::string_view role) {
-  return lowering.program().value(node.input(role)).shape;
-}
-
-std::int32_t extent(const Shape& shape, std::size_t i) { return static_cast<std::int32_t>(shape[i].size); }
-
-}  // namespace
 
 void lower_short_conv(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<ShortConvArguments>();
-  const Shape& shape = shape_of(lowering, node, "w");
-  a.channels = shape[0].size;
-  a.kernel = extent(shape, 1);
-  const std::vector<float>& w = lowering.host_vector(node.input("w"));
-  std::vector<float> by_place(w.size());
-  for (std::int64_t c = 0; c < a.channels; ++c) {
-    for (std::int64_t j = 0; j < a.kernel; ++j) {
-      by_place[static_cast<std::size_t>(j * a.channels + c)] = w[static_cast<std::size_t>(c * a.kernel + j)];
-    }
-  }
-  a.w = lowering.constants().add(by_place);
+  const ShortConvNode conv = read_short_conv(lowering.program(), node);
+  a.channels = conv.channels;
+  a.kernel = conv.kernel;
+  a.w = lowering.constants().add(conv.by_place(lowering.host_vector(node.input("w"))));
   a.bias = lowering.vector(node, "bias");
   a.state_offset = lowering.state_offset(node);
   lowering.bind(a.x, node.input("x"));
@@ -34,19 +19,18 @@ void lower_short_conv(Lowering& lowering, const Node& node) {
 
 void lower_ssm_scan(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<SsmScanArguments>();
-  const Shape& x = shape_of(lowering, node, "x");
-  const Shape& b = shape_of(lowering, node, "b");
-  a.heads = extent(x, 1);
-  a.head_dim = extent(x, 2);
-  a.groups = extent(b, 1);
-  a.state_dim = extent(b, 2);
+  const SsmScanNode scan = read_ssm_scan(lowering.program(), node);
+  a.heads = scan.heads;
+  a.head_dim = scan.head_dim;
+  a.groups = scan.groups;
+  a.state_dim = scan.state_dim;
+  a.per_channel = scan.per_channel;
   if (a.state_dim > kMaxScanStateDim) {
     unsupported(node, "the CUDA backend takes states of up to " + std::to_string(kMaxScanStateDim) + " numbers, not " +
                           std::to_string(a.state_dim));
   }
   a.a = lowering.vector(node, "a");
   a.d = lowering.vector(node, "d");
-  a.per_channel = a.head_dim == 1 && a.groups == 1 && lowering.vector_size(node.input("a")) == x[1].size * b[2].size;
   a.state_offset = lowering.state_offset(node);
   lowering.bind(a.x, node.input("x"));
   lowering.bind(a.dt, node.input("dt"));
@@ -58,12 +42,11 @@ void lower_ssm_scan(Lowering& lowering, const Node& node) {
 
 void lower_delta_rule(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<DeltaRuleArguments>();
-  const Shape& k = shape_of(lowering, node, "k");
-  const Shape& v = shape_of(lowering, node, "v");
-  a.key_heads = extent(k, 1);
-  a.key_dim = extent(k, 2);
-  a.value_heads = extent(v, 1);
-  a.value_dim = extent(v, 2);
+  const DeltaRuleNode delta = read_delta_rule(lowering.program(), node);
+  a.key_heads = delta.key_heads;
+  a.key_dim = delta.key_dim;
+  a.value_heads = delta.value_heads;
+  a.value_dim = delta.value_dim;
   if (a.key_dim > kMaxDeltaKeyDim) {
     unsupported(node, "the CUDA backend takes keys of up to " + std::to_string(kMaxDeltaKeyDim) + " numbers, not " +
                           std::to_string(a.key_dim));

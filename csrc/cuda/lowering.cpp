@@ -17,10 +17,6 @@ const std::uint8_t* Constants::add(const void* data, std::uint64_t bytes) {
   return found->second.data();
 }
 
-void unsupported(const Node& node, const std::string& problem) {
-  throw UnsupportedModelError(node.op + " " + node.name + ": " + problem + " (" + node.source + ")");
-}
-
 void Lowering::lower(const Function& function) {
   set_outputs(function.outputs);
   for (const Node& node : function.nodes) {

@@ -16,6 +16,7 @@
 #include "cuda/kv_storage.h"
 #include "cuda/weights.h"
 #include "plan/buffer_plan.h"
+#include "plan/node_kinds.h"
 #include "program/program.h"
 
 namespace sterna::cuda {
@@ -100,9 +101,6 @@ class Lowering : public BufferPlan {
 using LowerFunction = void (*)(Lowering& lowering, const Node& node);
 /// The op's lowering, or null when the backend has none.
 LowerFunction find_lowering(std::string_view op);
-
-/// Throws UnsupportedModelError.
-[[noreturn]] void unsupported(const Node& node, const std::string& problem);
 
 void lower_linear(Lowering& lowering, const Node& node);
 void lower_head_linear(Lowering& lowering, const Node& node);

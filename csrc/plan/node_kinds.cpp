@@ -5,13 +5,9 @@
 #include "base/error.h"
 
 namespace sterna {
-namespace {
-
-[[noreturn]] void unsupported(const Node& node, const std::string& problem) {
+void unsupported(const Node& node, const std::string& problem) {
   throw UnsupportedModelError(node.op + " " + node.name + ": " + problem + " (" + node.source + ")");
 }
-
-}  // namespace
 
 EmbeddedIds embedded_ids(const Program& program, const Node& embed) {
   const std::string& name = program.value(embed.input("tokens")).name;

@@ -1,12 +1,16 @@
 /// What a node's operands and attributes mean to a backend.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "plan/kinds.h"
 #include "program/program.h"
 
 namespace sterna {
+
+/// Throws UnsupportedModelError that names the node and its line in the model file.
+[[noreturn]] void unsupported(const Node& node, const std::string& problem);
 
 /// What an embed node gathers by.
 EmbeddedIds embedded_ids(const Program& program, const Node& embed);
