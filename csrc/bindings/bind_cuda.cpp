@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <span>
+
 #include "bindings/bindings.h"
 #include "bindings/plan_arguments.h"
 #include "cuda/cuda_plan.h"
@@ -13,20 +16,20 @@ namespace sterna::bindings {
 namespace {
 
 py::list devices() {
-  std::vector<cuda::DeviceInfo> infos;
+  std::span<const cuda::FoundDevice> found;
   {
     const GilRelease release;
-    infos = cuda::device_infos();
+    found = cuda::found_devices();
   }
   py::list list;
-  for (const cuda::DeviceInfo& info : infos) {
+  for (const auto& [info, problem] : found) {
     py::dict device;
     device["number"] = list.size();
     device["name"] = std::string(info.name);
     device["compute_capability"] = std::to_string(info.major) + "." + std::to_string(info.minor);
     device["multiprocessors"] = info.multiprocessors;
     device["total_bytes"] = info.total_bytes;
-    device["free_bytes"] = info.free_bytes;
+    device["problem"] = problem;
     list.append(device);
   }
   return list;
@@ -51,21 +54,32 @@ void bind_cuda(py::module_& m) {
       },
       "Why no CUDA device can be used, in a sentence; empty when one can.");
   m.def("cuda_devices", &devices,
-        "number, name, compute_capability, multiprocessors, total_bytes and free_bytes of each CUDA device.");
+        "number, name, compute_capability, multiprocessors and total_bytes of each CUDA device, and why it cannot be "
+        "used, or \"\".");
+  m.def(
+      "cuda_free_bytes",
+      [](int device) {
+        const GilRelease release;
+        return cuda::free_bytes(device);
+      },
+      py::arg("device"), "Bytes that a CUDA device has free; starts it. DeviceError.");
 
   py::class_<cuda::CudaPlan, ProgramPlan, std::shared_ptr<cuda::CudaPlan>>(m, "CudaPlan")
       .def_property_readonly("device", &cuda::CudaPlan::device, "Number and name: \"cuda:0 (NVIDIA H200)\".");
 
   m.def(
       "plan_memory_cuda",
-      [](const Program& program, const std::string& kv_dtype, std::int32_t max_tokens, std::int32_t max_outputs) {
-        const PlanMemory memory = cuda::plan_memory(program, options_from(kv_dtype, max_tokens, max_outputs));
+      [](const Program& program, const std::optional<int> device, const std::string& kv_dtype, std::int32_t max_tokens,
+         std::int32_t max_outputs) {
+        cuda::CudaPlanOptions options = options_from(kv_dtype, max_tokens, max_outputs);
+        options.device = device.value_or(-1);
+        const PlanMemory memory = cuda::plan_memory(program, options);
         return py::make_tuple(memory.weights, memory.scratch, pools_of(memory));
       },
-      py::arg("program"), py::kw_only(), py::arg("kv_dtype") = "f16", py::arg("max_tokens") = 512,
-      py::arg("max_outputs") = 64,
+      py::arg("program"), py::kw_only(), py::arg("device") = py::none(), py::arg("kv_dtype") = "f16",
+      py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
       "Bytes of weights and scratch that compile_cuda with these arguments will hold on its device, and (window, bytes "
-      "of a page) of each pool of the KV cache; needs no device.");
+      "of a page) of each pool of the KV cache; needs no device, and starts none.");
 
   m.def(
       "compile_cuda",

@@ -91,6 +91,9 @@ std::int64_t most_results(const Program& program, std::int32_t max_outputs) {
 
 PlanMemory plan_memory(const Program& program, const CudaPlanOptions& options) {
   const Weights weights(program);
+  if (const auto found = found_devices(); static_cast<std::size_t>(options.device) < found.size()) {
+    weights.check_device(program, options.device, found[static_cast<std::size_t>(options.device)].info);
+  }
   const sterna::KvLayout layout(program, options.kv_type, kKvBackend);
   const BufferPlan::Limits limits{options.max_tokens, checked_outputs(options.max_tokens, options.max_outputs),
                                   options.keep_values};

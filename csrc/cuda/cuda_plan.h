@@ -20,7 +20,7 @@
 namespace sterna::cuda {
 
 struct CudaPlanOptions {
-  int device = 0;
+  int device = 0;   // for plan_memory, below 0: none in particular
   int threads = 0;  // that pack weights; 0: one per CPU that this process may use
   KvType kv_type = KvType::kF16;
   std::int32_t max_tokens = 512;
@@ -28,7 +28,8 @@ struct CudaPlanOptions {
   bool keep_values = false;  // every result of a node can be looked at after a run
 };
 
-/// What a CudaPlan of this program will hold on its device, found out without one.
+/// What a CudaPlan of this program will hold on its device, which need not be there. Throws UnsupportedModelError, for
+/// what that device lacks where it is there.
 PlanMemory plan_memory(const Program& program, const CudaPlanOptions& options);
 
 /// The steps of some functions, with the memory that they compute in, one function at a time.

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <future>
+#include <system_error>
 
 #include "base/error.h"
+#include "cuda/architectures.h"
 
 namespace sterna::cuda {
 namespace {
@@ -27,7 +30,7 @@ std::string library_path() {
 struct Library {
   const DeviceTable* table = nullptr;
   std::string problem;
-  std::vector<DeviceInfo> devices;
+  std::vector<FoundDevice> devices;
 
   Library() {
     const std::string path = library_path();
@@ -51,16 +54,35 @@ struct Library {
       problem = std::string("no CUDA device can be used: ") + found->error_text(status);
       return;
     }
-    for (int number = 0; number < count; ++number) {
-      DeviceInfo info{};
-      if (const Status status = found->describe_device(number, &info); status != 0) {
-        problem = "CUDA device " + std::to_string(number) + " cannot be used: " + found->error_text(status);
-        return;
-      }
-      devices.push_back(info);
+    if (count < 1) {
+      problem = "there is no CUDA device";
+      return;
     }
-    if (devices.empty()) problem = "there is no CUDA device";
-    if (problem.empty()) table = found;
+    table = found;
+    bool is_any_usable = false;
+    for (int number = 0; number < count; ++number) {
+      FoundDevice& device = devices.emplace_back();
+      device.problem = look_at(number, device.info);
+      is_any_usable = is_any_usable || device.problem.empty();
+      if (!device.problem.empty()) problem += (problem.empty() ? "" : "; ") + device.problem;
+    }
+    if (is_any_usable) problem.clear();
+  }
+
+  /// Why the device cannot be used.
+  std::string look_at(int number, DeviceInfo& info) const {
+    if (const Status status = table->describe_device(number, &info); status != 0) {
+      return "cuda:" + std::to_string(number) + ": it cannot be used: " + table->error_text(status);
+    }
+    const int architecture = 10 * info.major + info.minor;
+    if (architecture < kOldestArchitecture) {
+      return device_title(number, info) + ": it is older than sm_" + std::to_string(kOldestArchitecture);
+    }
+    if (!has_code(table->compiled, info.major, info.minor)) {
+      return device_title(number, info) +
+             ": the library has no code for it; build with STERNA_CUDA_ARCHITECTURES=" + std::to_string(architecture);
+    }
+    return {};
   }
 
   static bool access_fails(const std::string& path) {
@@ -81,24 +103,52 @@ const DeviceTable& table_for(int number) {
     throw DeviceError("there is no CUDA device " + std::to_string(number) + ", but " +
                       std::to_string(library().devices.size()));
   }
+  const std::string& problem = library().devices[static_cast<std::size_t>(number)].problem;
+  if (!problem.empty()) throw DeviceError(problem);
   return *library().table;
+}
+
+void check_status(const DeviceTable& table, int number, Status status, const char* what) {
+  if (status == 0) return;
+  throw DeviceError("CUDA device " + std::to_string(number) + ", " + what + ": " + table.error_text(status));
+}
+
+/// Makes it the thread's, where it can run the library's code.
+void use_checked(const DeviceTable& table, int number) {
+  check_status(table, number, table.use_device(number), "choosing it");
+  check_status(table, number, table.check_code(), "loading kernels");
 }
 
 }  // namespace
 
 std::string device_problem() { return library().problem; }
 
-std::vector<DeviceInfo> device_infos() {
-  std::vector<DeviceInfo> infos = library().table == nullptr ? std::vector<DeviceInfo>() : library().devices;
-  for (std::size_t i = 0; i < infos.size(); ++i) {  // what is free changes
-    library().table->describe_device(static_cast<int>(i), &infos[i]);
-  }
-  return infos;
+std::span<const FoundDevice> found_devices() { return library().devices; }
+
+std::string device_title(int number, const DeviceInfo& info) {
+  return "cuda:" + std::to_string(number) + " (" + info.name + ", sm_" + std::to_string(info.major) +
+         std::to_string(info.minor) + ")";
 }
 
-Device::Device(int number) : table_(table_for(number)), number_(number) {
-  check(table_.describe_device(number, &info_), "looking at it");
-  use();
+std::uint64_t free_bytes(int number) {
+  const DeviceTable& table = table_for(number);
+  // The device in use is a thread's own, and giving the caller's back to it could make a context there.
+  const auto ask = [&] {
+    use_checked(table, number);
+    std::uint64_t bytes = 0;
+    check_status(table, number, table.free_bytes(&bytes), "looking at its memory");
+    return bytes;
+  };
+  try {
+    return std::async(std::launch::async, ask).get();
+  } catch (const std::system_error& error) {
+    throw DeviceError(std::string("the system gave no thread to ask a CUDA device in: ") + error.what());
+  }
+}
+
+Device::Device(int number)
+    : table_(table_for(number)), number_(number), info_(found_devices()[static_cast<std::size_t>(number)].info) {
+  use_checked(table_, number_);
   check(table_.create_stream(&stream_), "making a stream");
 }
 
@@ -107,10 +157,7 @@ Device::~Device() {
   table_.destroy_stream(stream_);
 }
 
-void Device::check(Status status, const char* what) const {
-  if (status == 0) return;
-  throw DeviceError("CUDA device " + std::to_string(number_) + ", " + what + ": " + table_.error_text(status));
-}
+void Device::check(Status status, const char* what) const { check_status(table_, number_, status, what); }
 
 void Device::use() const { check(table_.use_device(number_), "choosing it"); }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,11 +12,23 @@
 
 namespace sterna::cuda {
 
-/// Why no device can be used; empty when one can. The library is opened once, at the first call.
+/// Why no device can be used; empty when one can. The library is opened once, at the first call, and devices are listed
+/// then, without a context on any.
 std::string device_problem();
 
-/// All devices; none where there is a problem.
-std::vector<DeviceInfo> device_infos();
+struct FoundDevice {
+  DeviceInfo info;
+  std::string problem;  // why it cannot be used; empty when it can
+};
+/// All devices by their numbers; none where they cannot be listed.
+std::span<const FoundDevice> found_devices();
+
+/// "cuda:0 (NVIDIA A10, sm_86)"
+std::string device_title(int number, const DeviceInfo& info);
+
+/// Bytes that a device has free. Makes a context on it, in no thread of the caller's. Throws DeviceError, also where
+/// the device cannot run the library's code.
+std::uint64_t free_bytes(int number);
 
 /// A device, and the stream that all work of one plan goes through. Not for several threads at a time.
 class Device {
@@ -45,7 +58,7 @@ class Device {
  private:
   const DeviceTable& table_;
   const int number_;
-  DeviceInfo info_{};
+  const DeviceInfo info_;
   void* stream_ = nullptr;
 };
 

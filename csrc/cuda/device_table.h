@@ -7,7 +7,7 @@
 namespace sterna::cuda {
 
 /// Of DeviceTable and all arguments: core and library must agree.
-constexpr int kTableVersion = 1;
+constexpr int kTableVersion = 2;
 
 /// 0, or an error for DeviceTable::error_text.
 using Status = int;
@@ -18,7 +18,7 @@ struct DeviceInfo {
   char name[128];
   int major, minor;  // compute capability
   int multiprocessors;
-  std::uint64_t total_bytes, free_bytes;
+  std::uint64_t total_bytes;
 };
 
 /// The batch of a run on the device, at addresses that never change. T, L and S count rows, outputs and sequences.
@@ -97,12 +97,20 @@ constexpr int kNumKernels = static_cast<int>(Kernel::kCount);
 
 struct DeviceTable {
   int version;
+  /// What there is code for: see has_code.
+  const char* compiled;
   const char* (*error_text)(Status status);
 
+  // These make no context on a device, and leave the calling thread's.
   Status (*count_devices)(int* count);
   Status (*describe_device)(int device, DeviceInfo* info);
-  /// Of the calling thread, for all that follows.
+
+  /// Of the calling thread, for all that follows. Makes a context on the device, as everything below may.
   Status (*use_device)(int device);
+  /// 0 where the device in use can run the library's code.
+  Status (*check_code)();
+  /// Of the device in use.
+  Status (*free_bytes)(std::uint64_t* bytes);
   Status (*create_stream)(void** stream);
   Status (*destroy_stream)(void* stream);
   Status (*synchronize)(void* stream);

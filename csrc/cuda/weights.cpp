@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/float_mode.h"
 #include "cpu/tensor_packing.h"
+#include "plan/node_kinds.h"
 
 namespace sterna::cuda {
 namespace {
@@ -76,6 +77,7 @@ class Upload {
 Weights::Weights(const Program& program, const TensorSource& source, cpu::ThreadPool& pool,
                  std::shared_ptr<const Device> device)
     : Weights(program) {
+  check_device(program, device->number(), device->info());
   const FloatMode mode;
   const cpu::WeightUses uses(program);
   std::map<std::string, bool> is_done;
@@ -92,10 +94,6 @@ Weights::Weights(const Program& program, const TensorSource& source, cpu::Thread
     if (!uses.matrices[id] || is_done[value.name]) continue;
     is_done[value.name] = true;
     Matrices& matrices = matrices_.at(value.name);
-    if (matrices.first.layout == LayoutId::kBF16 && device->info().major < 8) {
-      throw UnsupportedModelError("tensor " + value.name + " holds bfloat16 numbers, which " + device->info().name +
-                                  " cannot multiply");
-    }
     std::vector<PackedMatrix> packed = cpu::describe_matrices(value);
     std::size_t bytes = 0;
     for (const PackedMatrix& matrix : packed) bytes += cpu::aligned_bytes(matrix);
@@ -132,6 +130,24 @@ Weights::Weights(const Program& program) {
       bytes_ += aligned(cpu::element_count(value) * sizeof(float));
     }
     if (uses.matrices[id] && !matrices_.contains(value.name)) matrices_[value.name] = describe(value, bytes_);
+  }
+}
+
+void Weights::check_device(const Program& program, int number, const DeviceInfo& info) const {
+  constexpr int kFirstMajorWithBfloats = 8;
+  constexpr std::string_view kMultiplying[] = {"linear", "head_linear", "unembed", "expert_glu"};
+  if (info.major >= kFirstMajorWithBfloats) return;
+  for (const Function& function : program.functions) {
+    for (const Node& node : function.nodes) {
+      if (std::ranges::find(kMultiplying, node.op) == std::ranges::end(kMultiplying)) continue;
+      for (const Operand& operand : node.inputs) {
+        const std::string& name = program.value(operand.value).name;
+        const auto found = matrices_.find(name);
+        if (found == matrices_.end() || found->second.first.layout != LayoutId::kBF16) continue;
+        unsupported(node, "tensor " + name + " holds bfloat16 numbers, which " + device_title(number, info) +
+                              " cannot multiply");
+      }
+    }
   }
 }
 

@@ -32,6 +32,9 @@ class Weights {
   /// Shapes and layouts only: enough to lower a program and to plan its memory.
   explicit Weights(const Program& program);
 
+  /// Throws UnsupportedModelError naming tensor, node and device where it cannot multiply by one.
+  void check_device(const Program& program, int number, const DeviceInfo& info) const;
+
   const Matrices& matrices(const std::string& name) const { return matrices_.at(name); }
   /// In device memory; null where there is none.
   const float* vector(const std::string& name) const { return vectors_.at(name).device; }

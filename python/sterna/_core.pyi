@@ -443,7 +443,7 @@ def cuda_problem() -> str:
     """Why no CUDA device can be used, in a sentence; "" when one can."""
 
 def cuda_devices() -> list[CudaDevice]:
-    """All of them; none when there is a problem. Their number is what `compile_cuda` takes."""
+    """All of them, by their numbers; none where they cannot be listed. None is started for that."""
 
 class CudaDevice(TypedDict):
     number: int
@@ -451,7 +451,10 @@ class CudaDevice(TypedDict):
     compute_capability: str  # "9.0"
     multiprocessors: int
     total_bytes: int
-    free_bytes: int
+    problem: str  # why it cannot be used; "" when it can
+
+def cuda_free_bytes(device: int) -> int:
+    """Bytes that it has free: starts it, which takes some time and memory there. DeviceError."""
 
 @final
 class CudaPlan(ProgramPlan):
@@ -476,9 +479,15 @@ def compile_cuda(
     """As `compile_cpu`, for a CUDA device; `threads` pack the weights. ArgumentError, DeviceError, MemoryBudgetError, ..."""
 
 def plan_memory_cuda(
-    program: Program, *, kv_dtype: str = "f16", max_tokens: int = 512, max_outputs: int = 64
+    program: Program,
+    *,
+    device: int | None = None,
+    kv_dtype: str = "f16",
+    max_tokens: int = 512,
+    max_outputs: int = 64,
 ) -> tuple[int, int, list[tuple[int, int]]]:
-    """As `plan_memory`, of `compile_cuda` with these arguments; needs no device."""
+    """As `plan_memory`, of `compile_cuda` with these arguments; needs no device, and starts none. UnsupportedModelError,
+    also for what a device that is there cannot do."""
 
 # --- machine
 

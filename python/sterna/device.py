@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +22,11 @@ AUTO_CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Device:
-    """The CPU, or a GPU with its number; `free_bytes` None: unknown, or the GPU is not there."""
+    """The CPU, or a GPU with its number; one without a name is not there."""
 
     number: int | None = None
     name: str = ""
     compute_capability: str = ""
-    free_bytes: int | None = None
 
     @property
     def id(self) -> str:
@@ -48,22 +48,29 @@ class Device:
         return f"sm_{self.compute_capability.replace('.', '')}"
 
     def budget(self, given: int | str | None) -> int | None:
-        """Bytes that a model may take; None is a share of what is free. ArgumentError."""
+        """Bytes that a model may take; None is a share of what is free, for which a GPU is started: ask only for one
+        that may be used. None for a GPU that is not there. ArgumentError, DeviceError.
+        """
         if given is not None or self.number is None:
             return parse_budget(given)
-        return None if self.free_bytes is None else int(self.free_bytes * CUDA_BUDGET_SHARE)
+        if not self.name:
+            return None
+        from sterna import _core
+
+        return int(_core.cuda_free_bytes(self.number) * CUDA_BUDGET_SHARE)
 
 
 CPU = Device()
 
 
 def cuda_devices() -> list[Device]:
-    """Those that can be used, in the order of their numbers."""
+    """Those that can be used, in the order of their numbers. None of them is started for that."""
     from sterna import _core
 
     return [
-        Device(found["number"], found["name"], found["compute_capability"], found["free_bytes"])
+        Device(found["number"], found["name"], found["compute_capability"])
         for found in _core.cuda_devices()
+        if not found["problem"]
     ]
 
 
@@ -74,19 +81,26 @@ def cuda_problem() -> str:
     return _core.cuda_problem()
 
 
-def check_device(device: str) -> None:
-    """ArgumentError unless it is "auto", "cpu", "cuda" or "cuda:N"."""
+def chosen_device(device: str) -> str:
+    """`device`, or where it is "auto" what $STERNA_DEVICE says.
+
+    ArgumentError unless it is "auto", "cpu", "cuda" or "cuda:N".
+    """
+    source = "device"
+    if device == "auto" and (said := os.environ.get("STERNA_DEVICE")):
+        source, device = "STERNA_DEVICE", said
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise ArgumentError(f'device is {device!r:.60}, must be "auto", "cpu", "cuda" or "cuda:N"')
+        raise ArgumentError(f'{source} is {device!r:.60}, must be "auto", "cpu", "cuda" or "cuda:N"')
+    return device
 
 
 def find_devices(device: str) -> list[Device]:
-    """What `device` may mean, the first choice first: "auto" is each GPU, then the CPU.
+    """What `device` may mean, the first choice first: "auto" is each GPU, then the CPU, or what `chosen_device` says.
 
     ArgumentError for what is no device, and for the number of a GPU that is not there where others are; DeviceError
-    where there is none at all.
+    where there is none at all, and for one that cannot be used.
     """
-    check_device(device)
+    device = chosen_device(device)
     if device == "cpu":
         return [CPU]
     if device == "auto":
@@ -94,15 +108,23 @@ def find_devices(device: str) -> list[Device]:
     if problem := cuda_problem():
         raise DeviceError(f'device {device!r} is not there: {problem}; use device="cpu"')
     found = cuda_devices()
+    if device == "cuda":
+        return [found[0]]
     number = _number(device)
-    if number >= len(found):
-        raise ArgumentError(f"device is {device!r}, the last one that is there is {found[-1].id!r}")
-    return [found[number]]
+    for usable in found:
+        if usable.number == number:
+            return [usable]
+    from sterna import _core
+
+    listed = _core.cuda_devices()
+    if number < len(listed):
+        raise DeviceError(f"device {device!r} cannot be used: {listed[number]['problem']}")
+    raise ArgumentError(f"device is {device!r}, the last one that is there is 'cuda:{len(listed) - 1}'")
 
 
 def devices_to_plan_for(device: str) -> list[Device]:
     """As `find_devices`, but a GPU that is not there may be planned for where there is none."""
-    check_device(device)
+    device = chosen_device(device)
     if device.startswith("cuda") and cuda_problem():
         return [Device(_number(device))]
     return find_devices(device)
@@ -123,7 +145,8 @@ class Placement:
 
 
 def place(
-    candidates: Sequence[tuple[Device, int | None]],
+    devices: Sequence[Device],
+    memory_budget: int | str | None,
     program: Program,
     settings: PlanSettings,
     draft: tuple[Program, PlanSettings] | None,
@@ -132,24 +155,28 @@ def place(
     kv_tokens: int | None,
     trained_context: int,
 ) -> Placement:
-    """The first device, of those with their budgets, that the model fits on; the last one in any case."""
+    """The first device that the model fits on, the last one in any case; those behind it are not asked.
+
+    UnsupportedModelError and DeviceError of the last one.
+    """
     enough = context or min(trained_context, kv_tokens or trained_context, AUTO_CONTEXT)
-    problem = None
-    for device, budget in candidates[:-1]:
+    problems = []
+    for device in devices[:-1]:
         try:
+            budget = device.budget(memory_budget)
             found = _place_on(device, budget, program, settings, draft, context, kv_tokens, trained_context)
-        except UnsupportedModelError as error:
-            problem = f"{device.title}: {error}"
+        except (UnsupportedModelError, DeviceError) as error:
+            problems.append(f"{device.title}: {error}")
             continue
         if found.memory.fits and found.memory.context >= enough:
             return found
-        problem = (
+        problems.append(
             f"the model needs {readable(found.memory.total)} with a context of {found.memory.context} tokens, "
             f"{device.title} has {readable(budget or 0)}, which is enough for {found.memory.max_context or 0}"
         )
-    device, budget = candidates[-1]
+    device, budget = devices[-1], devices[-1].budget(memory_budget)
     last = _place_on(device, budget, program, settings, draft, context, kv_tokens, trained_context)
-    return replace(last, no_gpu=problem)
+    return replace(last, no_gpu="; ".join(problems) or None)
 
 
 def _place_on(

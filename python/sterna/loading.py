@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sterna.adapters import Adapter, open_adapters
 from sterna.arguments import LOAD_ALIASES, keyword_arguments
-from sterna.device import Device, compile_for, cuda_problem, devices_to_plan_for, find_devices, place
+from sterna.device import Device, chosen_device, compile_for, cuda_problem, devices_to_plan_for, find_devices, place
 from sterna.errors import ArgumentError, FileError
 from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
-from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_bytes
+from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, parse_bytes
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def load(
         allows (`llm.info` says).
     device: "cpu", "cuda" (the first GPU) or "cuda:N"; "auto" is a GPU where there is one that the model fits on, with
         its `context`, or 4,096 tokens where that is None, and else the CPU. `llm.info` says which, and why no GPU.
+        $STERNA_DEVICE stands for "auto" where it is set.
     threads: that compute; None is one per CPU that this process may use. The results do not depend on it. For a GPU
         they pack weights.
     memory_budget: bytes, or a text such as "4GiB"; None is 80 % of the memory that is available, limits of control
@@ -185,6 +186,7 @@ def prepare(
 
     Unless it is to be loaded, where there is no GPU one may be planned for all the same.
     """
+    device = chosen_device(device)
     devices = find_devices(device) if to_load else devices_to_plan_for(device)
     if context is not None and (not isinstance(context, int) or not 2 <= context <= MAX_CONTEXT):
         raise ArgumentError(f"context is {context!r:.60}, must be from 2 to {MAX_CONTEXT}")
@@ -198,7 +200,8 @@ def prepare(
         raise ArgumentError(f"max_sequences is {max_sequences!r:.60}, must be from 1 to {MAX_SEQUENCES}")
     if i2s_order not in I2S_ORDERS:
         raise ArgumentError(f"i2s_order is {i2s_order!r:.60}, must be one of {', '.join(I2S_ORDERS)}")
-    candidates = [(found, found.budget(memory_budget)) for found in devices]
+    if memory_budget is not None:
+        parse_budget(memory_budget)
 
     from sterna._core import Gguf
     from sterna.hub import resolve
@@ -229,7 +232,8 @@ def prepare(
         raise ArgumentError("the model is an encoder: there is nothing for a draft model to guess")
     trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
     placed = place(
-        candidates,
+        devices,
+        memory_budget,
         program,
         settings,
         None if drafts is None else (drafts.program, drafts.settings),

@@ -121,9 +121,10 @@ class _Needs:
         from sterna import _core
 
         self._settings = settings
-        bytes_of = (
-            partial(_core.plan_memory, threads=settings.threads) if settings.device == "cpu" else _core.plan_memory_cuda
-        )
+        if settings.device == "cpu":
+            bytes_of = partial(_core.plan_memory, threads=settings.threads)
+        else:
+            bytes_of = partial(_core.plan_memory_cuda, device=int(settings.device.partition(":")[2]))
         self.weights, self.scratch, self._kinds = bytes_of(
             program, kv_dtype=settings.kv_dtype, max_tokens=settings.max_tokens, max_outputs=settings.max_outputs
         )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -15,6 +20,16 @@ needs_cuda = [pytest.mark.cuda, pytest.mark.skipif(PROBLEM != "", reason=PROBLEM
 EMULATED = any(device["name"] == "emulated" for device in _core.cuda_devices())
 # Positions of each sequence: all of them, or just more than the sliding windows of the oracles.
 MOST = 18 if EMULATED else 512
+
+
+def in_process(code: str, **environment: str) -> dict[str, Any]:
+    """What `code` puts into `found`, in a process with these environment variables."""
+    code = f"import json, sterna\nfrom sterna import _core\nfound = {{}}\n{code}\nprint(json.dumps(found))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def path_of(name: str) -> Path:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import sterna
+from cuda_plans import in_process
 from sterna import ArgumentError, DeviceError, UnsupportedModelError, _core
 from sterna.cli.main import main
 
@@ -28,7 +26,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def device(number: int, free_bytes: int) -> dict[str, Any]:
     fields = {"name": f"GPU of test {number}", "compute_capability": "9.0", "multiprocessors": 132}
-    return {"number": number, **fields, "total_bytes": 2 * free_bytes, "free_bytes": free_bytes}
+    return {"number": number, **fields, "total_bytes": 2 * free_bytes, "free_bytes": free_bytes, "problem": ""}
 
 
 @pytest.fixture
@@ -37,16 +35,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found = [device(0, 1 << 16), device(1, 1 << 30)]
     monkeypatch.setattr(_core, "cuda_problem", lambda: "")
     monkeypatch.setattr(_core, "cuda_devices", lambda: found)
+    monkeypatch.setattr(_core, "cuda_free_bytes", lambda number: found[number]["free_bytes"])
     return found
-
-
-def in_process(code: str, library: Path | str) -> dict[str, Any]:
-    """What `code` puts into `found`, in a process that opens this library."""
-    code = f"import json, sterna\nfrom sterna import _core\nfound = {{}}\n{code}\nprint(json.dumps(found))"
-    environment = {**os.environ, "STERNA_CUDA_LIBRARY": str(library)}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 LOADING = f"""
@@ -69,7 +59,7 @@ def test_a_library_that_cannot_be_used_is_a_reason_and_no_failure(kind: str, tmp
         library.write_text("no library")
     elif kind == "another library":
         library = Path(_core.__file__)  # without the symbol
-    found = in_process(LOADING, library)
+    found = in_process(LOADING, STERNA_CUDA_LIBRARY=str(library))
     problem = found["problem"]
     assert str(library) in problem
     assert ("of another version of sterna" if kind == "another library" else "cannot be opened") in problem
@@ -179,6 +169,33 @@ def test_auto_is_the_first_gpu_that_the_model_fits_on(
     assert sterna.plan(MODEL).device == "cpu"
     with pytest.raises(UnsupportedModelError, match="no such kernel"):
         sterna.plan(MODEL, device="cuda")
+
+
+@pytest.mark.usefixtures("gpus")
+def test_auto_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STERNA_DEVICE", "")
+    assert sterna.plan(MODEL).device == "cuda:1"
+    monkeypatch.setenv("STERNA_DEVICE", "auto")
+    assert sterna.plan(MODEL).device == "cuda:1"
+    monkeypatch.setenv("STERNA_DEVICE", "cuda")
+    assert sterna.plan(MODEL).device == "cuda:0"
+    assert sterna.plan(MODEL, device="cuda:1").device == "cuda:1"  # who names one means it
+    monkeypatch.setenv("STERNA_DEVICE", "cpu")
+    with sterna.load(MODEL, context=64) as llm:
+        assert (llm.info.device, llm.info.no_gpu) == ("cpu", None)
+    monkeypatch.setenv("STERNA_DEVICE", "cuda:2")
+    with pytest.raises(ArgumentError, match="device is 'cuda:2', the last one that is there is 'cuda:1'"):
+        sterna.plan(MODEL)
+    monkeypatch.setenv("STERNA_DEVICE", "gpu")
+    with pytest.raises(ArgumentError, match="STERNA_DEVICE is 'gpu', must be"):
+        sterna.plan(MODEL)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_the_environment_asks_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STERNA_DEVICE", "cuda")
+    with pytest.raises(DeviceError, match=f"device 'cuda' is not there: {PROBLEM}"):
+        sterna.load(MODEL)
 
 
 @pytest.mark.usefixtures("gpus")

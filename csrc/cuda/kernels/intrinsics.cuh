@@ -68,7 +68,7 @@ __device__ inline void mma_halves(float (&c)[4], const std::uint32_t (&a)[4], co
   }
 #endif
 }
-/// The same of bfloat16 numbers; from compute capability 8.0 on, before that the core keeps such weights as floats.
+/// The same of bfloat16 numbers; from compute capability 8.0 on, before that the core refuses such weights.
 __device__ inline void mma_bfloats(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ < 800
   __trap();

@@ -10,6 +10,13 @@
 namespace sterna::cuda {
 namespace {
 
+/// What the library was compiled for, where the build knows.
+#ifdef STERNA_CUDA_COMPILED
+constexpr const char* kCompiled = STERNA_CUDA_COMPILED;
+#else
+constexpr const char* kCompiled = "";
+#endif
+
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 
 /// What went wrong is said once: no later call may find it again.
@@ -36,15 +43,25 @@ Status describe_device(int device, DeviceInfo* info) {
   info->major = properties.major;
   info->minor = properties.minor;
   info->multiprocessors = properties.multiProcessorCount;
-  if (const cudaError_t status = cudaSetDevice(device); status != cudaSuccess) return said(status);
-  std::size_t free_bytes = 0, total_bytes = 0;
-  const cudaError_t status = cudaMemGetInfo(&free_bytes, &total_bytes);
-  info->free_bytes = free_bytes;
-  info->total_bytes = total_bytes;
-  return said(status);
+  info->total_bytes = properties.totalGlobalMem;
+  return 0;
 }
 
 Status use_device(int device) { return said(cudaSetDevice(device)); }
+
+/// Code for the device is looked for as for any other kernel; nothing runs.
+__global__ void any_kernel() {}
+Status check_code() {
+  cudaFuncAttributes attributes;
+  return said(cudaFuncGetAttributes(&attributes, any_kernel));
+}
+
+Status free_bytes(std::uint64_t* bytes) {
+  std::size_t free = 0, total = 0;
+  const cudaError_t status = cudaMemGetInfo(&free, &total);
+  *bytes = free;
+  return said(status);
+}
 
 Status create_stream(void** stream) {
   return said(cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking));
@@ -87,25 +104,11 @@ Status launch_graph(void* graph, void* stream) {
 Status destroy_graph(void* graph) { return said(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph))); }
 
 DeviceTable make_table() {
-  DeviceTable table = {kTableVersion,
-                       error_text,
-                       count_devices,
-                       describe_device,
-                       use_device,
-                       create_stream,
-                       destroy_stream,
-                       synchronize,
-                       allocate,
-                       release,
-                       allocate_host,
-                       release_host,
-                       copy,
-                       fill_zero,
-                       begin_graph,
-                       end_graph,
-                       launch_graph,
-                       destroy_graph,
-                       {}};
+  DeviceTable table = {kTableVersion, kCompiled,  error_text,  count_devices, describe_device,
+                       use_device,    check_code, free_bytes,  create_stream, destroy_stream,
+                       synchronize,   allocate,   release,     allocate_host, release_host,
+                       copy,          fill_zero,  begin_graph, end_graph,     launch_graph,
+                       destroy_graph, {}};
   std::copy_n(kLaunchers, kNumKernels, table.launchers);
   return table;
 }

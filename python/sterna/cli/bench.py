@@ -148,8 +148,9 @@ def _measure(
             progress=None,
         )
         drafts = prepared.program, prepared.settings
-    candidates = [(each, each.budget(None)) for each in devices]
-    placed = place(candidates, program, settings, drafts, context=context, kv_tokens=kv_tokens, trained_context=context)
+    placed = place(
+        devices, None, program, settings, drafts, context=context, kv_tokens=kv_tokens, trained_context=context
+    )
     plan = compile_for(placed.settings, program, file)
     if prepared is not None:
         draft_plan = compile_draft(prepared, plan, placed.device.id)

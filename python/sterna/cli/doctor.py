@@ -108,19 +108,30 @@ def _kernels(problems: list[str]) -> dict[str, str]:
 
 
 def _gpus() -> dict[str, str]:
-    """CUDA devices, or why there is none: a machine without is in order."""
+    """CUDA devices, or why there is none: a machine without is in order. Starts each."""
     try:
         from sterna import _core
     except ImportError:
         return {}
-    if problem := _core.cuda_problem():
-        return {"cuda": f"none: {problem}"}
-    return {
-        f"cuda:{found['number']}": f"{found['name']}, compute capability {found['compute_capability']}, "
-        f"{found['multiprocessors']} multiprocessors, {console.size(found['total_bytes'])}, "
-        f"{console.size(found['free_bytes'])} free"
-        for found in _core.cuda_devices()
-    }
+    from sterna.errors import DeviceError
+
+    devices = _core.cuda_devices()
+    if not devices:
+        return {"cuda": f"none: {_core.cuda_problem()}"}
+    fields = {}
+    for found in devices:
+        name = f"cuda:{found['number']}"
+        fields[name] = (
+            f"{found['name']}, compute capability {found['compute_capability']}, "
+            f"{found['multiprocessors']} multiprocessors, {console.size(found['total_bytes'])}"
+        )
+        try:
+            if found["problem"]:
+                raise DeviceError(found["problem"])
+            fields[name] += f", {console.size(_core.cuda_free_bytes(found['number']))} free"
+        except DeviceError as error:
+            fields[name] += f"; cannot be used: {error}"
+    return fields
 
 
 def _memory() -> dict[str, Any]:
