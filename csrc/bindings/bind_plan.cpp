@@ -41,7 +41,8 @@ std::span<const std::int32_t> span_of(const Ints& array) {
 
 py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
                        const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows,
-                       const std::string& function, const std::vector<std::uint8_t>& long_sequences) {
+                       const std::string& function, const std::vector<std::uint8_t>& long_sequences,
+                       const std::vector<std::int32_t>& largest) {
   if (function != "logits" && function != "encode") throw ArgumentError("a plan runs no function " + function);
   std::vector<std::span<const std::int32_t>> tables;
   for (const auto& table : page_tables) tables.insert(tables.end(), plan.kv_pools().size(), table);
@@ -54,14 +55,18 @@ py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positi
   batch.output_rows = span_of(output_rows);
   batch.encode = function == "encode";
   batch.long_sequences = long_sequences;
+  batch.largest = largest;
   {
     const GilRelease release;
     plan.run(batch, nullptr);
   }
-  const std::int32_t width = batch.encode ? plan.encoding().size : plan.vocab_size();
-  const std::span<const float> results = batch.encode ? plan.encodings() : plan.logits();
-  py::array_t<float> rows({static_cast<py::ssize_t>(batch.num_outputs()), static_cast<py::ssize_t>(width)});
-  std::copy(results.begin(), results.end(), rows.mutable_data());
+  const auto width = static_cast<std::size_t>(batch.encode ? plan.encoding().size : plan.vocab_size());
+  const auto count = static_cast<std::size_t>(batch.num_outputs());
+  py::array_t<float> rows({count, width});
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto row = batch.encode ? plan.encodings().subspan(i * width, width) : plan.logits_row(i);
+    std::ranges::copy(row, rows.mutable_data() + i * width);
+  }
   return rows;
 }
 
@@ -144,9 +149,18 @@ void bind_plan(py::module_& m) {
   py::class_<ProgramPlan, Plan, std::shared_ptr<ProgramPlan>>(m, "ProgramPlan", "A Program, compiled for one device.")
       .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
            py::arg("output_rows"), py::arg("function") = "logits", py::kw_only(),
-           py::arg("long_sequences") = std::vector<std::uint8_t>(),
+           py::arg("long_sequences") = std::vector<std::uint8_t>(), py::arg("largest") = std::vector<std::int32_t>(),
            "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
            "vectors [num_outputs, encoding_size].")
+      .def_property_readonly("most_largest", &ProgramPlan::most_largest)
+      .def(
+          "largest_logits",
+          [](const ProgramPlan& plan, std::size_t output) {
+            std::vector<std::pair<std::int32_t, float>> entries;
+            for (const auto& [token, logit] : plan.largest_logits(output)) entries.emplace_back(token, logit);
+            return entries;
+          },
+          py::arg("output"), "(token, logit) of an output of the last run that asked for some.")
       .def_property_readonly("longrope_context", &ProgramPlan::longrope_context)
       .def(
           "reserve_pages",

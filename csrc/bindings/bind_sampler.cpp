@@ -68,6 +68,25 @@ py::array_t<double> probabilities(BoundSampler& s, const Floats& logits, const p
   return row;
 }
 
+std::int32_t enough(const BoundSampler& s, const py::object& history, std::size_t num_prompt, std::int32_t later,
+                    std::int32_t most, std::optional<int> top_logprobs, const py::object& mask) {
+  Context arguments(s, history, num_prompt, mask);
+  arguments.context.top_logprobs = top_logprobs.value_or(-1);
+  return enough_logits(s.params, arguments.context, later, most);
+}
+
+std::optional<Sampled> sample_largest(BoundSampler& s, const std::vector<std::pair<std::int32_t, float>>& largest,
+                                      const py::object& history, std::size_t num_prompt, std::uint32_t choice) {
+  Context arguments(s, history, num_prompt, py::none());
+  arguments.context.choice = choice;
+  std::vector<TokenLogit> entries;
+  for (const auto& [token, logit] : largest) {
+    if (token < 0 || token >= s.vocab_size) throw ArgumentError("largest: " + std::to_string(token) + " is no token");
+    entries.push_back({token, logit});
+  }
+  return s.sampler.sample_largest(s.params, entries, arguments.context);
+}
+
 py::array_t<float> log_softmax(const Floats& logits) {
   const std::span<const float> row(logits.data(), static_cast<std::size_t>(logits.size()));
   const RowExtent extent = row_extent(row);
@@ -130,6 +149,10 @@ void bind_sampler(py::module_& m) {
            "params"_a, "vocab_size"_a)
       .def("sample", &sample, "logits"_a, py::kw_only(), "history"_a = py::tuple(), "num_prompt"_a = 0, "choice"_a = 0,
            "top_logprobs"_a = py::none(), "mask"_a = py::none())
+      .def("enough_logits", &enough, py::kw_only(), "history"_a = py::tuple(), "num_prompt"_a = 0, "later"_a = 0,
+           "most"_a, "top_logprobs"_a = py::none(), "mask"_a = py::none())
+      .def("sample_largest", &sample_largest, "largest"_a, py::kw_only(), "history"_a = py::tuple(), "num_prompt"_a = 0,
+           "choice"_a = 0)
       .def("probabilities", &probabilities, "logits"_a, py::kw_only(), "history"_a = py::tuple(), "num_prompt"_a = 0,
            "mask"_a = py::none());
 

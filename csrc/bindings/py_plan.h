@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -18,7 +19,8 @@ namespace sterna::bindings {
 /// [num_outputs, vocab_size] or None when cancelled() was true, page_tables being those of the first sequence's pools,
 /// then the next one's; reserve_pages(pool, n), num_pages(pool), copy_page(pool, from, to), vocab_size(), max_tokens(),
 /// max_outputs(); and where they have them windows() of the pools, read_page(pool, page) -> bytes, write_page(pool,
-/// page, bytes), page_bytes(), first_non_finite(row).
+/// page, bytes), page_bytes(), first_non_finite(row), most_largest(), and largest_logits(wanted) -> a
+/// list of (token, logit) for each output of the last run.
 class PyPlan final : public Plan {
  public:
   bool run(const Batch& batch, const Interrupt* interrupt) override {
@@ -33,10 +35,25 @@ class PyPlan final : public Plan {
     logits_.assign(logits.data(), logits.data() + logits.size());
     const auto expected = static_cast<std::size_t>(batch.num_outputs()) * static_cast<std::size_t>(vocab_size());
     if (logits_.size() != expected) throw ArgumentError("run() gave an array of another size");
+    largest_.assign(static_cast<std::size_t>(batch.num_outputs()), {});
+    if (most_largest() > 0) {
+      const pybind11::list rows = method("largest_logits")(array(batch.largest));
+      for (std::size_t i = 0; i < largest_.size(); ++i) {
+        for (const pybind11::handle entry : rows[i]) {
+          const auto [token, logit] = entry.cast<std::pair<std::int32_t, float>>();
+          largest_[i].push_back({token, logit});
+        }
+      }
+    }
     return true;
   }
 
   std::span<const float> logits() const override { return logits_; }
+  std::int32_t most_largest() const override {
+    const pybind11::gil_scoped_acquire gil;
+    return has("most_largest") ? number("most_largest") : 0;
+  }
+  std::span<const TokenLogit> largest_logits(std::size_t output) const override { return largest_[output]; }
 
   std::span<const KvPoolInfo> kv_pools() const override {
     if (pools_.empty()) {
@@ -105,6 +122,7 @@ class PyPlan final : public Plan {
   }
 
   std::vector<float> logits_;
+  std::vector<std::vector<TokenLogit>> largest_;  // by output
   mutable std::vector<KvPoolInfo> pools_;
 };
 

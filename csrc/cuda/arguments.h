@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "plan/kinds.h"
+#include "plan/token_logit.h"
 #include "quant/layout.h"
 
 namespace sterna::cuda {
@@ -301,6 +302,20 @@ struct DeltaRuleArguments {
   Rows q, k, v, g, beta, y;
   std::int32_t key_heads, key_dim, value_heads, value_dim;
   std::int64_t state_offset;
+};
+
+/// As many of a row's largest logits can be found.
+constexpr std::int32_t kMostLargest = 256;
+
+/// Of each output as many of its n logits as the batch asks for (DeviceBatch::largest), by falling logit and rising
+/// token: an entry whose token is their count, then they; no more than `most`. None where a logit is not finite.
+struct LargestArguments {
+  Rows logits;
+  std::int64_t n;
+  std::uint32_t* maxima;  // [outputs][groups], working room
+  std::int64_t groups;    // of 32 logits
+  TokenLogit* largest;    // [outputs][1 + most]
+  std::int64_t most;      // up to kMostLargest
 };
 
 /// Panels as the core packs them (quant/layout.h) to panels in the device's order (kernels/fragments.cuh).

@@ -10,8 +10,8 @@ namespace {
 
 /// Where each array of a batch begins, in bytes.
 struct Places {
-  std::uint64_t counts, tokens, positions, sequences, last_rows, output_rows, first_rows, encoded_sizes, is_long,
-      adapters, adapter_scales, given_rows, given, pages, tables, row_segments, segment_starts, segments;
+  std::uint64_t counts, tokens, positions, sequences, last_rows, output_rows, largest, first_rows, encoded_sizes,
+      is_long, adapters, adapter_scales, given_rows, given, pages, tables, row_segments, segment_starts, segments;
 
   DeviceBatch in(std::uint8_t* base, std::int64_t num_pools) const {
     const auto ints = [base](std::uint64_t at) { return reinterpret_cast<const std::int32_t*>(base + at); };
@@ -22,6 +22,7 @@ struct Places {
             ints(sequences),
             ints(last_rows),
             ints(output_rows),
+            ints(largest),
             ints(first_rows),
             ints(encoded_sizes),
             ints(is_long),
@@ -74,8 +75,8 @@ void BatchUpload::lay_out(std::int64_t num_sequences, std::int64_t num_pages, st
   using Int = std::int32_t;
   Places at{};
   at.counts = place<Int>(3);
-  for (std::uint64_t* rows :
-       {&at.tokens, &at.positions, &at.sequences, &at.last_rows, &at.output_rows, &at.given_rows, &at.row_segments}) {
+  for (std::uint64_t* rows : {&at.tokens, &at.positions, &at.sequences, &at.last_rows, &at.output_rows, &at.largest,
+                              &at.given_rows, &at.row_segments}) {
     *rows = place<Int>(max_tokens_);
   }
   for (std::uint64_t* of_sequences : {&at.first_rows, &at.encoded_sizes, &at.is_long, &at.adapters}) {
@@ -122,6 +123,7 @@ void BatchUpload::copy(const Batch& batch, const StateRuns* states) {
   std::ranges::copy(batch.tokens, writable(host_.tokens));
   std::ranges::copy(batch.positions, writable(host_.positions));
   std::ranges::copy(batch.output_rows, writable(host_.output_rows));
+  std::ranges::copy(batch.largest, writable(host_.largest));
   std::int32_t next_given = 0, own = num_sequences_, last = 0;
   for (std::int32_t row = rows - 1; row >= 0; --row) {
     const auto at = static_cast<std::size_t>(row);

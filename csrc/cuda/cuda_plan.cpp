@@ -76,13 +76,18 @@ CompiledFunctions::Steps finish(const Program& program, Lowered& lowered, std::u
   return steps;
 }
 
+/// Floats of a row of a function's result.
+std::int64_t result_size(const Program& program, const Function& function) {
+  std::int64_t size = 1;
+  const Shape& shape = program.value(function.outputs.at(0)).shape;
+  for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
+  return size;
+}
+
 std::int64_t most_results(const Program& program, std::int32_t max_outputs) {
   std::int64_t most = 1;
   for (const Function& function : program.functions) {
-    std::int64_t size = 1;
-    const Shape& shape = program.value(function.outputs.at(0)).shape;
-    for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
-    most = std::max(most, size * max_outputs);
+    most = std::max(most, result_size(program, function) * max_outputs);
   }
   return most;
 }
@@ -102,6 +107,11 @@ PlanMemory plan_memory(const Program& program, const CudaPlanOptions& options) {
   memory.weights = weights.bytes();
   memory.scratch = static_cast<std::uint64_t>(
       arena_bytes(lower_all(program, function_names(program), weights, layout, nullptr, constants, limits)));
+  if (const auto logits = std::ranges::find(program.functions, "logits", &Function::name);
+      logits != program.functions.end()) {
+    memory.scratch += LargestLogits::bytes(static_cast<std::int32_t>(limits.max_outputs),
+                                           static_cast<std::int32_t>(result_size(program, *logits)));
+  }
   memory.kv_pools.assign(layout.pools().begin(), layout.pools().end());
   return memory;
 }
@@ -124,6 +134,7 @@ CudaPlan::CudaPlan(const Program& program, const TensorSource& source, const Cud
       upload_(device_, max_tokens(), hidden_size()),
       results_(device_, static_cast<std::uint64_t>(most_results(this->program(), max_outputs())) * sizeof(float),
                DeviceMemory::Where::kHost) {
+  if (has_logits()) largest_.emplace(device_, max_outputs(), vocab_size());
   compiled_ = compile(function_names(this->program()), {max_tokens(), max_outputs(), options.keep_values});
 }
 
@@ -199,16 +210,13 @@ bool CudaPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interr
   try {
     upload_.copy(batch, has_state ? &states_ : nullptr);
     for (const auto& [memory, bytes] : steps.zeroed) device_->fill_zero(memory, static_cast<std::uint64_t>(bytes));
+    const Launch sizes = {device_->stream(), &upload_.device_batch(), batch.num_tokens(), batch.num_outputs(),
+                          upload_.num_sequences()};
     const bool is_few = batch.num_tokens() <= kMostGraphRows;
     if (&compiled != &compiled_ || !has_graphs_ || !is_few || !launch_graph(steps, batch)) {
-      const Launch sizes = {device_->stream(), &upload_.device_batch(), batch.num_tokens(), batch.num_outputs(),
-                            upload_.num_sequences()};
       complete = launch(steps, sizes, interrupt);
     }
-    if (complete) {
-      device_->copy(results_.data(), steps.output.data,
-                    static_cast<std::uint64_t>(batch.num_outputs() * steps.output_size) * sizeof(float));
-    }
+    if (complete) fetch_results(steps, batch, sizes);
   } catch (...) {
     device_->table().synchronize(device_->stream());  // what was asked for reads memory that the next run writes
     throw;
@@ -235,6 +243,44 @@ bool CudaPlan::run(const Batch& batch, const Interrupt* interrupt) {
   CompiledFunctions& compiled = kept_.empty() ? compiled_ : keeping_;
   last_ = compiled.find(name);
   return run(compiled, batch, interrupt);
+}
+
+void CudaPlan::fetch_outputs(const Rows& outputs, std::int64_t size, std::size_t first, std::size_t count) {
+  const std::size_t row = static_cast<std::size_t>(size);
+  device_->copy(results_.as<float>() + first * row, outputs.data + first * row, count * row * sizeof(float));
+  std::fill_n(is_fetched_.begin() + static_cast<std::ptrdiff_t>(first), count, true);
+}
+
+void CudaPlan::fetch_results(const CompiledFunctions::Steps& steps, const Batch& batch, const Launch& launch) {
+  const auto count = static_cast<std::size_t>(batch.num_outputs());
+  is_fetched_.assign(count, false);
+  wanted_.assign(batch.largest.begin(), batch.largest.end());
+  wanted_.resize(count, 0);
+  if (std::ranges::any_of(wanted_, [](std::int32_t wanted) { return wanted > 0; })) {
+    largest_->find(steps.output, batch, launch);
+  }
+  for (std::size_t first = 0; first < count;) {
+    std::size_t end = first;
+    while (end < count && wanted_[end] == 0) ++end;
+    if (end > first) fetch_outputs(steps.output, steps.output_size, first, end - first);
+    first = end + 1;
+  }
+}
+
+std::span<const float> CudaPlan::logits_row(std::size_t output) {
+  const std::span<const float> logits = outputs_of("logits");
+  if (!is_fetched_[output]) {
+    device_->use();
+    fetch_outputs(last_->output, last_->output_size, output, 1);
+    device_->synchronize();
+  }
+  const auto width = static_cast<std::size_t>(last_->output_size);
+  return logits.subspan(output * width, width);
+}
+
+std::span<const TokenLogit> CudaPlan::largest_logits(std::size_t output) const {
+  if (wanted_[output] == 0) return {};
+  return largest_->of(output);
 }
 
 std::span<const float> CudaPlan::outputs_of(std::string_view function) const {
@@ -282,7 +328,7 @@ std::string CudaPlan::first_non_finite(const Batch& batch, std::int32_t row) {
 PlanMemory CudaPlan::memory() const {
   PlanMemory memory;
   memory.weights = weights_.bytes();
-  memory.scratch = compiled_.arena.size() + upload_.bytes();
+  memory.scratch = compiled_.arena.size() + upload_.bytes() + (largest_ ? largest_->bytes() : 0);
   memory.kv_pools.assign(kv_.pools().begin(), kv_.pools().end());
   return memory;
 }

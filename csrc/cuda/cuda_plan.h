@@ -4,6 +4,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "cuda/batch_upload.h"
 #include "cuda/device.h"
 #include "cuda/kv_storage.h"
+#include "cuda/largest_logits.h"
 #include "cuda/lowering.h"
 #include "cuda/weights.h"
 #include "plan/program_plan.h"
@@ -65,6 +67,9 @@ class CudaPlan final : public ProgramPlan {
 
   bool run(const Batch& batch, const Interrupt* interrupt) override;
   std::span<const float> logits() const override { return outputs_of("logits"); }
+  std::span<const float> logits_row(std::size_t output) override;
+  std::int32_t most_largest() const override { return kMostLargest; }
+  std::span<const TokenLogit> largest_logits(std::size_t output) const override;
   std::span<const float> encodings() const override { return outputs_of("encode"); }
   std::span<const float> kept_row(std::string_view name, std::int32_t row, std::size_t output) const override;
   std::string first_non_finite(const Batch& batch, std::int32_t row) override;
@@ -100,6 +105,9 @@ class CudaPlan final : public ProgramPlan {
   /// many sizes come but once. False where there is none.
   bool launch_graph(const CompiledFunctions::Steps& steps, const Batch& batch);
   bool run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt);
+  /// Puts into the stream what brings the batch's results here.
+  void fetch_results(const CompiledFunctions::Steps& steps, const Batch& batch, const Launch& launch);
+  void fetch_outputs(const Rows& outputs, std::int64_t size, std::size_t first, std::size_t count);
   std::span<const float> outputs_of(std::string_view function) const;
   std::vector<float> read_rows(const Rows& rows, std::int64_t first, std::int64_t count, std::int64_t size) const;
   void drop_graph(Graph& graph) const noexcept;
@@ -116,7 +124,10 @@ class CudaPlan final : public ProgramPlan {
   std::vector<std::string> kept_;
   std::map<GraphKey, Graph> graphs_;  // of compiled_
   bool has_graphs_ = true;
-  DeviceMemory results_;                                                                  // in host memory
+  DeviceMemory results_;                  // in host memory
+  std::vector<bool> is_fetched_;          // whether an output's row is there
+  std::vector<std::int32_t> wanted_;      // the batch's `largest`
+  std::optional<LargestLogits> largest_;  // where there are logits
   mutable std::map<std::pair<std::string, std::int64_t>, std::vector<float>> kept_rows_;  // of the last run
   const CompiledFunctions::Steps* last_ = nullptr;
   std::int32_t num_outputs_ = 0;

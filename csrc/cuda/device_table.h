@@ -29,6 +29,7 @@ struct DeviceBatch {
   const std::int32_t* sequences;      // [T]
   const std::int32_t* last_rows;      // [T]: the last row of the row's sequence
   const std::int32_t* output_rows;    // [L]
+  const std::int32_t* largest;        // [L]: how many of its largest logits are wanted
   const std::int32_t* first_rows;     // [S]: of the sequence's rows
   const std::int32_t* encoded_sizes;  // [S]: tokens that were encoded for it
   const std::int32_t* is_long;        // [S]: whether it turns with the long factors of longrope
@@ -90,6 +91,7 @@ enum class Kernel : std::uint8_t {
   kShortConv,
   kSsmScan,
   kDeltaRule,
+  kLargest,
   kRepack,
   kCount
 };

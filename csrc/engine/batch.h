@@ -45,6 +45,9 @@ struct Batch {
   /// no sequence's do.
   std::span<const std::uint8_t> long_sequences = {};
 
+  /// [L]: how many of a row's largest logits are enough, at most Plan::most_largest(); 0: the whole row is wanted. Or
+  /// empty: so are all rows.
+  std::span<const std::int32_t> largest = {};
   std::span<const std::string> kept = {};  // values that can be looked at after the run: see Plan::kept_row
 
   std::size_t num_pools = 1;

@@ -11,6 +11,14 @@ bool contains(std::span<const std::int32_t> tokens, std::int32_t token) {
   return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
 }
 
+SamplingContext sampling_context(const DraftWanted& wanted, std::span<const std::int32_t> history) {
+  SamplingContext context;
+  context.history = history;
+  context.num_prompt = wanted.num_prompt;
+  context.choice = wanted.request->choice;
+  return context;
+}
+
 }  // namespace
 
 DraftModel::DraftModel(std::shared_ptr<Plan> plan, std::int64_t kv_tokens, std::int32_t max_sequences)
@@ -131,6 +139,7 @@ bool DraftModel::run(const Interrupt& interrupt) {
   sequences_.clear();
   page_tables_.clear();
   output_rows_.clear();
+  largest_.clear();
   for (const Row& row : rows_) {
     const DraftSequence& sequence = *row.wanted->sequence;
     for (std::int32_t i = 0; i < row.count; ++i) {
@@ -139,11 +148,16 @@ bool DraftModel::run(const Interrupt& interrupt) {
       positions_.push_back(position);
       sequences_.push_back(static_cast<std::int32_t>(&row - rows_.data()));
     }
-    if (row.guesses) output_rows_.push_back(static_cast<std::int32_t>(tokens_.size()) - 1);
+    if (row.guesses) {
+      output_rows_.push_back(static_cast<std::int32_t>(tokens_.size()) - 1);
+      largest_.add(*plan_, row.wanted->request->sampling, sampling_context(*row.wanted, row.wanted->history),
+                   static_cast<std::int32_t>(row.wanted->draft->size()));
+    }
     for (const auto& table : sequence.pages) page_tables_.emplace_back(table);
   }
   Batch batch{tokens_, positions_, sequences_, page_tables_, output_rows_};
   batch.num_pools = cache_.num_pools();
+  batch.largest = largest_.counts();
   if (!plan_->run(batch, &interrupt)) return false;
   for (const Row& row : rows_) row.wanted->sequence->num_computed += row.count;
   return true;
@@ -151,7 +165,6 @@ bool DraftModel::run(const Interrupt& interrupt) {
 
 /// A token after the last row of each sequence; those that go on stay in `rows_`, with that token to compute.
 void DraftModel::guess() {
-  const auto width = static_cast<std::size_t>(plan_->vocab_size());
   std::size_t output = 0;
   std::vector<Row> next;
   for (const Row& row : rows_) {
@@ -161,14 +174,10 @@ void DraftModel::guess() {
     std::vector<std::int32_t>& draft = *wanted.draft;
     text_.assign(wanted.history.begin(), wanted.history.end());
     text_.insert(text_.end(), draft.begin(), draft.end());
-    SamplingContext context;
-    context.history = text_;
-    context.num_prompt = wanted.num_prompt;
-    context.choice = wanted.request->choice;
     std::int32_t token = 0;
     try {
       token =
-          sampler_.sample(wanted.request->sampling, plan_->logits().subspan(width * output++, width), context).token;
+          sample_output(sampler_, *plan_, output++, wanted.request->sampling, sampling_context(wanted, text_)).token;
     } catch (const Error&) {
       fail(sequence);
       continue;

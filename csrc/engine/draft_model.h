@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "engine/kv_cache.h"
+#include "engine/output_sampling.h"
 #include "engine/request.h"
-#include "engine/sampler.h"
 #include "engine/sequence.h"
 #include "engine/speculation.h"
 #include "plan/plan.h"
@@ -84,6 +84,7 @@ class DraftModel {
   std::vector<std::int32_t> sequences_;
   std::vector<std::span<const std::int32_t>> page_tables_;
   std::vector<std::int32_t> output_rows_;
+  LargestWanted largest_;
   std::vector<std::int32_t> text_;  // history and draft
 };
 

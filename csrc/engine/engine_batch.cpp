@@ -14,6 +14,7 @@ void EngineCore::build_batch() {
   batch_kept_.clear();
   batch_long_sequences_.clear();
   batch_output_rows_.clear();
+  batch_largest_.clear();
   batch_first_rows_.clear();
   interrupt_.asked = false;
   interrupt_.deadline = ActiveRequest::Clock::time_point::max();
@@ -26,11 +27,17 @@ void EngineCore::build_batch() {
     const Sequence& part = *rows.sequence;
     const std::int32_t own = part.num_tokens();
     batch_first_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
+    const GenerateRequest* generate = encodes_ ? nullptr : request.generate();
     for (std::int32_t i = 0; i < rows.count; ++i) {
+      const std::int32_t position = rows.first + i;
       if (i >= rows.count - rows.num_outputs) {
         batch_output_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
+        if (generate != nullptr) {
+          batch_largest_.add(*plan_, generate->sampling, sampling_context(request), std::max(0, position + 1 - own));
+        } else {
+          batch_largest_.add_whole_row();
+        }
       }
-      const std::int32_t position = rows.first + i;
       batch_tokens_.push_back(position < own ? part.tokens[static_cast<std::size_t>(position)]
                                              : part.draft[static_cast<std::size_t>(position - own)]);
       batch_positions_.push_back(position);
@@ -71,6 +78,7 @@ void EngineCore::add_page_tables(const ActiveRequest& request) {
 Batch EngineCore::batch() const {
   Batch batch{batch_tokens_, batch_positions_, batch_sequences_, batch_page_tables_, batch_output_rows_};
   batch.contexts = batch_contexts_;
+  batch.largest = batch_largest_.counts();
   batch.kept = batch_kept_;
   batch.long_sequences = batch_long_sequences_;
   batch.num_pools = sequence_pools_.size() + encoded_pools_.size();

@@ -22,6 +22,7 @@
 #include "base/error.h"
 #include "engine/drafting.h"
 #include "engine/engine.h"
+#include "engine/output_sampling.h"
 #include "engine/scheduler.h"
 
 namespace sterna {
@@ -162,7 +163,7 @@ class EngineCore {
   void end(ActiveRequest& request, FinishReason reason, std::exception_ptr error = nullptr, StopCause stop = {});
   void end_unstarted(const std::shared_ptr<ActiveRequest>& request, FinishReason reason, std::exception_ptr error);
   void fail_all(const std::exception_ptr& error);
-  std::span<const float> logits_row(std::size_t row) const;
+  static SamplingContext sampling_context(const ActiveRequest& request);
   std::int64_t sequence_limit() const;
 
   /// Between two batches, on the engine thread, without the mutex. Rethrows what `work` throws.
@@ -221,6 +222,7 @@ class EngineCore {
   std::vector<const SequenceContext*> batch_contexts_;
   std::vector<std::string> batch_kept_;
   std::vector<std::int32_t> batch_output_rows_;
+  LargestWanted batch_largest_;
   std::vector<std::uint8_t> batch_long_sequences_;  // empty where the plan has no long ones
   std::vector<std::int32_t> batch_first_rows_;      // by picked entry
   bool copied_ = false;                             // its pages were copied

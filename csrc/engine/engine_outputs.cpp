@@ -9,9 +9,16 @@
 
 namespace sterna {
 
-std::span<const float> EngineCore::logits_row(std::size_t row) const {
-  const auto width = static_cast<std::size_t>(vocab_size_);
-  return plan_->logits().subspan(row * width, width);
+/// Of the next token of a request.
+SamplingContext EngineCore::sampling_context(const ActiveRequest& request) {
+  const GenerateRequest& generate = *request.generate();
+  SamplingContext context;
+  context.history = request.history();
+  context.num_prompt = static_cast<std::size_t>(request.num_prompt);
+  context.choice = generate.choice;
+  context.top_logprobs = generate.top_logprobs;
+  context.mask = &generate.mask;
+  return context;
 }
 
 /// Samples and scores. Right drafts become tokens of their sequences, which the caller then advances.
@@ -46,14 +53,8 @@ void EngineCore::read_tokens(Outcome& outcome, const ScheduledRows& rows, std::s
   std::int32_t accepted = 0;
   try {
     while (true) {
-      SamplingContext context;
-      context.history = request.history();
-      context.num_prompt = static_cast<std::size_t>(request.num_prompt);
-      context.choice = generate.choice;
-      context.top_logprobs = generate.top_logprobs;
-      context.mask = &generate.mask;
-      const auto row = first + static_cast<std::size_t>(accepted);
-      outcome.sampled.push_back(sampler_.sample(generate.sampling, logits_row(row), context));
+      const auto output = first + static_cast<std::size_t>(accepted);
+      outcome.sampled.push_back(sample_output(sampler_, *plan_, output, generate.sampling, sampling_context(request)));
       const std::int32_t token = outcome.sampled.back().token;
       if (accepted == drafted || token != request.draft[static_cast<std::size_t>(accepted)]) break;
       if (std::find(generate.stop_ids.begin(), generate.stop_ids.end(), token) != generate.stop_ids.end()) break;
@@ -76,8 +77,9 @@ void EngineCore::read_scores(ActiveRequest& request, const ScoreRequest& score, 
                              std::size_t first_output) {
   for (std::int32_t i = 0; i < rows.num_outputs; ++i) {
     const std::size_t output = first_output + static_cast<std::size_t>(i);
-    const std::span<const float> logits =
-        score.hidden.empty() ? logits_row(output) : plan_->kept_row(score.hidden, batch_output_rows_[output], output);
+    const std::span<const float> logits = score.hidden.empty()
+                                              ? plan_->logits_row(output)
+                                              : plan_->kept_row(score.hidden, batch_output_rows_[output], output);
     const std::int32_t position = rows.first + rows.count - rows.num_outputs + i;
     const auto row = static_cast<std::size_t>(position - score.positions_from);
     if (score.logits) {

@@ -38,6 +38,27 @@ void gather(std::span<const float> row, float bound, std::vector<Candidate>& out
   for (; i < row.size(); ++i) one(i);
 }
 
+bool has_repetition(const SamplingParams& p) { return p.repetition_penalty != 1.0 && p.penalty_window != 0; }
+bool has_occurrence(const SamplingParams& p) { return p.presence_penalty != 0.0 || p.frequency_penalty != 0.0; }
+
+/// What the repetition penalty looks back at.
+std::span<const std::int32_t> penalty_window(const SamplingParams& params, std::span<const std::int32_t> history) {
+  if (params.penalty_window < 0 || history.size() <= static_cast<std::size_t>(params.penalty_window)) return history;
+  return history.last(static_cast<std::size_t>(params.penalty_window));
+}
+
+/// A logit near the edge of float stays a number.
+float repeated(float logit, float penalty) {
+  return std::min(logit > 0.0f ? logit / penalty : logit * penalty, std::numeric_limits<float>::max());
+}
+
+float occurred(const SamplingParams& params, float logit, std::uint32_t count) {
+  return logit - (static_cast<float>(count) * static_cast<float>(params.frequency_penalty) +
+                  static_cast<float>(params.presence_penalty));
+}
+
+[[noreturn]] void fail_all_banned() { throw ArgumentError("logit_bias and mask leave no token to choose"); }
+
 [[noreturn]] void fail_non_finite(std::span<const float> logits) {
   const auto at = static_cast<std::size_t>(find_non_finite(logits));
   const char* what = std::isnan(logits[at]) ? "NaN" : "infinite";
@@ -115,8 +136,8 @@ void Sampler::forget_counts() {
 /// The row after bias, penalties and mask; the model's own row where there are none of these.
 std::span<const float> Sampler::adjust(const SamplingParams& params, std::span<const float> logits,
                                        const SamplingContext& context) {
-  const bool repetition = params.repetition_penalty != 1.0 && params.penalty_window != 0;
-  const bool occurrence = params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
+  const bool repetition = has_repetition(params);
+  const bool occurrence = has_occurrence(params);
   const auto generated = context.history.subspan(context.num_prompt);
   bool masked = false;
   if (context.mask && *context.mask) {
@@ -129,26 +150,18 @@ std::span<const float> Sampler::adjust(const SamplingParams& params, std::span<c
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [token, bias] : params.logit_bias) adjusted_[static_cast<std::size_t>(token)] += bias;
   if (repetition) {
-    auto window = context.history;
-    if (params.penalty_window > 0 && window.size() > static_cast<std::size_t>(params.penalty_window)) {
-      window = window.last(static_cast<std::size_t>(params.penalty_window));
-    }
-    count_tokens(window);
-    const auto penalty = static_cast<float>(params.repetition_penalty);
+    count_tokens(penalty_window(params, context.history));
     for (const std::int32_t token : counted_) {
       float& logit = adjusted_[static_cast<std::size_t>(token)];
-      // A logit near the edge of float stays a number.
-      logit = std::min(logit > 0.0f ? logit / penalty : logit * penalty, std::numeric_limits<float>::max());
+      logit = repeated(logit, static_cast<float>(params.repetition_penalty));
     }
     forget_counts();
   }
   if (occurrence) {
     count_tokens(generated);
-    const auto frequency = static_cast<float>(params.frequency_penalty);
-    const auto presence = static_cast<float>(params.presence_penalty);
     for (const std::int32_t token : counted_) {
-      const auto count = static_cast<float>(counts_[static_cast<std::size_t>(token)]);
-      adjusted_[static_cast<std::size_t>(token)] -= count * frequency + presence;
+      float& logit = adjusted_[static_cast<std::size_t>(token)];
+      logit = occurred(params, logit, counts_[static_cast<std::size_t>(token)]);
     }
     forget_counts();
   }
@@ -191,7 +204,7 @@ std::span<const Candidate> Sampler::candidates(const SamplingParams& params, std
   if (!extent.finite) fail_non_finite(logits);
   const std::span<const float> row = adjust(params, logits, context);
   const float max = row.data() == logits.data() ? extent.max : row_extent(row).max;
-  if (max == kBanned) throw ArgumentError("logit_bias and mask leave no token to choose");
+  if (max == kBanned) fail_all_banned();
   candidates_.clear();
   if (params.temperature == 0.0) {
     candidates_.push_back({max, static_cast<std::int32_t>(find_first(row, max)), 1.0});
@@ -200,19 +213,29 @@ std::span<const Candidate> Sampler::candidates(const SamplingParams& params, std
 
   if (params.top_k > 0) {
     select_largest(row, static_cast<std::size_t>(params.top_k), candidates_);
-    if (params.top_p < 1.0) {
-      double total = 0.0;
-      for (Candidate& c : candidates_) total += c.weight = static_cast<double>(exp_nonpositive(c.logit - max));
-      double reached = 0.0;
-      std::size_t kept = 0;
-      while (kept < candidates_.size() && reached < params.top_p * total) reached += candidates_[kept++].weight;
-      candidates_.resize(kept);
-    }
+    cut_top_p(params, max);
   } else if (params.top_p < 1.0 || params.min_p > 0.0) {
     take_top_p(params, row, max);
   } else {
     gather(row, kBanned, candidates_);  // by token: nothing needs the order by logit
   }
+  weigh(params, max);
+  return candidates_;
+}
+
+/// What top_p leaves of what top_k left.
+void Sampler::cut_top_p(const SamplingParams& params, float max) {
+  if (params.top_p >= 1.0) return;
+  double total = 0.0;
+  for (Candidate& c : candidates_) total += c.weight = static_cast<double>(exp_nonpositive(c.logit - max));
+  double reached = 0.0;
+  std::size_t kept = 0;
+  while (kept < candidates_.size() && reached < params.top_p * total) reached += candidates_[kept++].weight;
+  candidates_.resize(kept);
+}
+
+/// Applies min_p and temperature.
+void Sampler::weigh(const SamplingParams& params, float max) {
   if (params.min_p > 0.0) {
     std::size_t kept = 1;
     while (kept < candidates_.size() &&
@@ -226,7 +249,6 @@ std::span<const Candidate> Sampler::candidates(const SamplingParams& params, std
     // Below -100 the weight is 0 either way, and the quotient may not fit a float.
     c.weight = static_cast<double>(exp_nonpositive(static_cast<float>(std::max(scaled, -100.0))));
   }
-  return candidates_;
 }
 
 std::size_t Sampler::draw(double u) const {
@@ -244,12 +266,16 @@ std::size_t Sampler::draw(double u) const {
   return chosen;
 }
 
+std::int32_t Sampler::choose(const SamplingParams& params, const SamplingContext& context) const {
+  const bool certain = candidates_.size() == 1;
+  const std::size_t chosen = certain ? 0 : draw(random_uniform(params.seed, context.choice, context.history.size()));
+  return candidates_[chosen].token;
+}
+
 Sampled Sampler::sample(const SamplingParams& params, std::span<const float> logits, const SamplingContext& context) {
   candidates(params, logits, context);
   Sampled sampled;
-  const bool certain = candidates_.size() == 1;
-  const std::size_t chosen = certain ? 0 : draw(random_uniform(params.seed, context.choice, context.history.size()));
-  sampled.token = candidates_[chosen].token;
+  sampled.token = choose(params, context);
   if (context.top_logprobs < 0) return sampled;
 
   const double total = log_sum_exp(logits, row_extent(logits).max);
@@ -258,6 +284,82 @@ Sampled Sampler::sample(const SamplingParams& params, std::span<const float> log
   select_largest(logits, static_cast<std::size_t>(context.top_logprobs), candidates_);
   sampled.top_logprobs.reserve(candidates_.size());
   for (const Candidate& c : candidates_) sampled.top_logprobs.push_back({c.token, logprob(c.logit)});
+  return sampled;
+}
+
+std::int32_t enough_logits(const SamplingParams& params, const SamplingContext& context, std::int32_t later,
+                           std::int32_t most) {
+  if ((context.mask && *context.mask) || context.top_logprobs >= 0) return 0;
+  const bool rises = std::ranges::any_of(params.logit_bias, [](const auto& entry) { return entry.second > 0.0f; });
+  if (rises || params.repetition_penalty < 1.0 || params.presence_penalty < 0.0 || params.frequency_penalty < 0.0) {
+    return 0;
+  }
+  // Tokens that may be lowered, at most.
+  std::size_t lowered = params.logit_bias.size();
+  if (has_repetition(params)) {
+    const std::size_t length = context.history.size() + static_cast<std::size_t>(later);
+    lowered += params.penalty_window < 0 ? length : std::min(length, static_cast<std::size_t>(params.penalty_window));
+  }
+  if (has_occurrence(params)) lowered += context.history.size() - context.num_prompt + static_cast<std::size_t>(later);
+  std::size_t enough = lowered + 1;  // for the largest logit
+  if (params.temperature > 0.0) {
+    if (params.top_k > 0) {
+      enough = lowered + static_cast<std::size_t>(params.top_k);
+    } else if (params.min_p > 0.0 && params.top_p >= 1.0 && lowered == 0) {
+      enough = static_cast<std::size_t>(most);  // usually
+    } else {
+      return 0;
+    }
+  }
+  return enough <= static_cast<std::size_t>(most) ? static_cast<std::int32_t>(enough) : 0;
+}
+
+/// Bias and penalties, which only lower here, then the order by logit again.
+void Sampler::lower_candidates(const SamplingParams& params, const SamplingContext& context) {
+  for (const auto& [token, bias] : params.logit_bias) {
+    for (Candidate& c : candidates_) {
+      if (c.token == token) c.logit += bias;
+    }
+  }
+  const auto lower = [&](std::span<const std::int32_t> tokens, const auto& lowered) {
+    count_tokens(tokens);
+    for (Candidate& c : candidates_) {
+      if (const std::uint32_t count = counts_[static_cast<std::size_t>(c.token)]) c.logit = lowered(c.logit, count);
+    }
+    forget_counts();
+  };
+  if (has_repetition(params)) {
+    lower(penalty_window(params, context.history),
+          [&](float logit, std::uint32_t) { return repeated(logit, static_cast<float>(params.repetition_penalty)); });
+  }
+  if (has_occurrence(params)) {
+    lower(context.history.subspan(context.num_prompt),
+          [&](float logit, std::uint32_t count) { return occurred(params, logit, count); });
+  }
+  std::ranges::sort(candidates_, before);
+  while (!candidates_.empty() && candidates_.back().logit == kBanned) candidates_.pop_back();
+}
+
+std::optional<Sampled> Sampler::sample_largest(const SamplingParams& params, std::span<const TokenLogit> largest,
+                                               const SamplingContext& context) {
+  candidates_.clear();
+  for (const auto& [token, logit] : largest) candidates_.push_back({logit, token, 0.0});
+  lower_candidates(params, context);
+  if (candidates_.empty()) fail_all_banned();
+  const float max = candidates_.front().logit;
+  if (params.temperature == 0.0) {
+    candidates_.resize(1);
+  } else if (params.top_k > 0) {
+    candidates_.resize(std::min(candidates_.size(), static_cast<std::size_t>(params.top_k)));
+    cut_top_p(params, max);
+    weigh(params, max);
+  } else {
+    weigh(params, max);
+    const bool is_whole_row = largest.size() == static_cast<std::size_t>(vocab_size_);
+    if (candidates_.size() == largest.size() && !is_whole_row) return std::nullopt;
+  }
+  Sampled sampled;
+  sampled.token = choose(params, context);
   return sampled;
 }
 

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "plan/token_logit.h"
+
 namespace sterna {
 
 /// How one token is chosen. The order of the stages is llama.cpp's, because the sampling defaults that GGUF files
@@ -62,6 +64,12 @@ struct SamplingContext {
   const Mask* mask = nullptr;
 };
 
+/// How many of a row's largest logits tell the choice for sure, where the history is `later` tokens longer by then; 0:
+/// the whole row, or more than `most`, may be needed. A token that a penalty or bias lowers makes room for another one;
+/// where one may rise, or is masked, nothing is sure.
+std::int32_t enough_logits(const SamplingParams& params, const SamplingContext& context, std::int32_t later,
+                           std::int32_t most);
+
 /// A token that passed all filters, and its share of the draw (not normalised).
 struct Candidate {
   float logit;
@@ -77,6 +85,11 @@ class Sampler {
   /// Throws NumericError when a logit is NaN or infinite, ArgumentError when bans and mask leave no token.
   Sampled sample(const SamplingParams& params, std::span<const float> logits, const SamplingContext& context);
 
+  /// The same token from as many of the row's largest logits as `enough_logits` says, by falling logit and rising
+  /// token, all of the row's being finite. Nothing when min_p alone decides, and they do not reach down to it.
+  std::optional<Sampled> sample_largest(const SamplingParams& params, std::span<const TokenLogit> largest,
+                                        const SamplingContext& context);
+
   /// The candidates that `sample` draws from, in the order of the draw; one for greedy.
   std::span<const Candidate> candidates(const SamplingParams& params, std::span<const float> logits,
                                         const SamplingContext& context);
@@ -84,9 +97,13 @@ class Sampler {
  private:
   std::span<const float> adjust(const SamplingParams& params, std::span<const float> logits,
                                 const SamplingContext& context);
+  void lower_candidates(const SamplingParams& params, const SamplingContext& context);
   void count_tokens(std::span<const std::int32_t> tokens);
   void forget_counts();
   void take_top_p(const SamplingParams& params, std::span<const float> row, float max);
+  void cut_top_p(const SamplingParams& params, float max);
+  void weigh(const SamplingParams& params, float max);
+  std::int32_t choose(const SamplingParams& params, const SamplingContext& context) const;
   /// Index in candidates_ of the token drawn by the number `u` in [0, 1).
   std::size_t draw(double u) const;
 

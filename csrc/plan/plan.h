@@ -14,6 +14,7 @@
 
 #include "engine/batch.h"
 #include "plan/kinds.h"
+#include "plan/token_logit.h"
 
 namespace sterna {
 
@@ -70,8 +71,19 @@ class Plan {
   /// Limits: 1 <= T <= max_tokens(), L <= max_outputs(), pages < num_pages(). Not reentrant.
   virtual bool run(const Batch& batch, const Interrupt* interrupt = nullptr) = 0;
 
-  /// [num_outputs, vocab_size] of the last run; valid until the next.
+  /// [num_outputs, vocab_size] of the last run; valid until the next. Not all there where the batch asked for the
+  /// largest.
   virtual std::span<const float> logits() const = 0;
+  /// [vocab_size]: a row of them, whatever the batch asked for.
+  virtual std::span<const float> logits_row(std::size_t output) {
+    const auto width = static_cast<std::size_t>(vocab_size());
+    return logits().subspan(output * width, width);
+  }
+  /// As many of a row's largest logits as the plan can find itself, where bringing all of them here is dear; 0: none.
+  virtual std::int32_t most_largest() const { return 0; }
+  /// At least as many of the row's as the batch asked for, or all, by falling logit and, where these are equal, rising
+  /// token. Empty where it asked for none, or one of the row's logits is not finite.
+  virtual std::span<const TokenLogit> largest_logits(std::size_t /*output*/) const { return {}; }
   /// [num_outputs, encoding().size] of the last run, if it was one of "encode".
   virtual std::span<const float> encodings() const { return {}; }
 

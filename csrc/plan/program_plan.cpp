@@ -156,6 +156,15 @@ void ProgramPlan::check(const Batch& batch, const StatePages& states) const {
   if (batch.output_rows.size() > static_cast<std::size_t>(max_outputs())) {
     fail(std::to_string(batch.output_rows.size()) + " output rows, the plan takes " + std::to_string(max_outputs()));
   }
+  if (!batch.largest.empty() && batch.largest.size() != batch.output_rows.size()) {
+    fail(std::to_string(batch.largest.size()) + " numbers of largest logits for " +
+         std::to_string(batch.output_rows.size()) + " output rows");
+  }
+  for (const std::int32_t count : batch.largest) {
+    if (count < 0 || count > most_largest()) {
+      fail(std::to_string(count) + " largest logits, the plan finds up to " + std::to_string(most_largest()));
+    }
+  }
   const std::size_t pools = kv_layout_.pools().size();
   if (batch.num_pools != pools || batch.page_tables.size() % pools != 0) {
     fail(std::to_string(batch.page_tables.size()) + " page tables, each sequence has " + std::to_string(pools));

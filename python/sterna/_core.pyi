@@ -323,6 +323,7 @@ class ProgramPlan(Plan):
         function: str = "logits",
         *,
         long_sequences: Sequence[int] = (),
+        largest: Sequence[int] = (),
     ) -> npt.NDArray[np.float32]:
         """Runs one batch and gives the logits of its output rows, [num_outputs, vocab_size]. ArgumentError.
 
@@ -330,8 +331,15 @@ class ProgramPlan(Plan):
 
         tokens, positions, sequences [num_tokens]: a row's token, its place in its sequence, and the index of the sequence,
         whose pages `page_tables` lists. Pages must have been reserved. `long_sequences` says for each sequence whether
-        it is a long one (1) or not (0); empty: none is.
+        it is a long one (1) or not (0); empty: none is. `largest` says for each output row how many of its largest logits
+        `largest_logits` is asked for; empty: none.
         """
+    @property
+    def most_largest(self) -> int:
+        """As many of a row's largest logits as `largest_logits` can give; 0 on the CPU, whose rows are at hand."""
+    def largest_logits(self, output: int) -> list[tuple[int, float]]:
+        """(token, logit) of an output row of the last run, by falling logit and rising token; empty where none were asked
+        for, or one of the row's logits is not finite."""
     @property
     def longrope_context(self) -> int:
         """As its program's."""
@@ -589,6 +597,23 @@ class Sampler:
         mask: MaskLike | None = None,
     ) -> npt.NDArray[np.float64]:
         """[vocab_size]: the distribution that `sample` draws from (one-hot where temperature is 0)."""
+    def enough_logits(
+        self,
+        *,
+        history: IntsLike = (),
+        num_prompt: int = 0,
+        later: int = 0,
+        most: int,
+        top_logprobs: int | None = None,
+        mask: MaskLike | None = None,
+    ) -> int:
+        """How many of the largest logits tell for sure what `sample` chooses, the history being `later` tokens longer by
+        then; 0: the whole row, or more than `most`, may be needed."""
+    def sample_largest(
+        self, largest: Sequence[tuple[int, float]], *, history: IntsLike = (), num_prompt: int = 0, choice: int = 0
+    ) -> Sampled | None:
+        """As `sample`, from as many (token, logit) as `enough_logits` says, by falling logit and rising token; None where
+        they do not reach down to min_p."""
 
 def random_uniform(seed: int, choice: int, position: int) -> float:
     """The number in [0, 1) that chooses the token at `position`: Philox4x32-10 of these three."""

@@ -52,8 +52,8 @@ inline Rows rows(const std::vector<float>& values, std::int64_t stride, bool out
 /// A batch whose arrays a test may change before it launches; at first one sequence at positions 0, 1, ... whose rows
 /// are all outputs.
 struct TestBatch {
-  std::vector<std::int32_t> counts, tokens, positions, sequences, last_rows, output_rows, first_rows, encoded_sizes,
-      is_long, adapters, given_rows, pages, tables, row_segments, segment_starts;
+  std::vector<std::int32_t> counts, tokens, positions, sequences, last_rows, output_rows, largest, first_rows,
+      encoded_sizes, is_long, adapters, given_rows, pages, tables, row_segments, segment_starts;
   std::vector<float> adapter_scales, given;
   std::vector<StateSegment> segments;
   std::int32_t num_pools = 1;
@@ -67,6 +67,7 @@ struct TestBatch {
     sequences.assign(static_cast<std::size_t>(num_rows), 0);
     last_rows.assign(static_cast<std::size_t>(num_rows), num_rows - 1);
     given_rows.assign(static_cast<std::size_t>(num_rows), -1);
+    largest.assign(static_cast<std::size_t>(num_rows), 0);
     row_segments.assign(static_cast<std::size_t>(num_rows), 0);
     first_rows = encoded_sizes = is_long = tables = {0};
     adapters = {-1};
@@ -77,11 +78,13 @@ struct TestBatch {
   /// For grids of up to `spare` more rows than there are: kernels must look up how many there are.
   template <class Arguments>
   void launch(Kernel kernel, const Arguments& arguments, std::int32_t spare = 2) const {
-    const DeviceBatch batch = {counts.data(),       tokens.data(),         positions.data(),      sequences.data(),
-                               last_rows.data(),    output_rows.data(),    first_rows.data(),     encoded_sizes.data(),
-                               is_long.data(),      adapters.data(),       adapter_scales.data(), given_rows.data(),
-                               given.data(),        pages.data(),          tables.data(),         num_pools,
-                               row_segments.data(), segment_starts.data(), segments.data()};
+    const DeviceBatch batch = {counts.data(),         tokens.data(),     positions.data(),
+                               sequences.data(),      last_rows.data(),  output_rows.data(),
+                               largest.data(),        first_rows.data(), encoded_sizes.data(),
+                               is_long.data(),        adapters.data(),   adapter_scales.data(),
+                               given_rows.data(),     given.data(),      pages.data(),
+                               tables.data(),         num_pools,         row_segments.data(),
+                               segment_starts.data(), segments.data()};
     const Launch launch = {nullptr, &batch, counts[0] + spare, counts[1] + spare, counts[2] + spare};
     if (kLaunchers[static_cast<int>(kernel)](&arguments, launch) != 0) {
       std::printf("kernel %d was not launched\n", static_cast<int>(kernel));

@@ -30,6 +30,7 @@ Status launch_combine(const void* arguments, const Launch& launch);
 Status launch_short_conv(const void* arguments, const Launch& launch);
 Status launch_ssm_scan(const void* arguments, const Launch& launch);
 Status launch_delta_rule(const void* arguments, const Launch& launch);
+Status launch_largest(const void* arguments, const Launch& launch);
 Status launch_repack(const void* arguments, const Launch& launch);
 
 /// In the order of Kernel.
@@ -38,7 +39,7 @@ constexpr Launcher kLaunchers[kNumKernels] = {
     launch_clamp,      launch_activation, launch_glu,        launch_copy,          launch_take_rows,  launch_pool,
     launch_rope_table, launch_rope,       launch_store_kv,   launch_relative_bias, launch_attend,     launch_prepare,
     launch_matmul,     launch_route,      launch_sort_pairs, launch_combine,       launch_short_conv, launch_ssm_scan,
-    launch_delta_rule, launch_repack,
+    launch_delta_rule, launch_largest,    launch_repack,
 };
 
 }  // namespace sterna::cuda
