@@ -13,7 +13,8 @@ limits     the bandwidth of a copy and the peak of mma instructions (tools/cuda_
 oracles    tests/cuda: models against transformers' logits, rows in company, the engine
 kernels    the same folder's matrices of all formats against their definition
 speeds of  tokens per second of decoding and of prompts, and the share of the nearer limit: bytes that the work needs at
-           least by the copy's bandwidth, multiply-accumulates by the largest measured peak of halves
+           least by the copy's bandwidth, multiply-accumulates by the largest measured peak of halves; and of a run of
+           one row and one of 512 the number of each kernel's steps and the seconds that they add
 sanitizer  compute-sanitizer's memcheck and racecheck over the kernels' test
 peer       llama-bench of llama.cpp's CUDA backend, built from SOURCE, on the same files; given minutes of its own
 
@@ -209,7 +210,7 @@ class Bench:
 
     # Checks.
 
-    def tests(self, *arguments: str, prefix: Sequence[str] = (), seconds: float) -> dict[str, Any]:
+    def tests(self, *arguments: str | Path, prefix: Sequence[str] = (), seconds: float) -> dict[str, Any]:
         """Runs tests of tests/cuda; RuntimeError where some fail."""
         log = self.work / "tests.xml"
         log.unlink(missing_ok=True)
@@ -239,14 +240,16 @@ class Bench:
 
     # Speeds.
 
-    def speeds(self, name: str, limits: dict[str, Any]) -> list[dict[str, Any]]:
+    def speeds(self, name: str, limits: dict[str, Any]) -> dict[str, Any]:
         command = [sys.executable, Path(__file__), "--measure", self.model(name), "--tests", ",".join(TESTS[name])]
         output = run(command, min(120.0, self.report.left()), env=self.environment)
         goals = TESTS[name]
-        return [
+        found = json.loads(output.splitlines()[-1])
+        rows = [
             {"model": " ".join(MODELS[name]), **row, **shares(row, limits), "goal_on_h200": goals[row["test"]]}
-            for row in json.loads(output.splitlines()[-1])
+            for row in found["speeds"]
         ]
+        return {"speeds": rows, "kernels": found["kernels"]}
 
     def peer(self, source: Path, seconds: float) -> list[dict[str, Any]]:
         build, end = self.work / "llama.cpp", time.monotonic() + seconds
@@ -285,9 +288,17 @@ def shares(row: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     return {"memory_share": memory, "matrix_share": matrix, **larger}
 
 
-def measure(path: Path, names: Sequence[str], device: str) -> list[dict[str, Any]]:
+def kernel_times(plan: Any, num_rows: int) -> dict[str, dict[str, float]]:
+    """The kernels of a run of so many rows, the last ones of 512 positions."""
+    positions = list(range(512 - num_rows, 512))
+    plan.reserve_pages(8)
+    plan.run([7] * num_rows, positions, [0] * num_rows, [list(range(8))], [num_rows - 1], largest=[1])
+    return {name: {"number": number, "seconds": own} for name, (number, own) in plan.time_kernels().items()}
+
+
+def measure(path: Path, names: Sequence[str], device: str) -> dict[str, Any]:
     """Times one model; in a process of its own, which imports the package that was built."""
-    from sterna._core import Engine, Gguf, Pieces
+    from sterna._core import CudaPlan, Engine, Gguf, Pieces
     from sterna.bench import BenchTest, work_of
     from sterna.bench import measure as timed
     from sterna.device import compile_for, find_devices
@@ -312,7 +323,10 @@ def measure(path: Path, names: Sequence[str], device: str) -> list[dict[str, Any
         needed = {"bytes_per_token": work.bytes_per_token, "macs_per_token": work.macs_per_token}
         rows.append({**speed, **needed, "weights_bytes": plan.weight_bytes, "seconds_to_load": round(seconds, 2)})
     engine.close()
-    return rows
+    kernels = {}
+    if isinstance(plan, CudaPlan):
+        kernels = {f"{rows} rows": kernel_times(plan, rows) for rows in (1, min(512, plan.max_tokens))}
+    return {"speeds": rows, "kernels": kernels}
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -341,7 +355,8 @@ def bench(arguments: argparse.Namespace) -> int:
             return 1
         limits = report.part("limits", parts.limits)
         report.part("kernels", lambda: parts.tests("tests/cuda/test_cuda_kernels.py", seconds=60))
-        others = ["tests/cuda/test_cuda_models.py", "tests/cuda/test_cuda_engine.py"]
+        tests = (ROOT / "tests" / "cuda").glob("test_*.py")
+        others = sorted(path for path in tests if path.stem != "test_cuda_kernels")
         report.part("oracles", lambda: parts.tests(*others, seconds=120))
         for name in parts.models if limits is not None else ():
             report.part(f"speeds of {name}", partial(parts.speeds, name, limits))

@@ -65,7 +65,21 @@ void bind_cuda(py::module_& m) {
       py::arg("device"), "Bytes that a CUDA device has free; starts it. DeviceError.");
 
   py::class_<cuda::CudaPlan, ProgramPlan, std::shared_ptr<cuda::CudaPlan>>(m, "CudaPlan")
-      .def_property_readonly("device", &cuda::CudaPlan::device, "Number and name: \"cuda:0 (NVIDIA H200)\".");
+      .def_property_readonly("device", &cuda::CudaPlan::device, "Number and name: \"cuda:0 (NVIDIA H200)\".")
+      .def(
+          "time_kernels",
+          [](cuda::CudaPlan& plan, int repetitions) {
+            std::vector<cuda::KernelTime> times;
+            {
+              const GilRelease release;
+              times = plan.time_kernels(repetitions);
+            }
+            py::dict seconds;
+            for (const auto& [name, steps, own] : times) seconds[name.c_str()] = py::make_tuple(steps, own);
+            return seconds;
+          },
+          py::arg("repetitions") = 20,
+          "By kernel, and for \"all\": how many steps of the last run, and the seconds that they add to it.");
 
   m.def(
       "plan_memory_cuda",

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
+#include <iterator>
 
 #include "base/error.h"
 #include "base/float_mode.h"
@@ -13,6 +15,9 @@ namespace {
 
 /// Batches of up to so many rows go as graphs, made for the next power of two.
 constexpr std::int32_t kMostGraphRows = 64;
+
+/// What these write are places in memory for others, which must not run without them.
+constexpr Kernel kWriteIndices[] = {Kernel::kRoute, Kernel::kSortPairs};
 
 std::vector<std::string> function_names(const Program& program) {
   std::vector<std::string> names;
@@ -161,12 +166,30 @@ CompiledFunctions CudaPlan::compile(std::span<const std::string> names, const Bu
   return compiled;
 }
 
-bool CudaPlan::launch(const CompiledFunctions::Steps& steps, const Launch& launch, const Interrupt* interrupt) const {
-  for (const Step& step : steps.steps) {
+bool CudaPlan::launch(std::span<const Step> steps, const Launch& launch, const Interrupt* interrupt) const {
+  for (const Step& step : steps) {
     if (interrupt != nullptr && interrupt->due()) return false;
     device_->launch(step.kernel, step.arguments, launch);
   }
   return true;
+}
+
+void* CudaPlan::make_graph(std::span<const Step> steps, const Launch& sizes) {
+  const DeviceTable& table = device_->table();
+  if (!has_graphs_ || table.begin_graph(device_->stream()) != 0) {
+    has_graphs_ = false;
+    return nullptr;
+  }
+  void* graph = nullptr;
+  try {
+    launch(steps, sizes, nullptr);
+  } catch (...) {
+    table.end_graph(device_->stream(), &graph);
+    if (graph != nullptr) table.destroy_graph(graph);
+    throw;
+  }
+  device_->check(table.end_graph(device_->stream(), &graph), "making a graph");
+  return graph;
 }
 
 bool CudaPlan::launch_graph(const CompiledFunctions::Steps& steps, const Batch& batch) {
@@ -179,24 +202,13 @@ bool CudaPlan::launch_graph(const CompiledFunctions::Steps& steps, const Batch& 
   if (is_new) return false;
   Graph& graph = found->second;
   if (graph.generation != upload_.generation()) drop_graph(graph);
-  const DeviceTable& table = device_->table();
   if (graph.handle == nullptr) {
-    if (table.begin_graph(device_->stream()) != 0) {
-      has_graphs_ = false;
-      return false;
-    }
-    try {
-      // A batch has at most as many sequences as rows.
-      launch(steps, {device_->stream(), &upload_.device_batch(), tokens, outputs, tokens}, nullptr);
-    } catch (...) {
-      table.end_graph(device_->stream(), &graph.handle);
-      drop_graph(graph);
-      throw;
-    }
-    device_->check(table.end_graph(device_->stream(), &graph.handle), "making a graph");
+    // A batch has at most as many sequences as rows.
+    graph.handle = make_graph(steps.steps, {device_->stream(), &upload_.device_batch(), tokens, outputs, tokens});
+    if (graph.handle == nullptr) return false;
     graph.generation = upload_.generation();
   }
-  device_->check(table.launch_graph(graph.handle, device_->stream()), "launching a graph");
+  device_->check(device_->table().launch_graph(graph.handle, device_->stream()), "launching a graph");
   return true;
 }
 
@@ -214,7 +226,7 @@ bool CudaPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interr
                           upload_.num_sequences()};
     const bool is_few = batch.num_tokens() <= kMostGraphRows;
     if (&compiled != &compiled_ || !has_graphs_ || !is_few || !launch_graph(steps, batch)) {
-      complete = launch(steps, sizes, interrupt);
+      complete = launch(steps.steps, sizes, interrupt);
     }
     if (complete) fetch_results(steps, batch, sizes);
   } catch (...) {
@@ -323,6 +335,46 @@ std::string CudaPlan::first_non_finite(const Batch& batch, std::int32_t row) {
     return value.name + " (" + value.source + ")";
   }
   return {};
+}
+
+double CudaPlan::seconds_without(std::optional<Kernel> left_out, const Launch& sizes, int repetitions) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<Step> steps;
+  std::ranges::copy_if(last_->steps, std::back_inserter(steps),
+                       [&](const Step& step) { return step.kernel != left_out; });
+  Graph graph{make_graph(steps, sizes), 0};
+  std::vector<double> seconds;
+  for (int i = 0; i <= repetitions; ++i) {
+    const auto begin = Clock::now();
+    if (graph.handle != nullptr) {
+      device_->check(device_->table().launch_graph(graph.handle, device_->stream()), "launching a graph");
+    } else {
+      launch(steps, sizes, nullptr);
+    }
+    device_->synchronize();
+    if (i > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  drop_graph(graph);
+  std::ranges::sort(seconds);
+  return seconds[seconds.size() / 2];
+}
+
+std::vector<KernelTime> CudaPlan::time_kernels(int repetitions) {
+  if (repetitions < 1) throw ArgumentError("repetitions is " + std::to_string(repetitions) + ", must be at least 1");
+  if (last_ == nullptr || compiled_.find(last_->function) != last_) {
+    throw ArgumentError("nothing has run yet, or with values kept");
+  }
+  device_->use();
+  const Launch sizes = {device_->stream(), &upload_.device_batch(), num_tokens_, num_outputs_, upload_.num_sequences()};
+  const double all = seconds_without(std::nullopt, sizes, repetitions);
+  std::vector<KernelTime> times = {{"all", static_cast<int>(last_->steps.size()), all}};
+  for (int i = 0; i < kNumKernels; ++i) {
+    const auto kernel = static_cast<Kernel>(i);
+    const auto count = std::ranges::count(last_->steps, kernel, &Step::kernel);
+    if (count == 0 || std::ranges::find(kWriteIndices, kernel) != std::ranges::end(kWriteIndices)) continue;
+    times.push_back({kKernelNames[i], static_cast<int>(count), all - seconds_without(kernel, sizes, repetitions)});
+  }
+  return times;
 }
 
 PlanMemory CudaPlan::memory() const {

@@ -30,6 +30,13 @@ struct CudaPlanOptions {
   bool keep_values = false;  // every result of a node can be looked at after a run
 };
 
+/// Of all steps ("all"), or of those of a kernel.
+struct KernelTime {
+  std::string name;
+  int steps;
+  double seconds;
+};
+
 /// What a CudaPlan of this program will hold on its device, which need not be there. Throws UnsupportedModelError, for
 /// what that device lacks where it is there.
 PlanMemory plan_memory(const Program& program, const CudaPlanOptions& options);
@@ -90,6 +97,11 @@ class CudaPlan final : public ProgramPlan {
   std::vector<std::string> value_names() const override;
   std::vector<float> value(const std::string& name) const override;
 
+  /// What the last run's steps take once more, and what they take less without those of one kernel, by kernel: each
+  /// kernel's own part, caches and overlap with its neighbours included. Not of route and sort_pairs, which the others
+  /// cannot do without. Medians of so many runs. The plan's results and cache are of no use afterwards.
+  std::vector<KernelTime> time_kernels(int repetitions);
+
  private:
   struct Graph {
     void* handle;             // null: made when its key comes again
@@ -100,11 +112,14 @@ class CudaPlan final : public ProgramPlan {
 
   CompiledFunctions compile(std::span<const std::string> names, const BufferPlan::Limits& limits);
   /// Puts the steps into the stream. False when `interrupt` was seen due.
-  bool launch(const CompiledFunctions::Steps& steps, const Launch& launch, const Interrupt* interrupt) const;
+  bool launch(std::span<const Step> steps, const Launch& launch, const Interrupt* interrupt) const;
+  /// The steps as a graph; null where the device makes none.
+  void* make_graph(std::span<const Step> steps, const Launch& sizes);
   /// The same by a graph, which is made when its sizes come for the second time: the first time kernels are loaded, and
   /// many sizes come but once. False where there is none.
   bool launch_graph(const CompiledFunctions::Steps& steps, const Batch& batch);
   bool run(CompiledFunctions& compiled, const Batch& batch, const Interrupt* interrupt);
+  double seconds_without(std::optional<Kernel> left_out, const Launch& sizes, int repetitions);
   /// Puts into the stream what brings the batch's results here.
   void fetch_results(const CompiledFunctions::Steps& steps, const Batch& batch, const Launch& launch);
   void fetch_outputs(const Rows& outputs, std::int64_t size, std::size_t first, std::size_t count);

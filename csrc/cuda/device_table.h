@@ -96,6 +96,13 @@ enum class Kernel : std::uint8_t {
   kCount
 };
 constexpr int kNumKernels = static_cast<int>(Kernel::kCount);
+/// In the order of Kernel.
+constexpr const char* kKernelNames[kNumKernels] = {
+    "embed",      "norm",          "layer_norm", "binary",     "lora",    "scale",      "clamp",
+    "activation", "glu",           "copy",       "take_rows",  "pool",    "rope_table", "rope",
+    "store_kv",   "relative_bias", "attend",     "prepare",    "matmul",  "route",      "sort_pairs",
+    "combine",    "short_conv",    "ssm_scan",   "delta_rule", "largest", "repack",
+};
 
 struct DeviceTable {
   int version;

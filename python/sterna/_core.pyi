@@ -471,6 +471,12 @@ class CudaPlan(ProgramPlan):
     @property
     def device(self) -> str:
         """Number and name: "cuda:0 (NVIDIA H200)"."""
+    def time_kernels(self, repetitions: int = 20) -> dict[str, tuple[int, float]]:
+        """By kernel, and for "all": how many steps of the last run, and the seconds that they add to it.
+
+        That is what the run takes less without them, a median; "route" and "sort_pairs", which others cannot do without,
+        are not among them. The plan's results and cache are of no use afterwards. ArgumentError.
+        """
 
 def compile_cuda(
     program: Program,

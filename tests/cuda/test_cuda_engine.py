@@ -9,8 +9,9 @@ import numpy as np
 import oracle
 import pytest
 import sterna
-from cuda_plans import MOST, needs_cuda, path_of
+from cuda_plans import MOST, compiled, needs_cuda, path_of
 from sterna import _core
+from sterna.errors import ArgumentError
 from sterna.trace import trace
 
 pytestmark = needs_cuda
@@ -44,6 +45,21 @@ def test_memory_is_as_planned(name: str) -> None:
     plan = _core.compile_cuda(program, file, threads=1, **options)
     assert (plan.weight_bytes, plan.kv_pools) == (weights, pools)
     assert plan.scratch_bytes == pytest.approx(scratch, rel=0.05)
+
+
+def test_kernels_are_timed() -> None:
+    plan = compiled(path_of("llama3"))
+    with pytest.raises(ArgumentError, match="nothing has run"):
+        plan.time_kernels(1)
+    rows = [0, 1, 2]
+    plan.run([5, 9, 100], rows, [0] * 3, [[0]], rows)
+    times = plan.time_kernels(1)
+    layers = trace(_core.Gguf(path_of("llama3"))).program.kv_slots
+    assert times["attend"][0] == len(layers) and times["attend"][1] > 0
+    assert times["all"][0] == sum(steps for name, (steps, _) in times.items() if name != "all")
+    assert times["all"][1] > times["matmul"][1] > 0
+    with pytest.raises(ArgumentError, match="repetitions is 0"):
+        plan.time_kernels(0)
 
 
 def test_greedy_text_is_that_of_the_logits(llm: sterna.LLM) -> None:
