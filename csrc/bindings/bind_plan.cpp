@@ -12,6 +12,7 @@
 #include "cpu/cpu_plan.h"
 #include "cpu/isa.h"
 #include "engine/kv_cache.h"
+#include "plan/chain_plan.h"
 #include "plan/memory_planner.h"
 #include "plan/program_plan.h"
 #include "quant/layout.h"
@@ -23,6 +24,7 @@ namespace {
 
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 cpu::CpuPlanOptions plan_options(int threads, const std::string& isa, const std::string& kv_dtype,
                                  std::int32_t max_tokens, std::int32_t max_outputs) {
@@ -42,7 +44,7 @@ std::span<const std::int32_t> span_of(const Ints& array) {
 py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
                        const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows,
                        const std::string& function, const std::vector<std::uint8_t>& long_sequences,
-                       const std::vector<std::int32_t>& largest) {
+                       const std::vector<std::int32_t>& largest, const Floats& received) {
   if (function != "logits" && function != "encode") throw ArgumentError("a plan runs no function " + function);
   std::vector<std::span<const std::int32_t>> tables;
   for (const auto& table : page_tables) tables.insert(tables.end(), plan.kv_pools().size(), table);
@@ -56,12 +58,14 @@ py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positi
   batch.encode = function == "encode";
   batch.long_sequences = long_sequences;
   batch.largest = largest;
+  batch.received = {received.data(), static_cast<std::size_t>(received.size())};
   {
     const GilRelease release;
     plan.run(batch, nullptr);
   }
   const auto width = static_cast<std::size_t>(batch.encode ? plan.encoding().size : plan.vocab_size());
-  const auto count = static_cast<std::size_t>(batch.num_outputs());
+  // A part of a chain gives a row for each token.
+  const std::size_t count = (batch.encode ? plan.encodings() : plan.logits()).size() / std::max<std::size_t>(1, width);
   py::array_t<float> rows({count, width});
   for (std::size_t i = 0; i < count; ++i) {
     const auto row = batch.encode ? plan.encodings().subspan(i * width, width) : plan.logits_row(i);
@@ -147,11 +151,14 @@ void bind_plan(py::module_& m) {
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
   py::class_<ProgramPlan, Plan, std::shared_ptr<ProgramPlan>>(m, "ProgramPlan", "A Program, compiled for one device.")
-      .def("run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
-           py::arg("output_rows"), py::arg("function") = "logits", py::kw_only(),
-           py::arg("long_sequences") = std::vector<std::uint8_t>(), py::arg("largest") = std::vector<std::int32_t>(),
-           "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
-           "vectors [num_outputs, encoding_size].")
+      .def(
+          "run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
+          py::arg("output_rows"), py::arg("function") = "logits", py::kw_only(),
+          py::arg("long_sequences") = std::vector<std::uint8_t>(), py::arg("largest") = std::vector<std::int32_t>(),
+          py::arg("received") = Floats(),
+          "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
+          "vectors [num_outputs, encoding_size]. Of a part of a chain: it gets `received` [num_tokens, n] from the one "
+          "before it, and gives such rows for the next.")
       .def_property_readonly("most_largest", &ProgramPlan::most_largest)
       .def(
           "largest_logits",
@@ -187,6 +194,15 @@ void bind_plan(py::module_& m) {
   py::class_<cpu::CpuPlan, ProgramPlan, std::shared_ptr<cpu::CpuPlan>>(m, "CpuPlan")
       .def_property_readonly("isa", &cpu::CpuPlan::isa)
       .def_property_readonly("threads", &cpu::CpuPlan::threads);
+
+  py::class_<ChainPlan, ProgramPlan, std::shared_ptr<ChainPlan>>(m, "ChainPlan")
+      .def_property_readonly("parts", &ChainPlan::parts);
+  m.def(
+      "compile_chain",
+      [](const Program& program, const std::vector<std::shared_ptr<ProgramPlan>>& parts) {
+        return std::make_shared<ChainPlan>(program, parts);
+      },
+      py::arg("program"), py::arg("parts"), "Plans of the parts of a program (Program.split_layers) as one plan.");
 
   m.def(
       "plan_memory",

@@ -8,6 +8,7 @@
 #include "program/builder.h"
 #include "program/op_table.h"
 #include "program/passes/passes.h"
+#include "program/passes/split_layers.h"
 #include "program/program.h"
 #include "program/rope.h"
 #include "program/text.h"
@@ -153,6 +154,10 @@ void bind_program(py::module_& m) {
           py::call_guard<GilRelease>(), "The program of a text. Raises ArgumentError with line and column.")
       .def("fuse", &fused, py::arg("passes") = py::none(),
            "A new program after the named passes, in their order, or after all of them in the fixed order.")
+      .def_property_readonly("num_layers", &num_layers)
+      .def("split_layers", &split_layers, py::arg("first_layer"), py::call_guard<GilRelease>(),
+           "The parts before and from that layer on, each to be fused and compiled on its own. Raises ArgumentError, and "
+           "UnsupportedModelError where the program cannot be cut there.")
       .def_property_readonly_static("passes",
                                     [](const py::object&) {
                                       py::list names;

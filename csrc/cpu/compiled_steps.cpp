@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/float_mode.h"
+#include "plan/node_kinds.h"
 
 namespace sterna::cpu {
 namespace {
@@ -59,7 +60,7 @@ CompiledSteps finish(const Program& program, Lowered& lowered, std::uint8_t* are
   const ValueId output = function.outputs.at(0);
   steps.output_size = static_cast<std::int32_t>(lowering.row_size(output));
   steps.output = lowering.rows_of(output, placement, arena);
-  if (!steps.output.outputs || steps.output.stride != steps.output_size) {
+  if (steps.output.outputs == is_sent(function) || steps.output.stride != steps.output_size) {
     throw UnsupportedModelError("the result " + program.value(output).name + " of " + function.name +
                                 " has no row of its own for each output of a batch");
   }

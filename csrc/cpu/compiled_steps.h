@@ -30,7 +30,7 @@ struct CompiledSteps {
   std::vector<Step> few_rows, many_rows;
   std::vector<WorkRange> ranges;  // [step][worker]
   std::vector<KeptValue> kept;    // results of nodes that are kept, in execution order
-  Rows output;                    // one row per output of the batch, without gaps
+  Rows output;                    // one row per output of the batch, or where it is sent per token, without gaps
   std::int32_t output_size = 0;   // floats of such a row
   std::deque<std::shared_ptr<void>> arguments;
 };

@@ -184,7 +184,8 @@ void CpuPlan::write_page(std::size_t pool, std::int32_t page, std::span<const st
 
 std::span<const float> CpuPlan::outputs_of(std::string_view function) const {
   if (last_ == nullptr || last_->function != function) return {};
-  return {last_->output.data, static_cast<std::size_t>(num_outputs_) * static_cast<std::size_t>(last_->output_size)};
+  const std::int32_t rows = last_->output.outputs ? num_outputs_ : num_tokens_;
+  return {last_->output.data, static_cast<std::size_t>(rows) * static_cast<std::size_t>(last_->output_size)};
 }
 
 PlanMemory CpuPlan::memory() const {

@@ -145,6 +145,24 @@ void lower_take_rows(Lowering& lowering, const Node& node) {
   lowering.add(run_take_rows, &step);
 }
 
+void lower_send(Lowering& lowering, const Node& node) {
+  send_places(lowering, node, [&](const HeadCopy& copy) { add_copy(lowering, copy); });
+}
+
+void lower_receive(Lowering& lowering, const Node& node) {
+  std::int64_t first = 0, row_floats = 0;
+  for (const ValueId output : node.outputs) row_floats += lowering.row_size(output);
+  for (const ValueId output : node.outputs) {
+    auto& step = lowering.make<ReceiveStep>();
+    step.row_floats = row_floats;
+    step.first = first;
+    step.n = lowering.row_size(output);
+    first += step.n;
+    lowering.bind(step.y, lowering.define(output));
+    lowering.add(run_receive, &step);
+  }
+}
+
 void lower_pool(Lowering& lowering, const Node& node) {
   auto& step = lowering.make<PoolStep>();
   step.n = lowering.row_size(node.input("x"));
@@ -182,6 +200,8 @@ constexpr Entry kLowerings[] = {
     {"concat", lower_concat},
     {"store_kv", lower_store_kv},
     {"take_rows", lower_take_rows},
+    {"send", lower_send},
+    {"receive", lower_receive},
     {"pool", lower_pool},
     {"short_conv", lower_short_conv},
     {"ssm_scan", lower_ssm_scan},

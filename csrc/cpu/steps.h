@@ -159,6 +159,13 @@ void run_copy(const void* arguments, const StepContext& context);
 /// Row i of y is row output_rows[i] of x.
 void run_take_rows(const void* arguments, const StepContext& context);
 
+/// y = n floats of each received row of row_floats, from `first` on.
+struct ReceiveStep {
+  Rows y;
+  std::int64_t row_floats, first, n;
+};
+void run_receive(const void* arguments, const StepContext& context);
+
 /// Row i of y stands for the sequence whose last row is output_rows[i] of x.
 struct PoolStep {
   Rows x, y;

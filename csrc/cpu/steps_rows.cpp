@@ -147,6 +147,14 @@ void run_take_rows(const void* arguments, const StepContext& context) {
   });
 }
 
+void run_receive(const void* arguments, const StepContext& context) {
+  const auto& step = *static_cast<const ReceiveStep*>(arguments);
+  each_row(context, false, [&](std::int64_t row) {
+    const float* x = context.batch->received.data() + row * step.row_floats + step.first;
+    std::memcpy(step.y.row(row), x, static_cast<std::size_t>(step.n) * sizeof(float));
+  });
+}
+
 void run_pool(const void* arguments, const StepContext& context) {
   const auto& step = *static_cast<const PoolStep*>(arguments);
   const Batch& batch = *context.batch;

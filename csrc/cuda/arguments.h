@@ -92,6 +92,12 @@ struct CopyArguments {
   std::int64_t heads, x_apart, y_apart;
 };
 
+/// y = n floats of each row of row_floats in the batch's `received`, from `first` on.
+struct ReceiveArguments {
+  Rows y;
+  std::int64_t row_floats, first, n;
+};
+
 /// Row i of y stands for the sequence whose last row is output_rows[i] of x.
 struct PoolArguments {
   Rows x, y;

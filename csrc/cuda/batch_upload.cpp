@@ -11,7 +11,8 @@ namespace {
 /// Where each array of a batch begins, in bytes.
 struct Places {
   std::uint64_t counts, tokens, positions, sequences, last_rows, output_rows, largest, first_rows, encoded_sizes,
-      is_long, adapters, adapter_scales, given_rows, given, pages, tables, row_segments, segment_starts, segments;
+      is_long, adapters, adapter_scales, given_rows, given, pages, tables, row_segments, segment_starts, segments,
+      received;
 
   DeviceBatch in(std::uint8_t* base, std::int64_t num_pools) const {
     const auto ints = [base](std::uint64_t at) { return reinterpret_cast<const std::int32_t*>(base + at); };
@@ -35,7 +36,8 @@ struct Places {
             static_cast<std::int32_t>(num_pools),
             ints(row_segments),
             ints(segment_starts),
-            reinterpret_cast<const StateSegment*>(base + segments)};
+            reinterpret_cast<const StateSegment*>(base + segments),
+            floats(received)};
   }
 };
 
@@ -47,8 +49,12 @@ T* writable(const T* place) {
 
 }  // namespace
 
-BatchUpload::BatchUpload(std::shared_ptr<const Device> device, std::int32_t max_tokens, std::int32_t hidden_size)
-    : device_(std::move(device)), max_tokens_(max_tokens), hidden_size_(hidden_size) {
+BatchUpload::BatchUpload(std::shared_ptr<const Device> device, std::int32_t max_tokens, std::int32_t hidden_size,
+                         std::int64_t received_floats)
+    : device_(std::move(device)),
+      max_tokens_(max_tokens),
+      hidden_size_(hidden_size),
+      received_floats_(received_floats) {
   lay_out(16, 1024, 1, 0, 16);
 }
 
@@ -88,6 +94,7 @@ void BatchUpload::lay_out(std::int64_t num_sequences, std::int64_t num_pages, st
   at.segments = place<StateSegment>(most_segments_);
   at.pages = place<Int>(most_pages_);
   at.given = place<float>(most_given_ * hidden_size_);
+  at.received = place<float>(max_tokens_ * received_floats_);
   device_memory_ = {};  // first, so that there is room; and when there is none, the next batch is laid out again
   DeviceMemory host(device_, used_, DeviceMemory::Where::kHost);
   device_memory_ = DeviceMemory(device_, used_);
@@ -111,7 +118,9 @@ void BatchUpload::copy(const Batch& batch, const StateRuns* states) {
       pages += static_cast<std::int64_t>(batch.table(sequence, static_cast<std::size_t>(pool)).size());
     }
   }
-  const std::int64_t given = std::ranges::count_if(batch.tokens, [](std::int32_t token) { return token < 0; });
+  // Without an embedding table nothing stands for a token: the plan before this one has looked at them.
+  const auto is_given = [&](std::int32_t token) { return token < 0 && hidden_size_ != 0; };
+  const std::int64_t given = std::ranges::count_if(batch.tokens, is_given);
   const std::int64_t segments = states == nullptr ? 0 : static_cast<std::int64_t>(states->segments().size());
   lay_out(static_cast<std::int64_t>(sequences.size()), pages, pools, given, segments);
   num_sequences_ = static_cast<std::int32_t>(sequences.size());
@@ -136,8 +145,8 @@ void BatchUpload::copy(const Batch& batch, const StateRuns* states) {
     writable(host_.last_rows)[row] = last;
     writable(host_.first_rows)[own] = row;
     const std::int32_t id = batch.tokens[at];
-    writable(host_.given_rows)[row] = id < 0 ? next_given : -1;
-    if (id >= 0) continue;
+    writable(host_.given_rows)[row] = is_given(id) ? next_given : -1;
+    if (!is_given(id)) continue;
     const SequenceContext& context = *batch.context(sequence);
     std::memcpy(writable(host_.given) + next_given * hidden_size_, context.embeddings.data() + (-1 - id) * hidden_size_,
                 static_cast<std::size_t>(hidden_size_) * sizeof(float));
@@ -173,10 +182,13 @@ void BatchUpload::copy(const Batch& batch, const StateRuns* states) {
       writable(host_.row_segments)[row] = host_.segment_starts[host_.sequences[row]];
     }
   }
-  // Pages and given embeddings come last, and there may be room for many more.
+  // Pages, given embeddings and received rows come last, and there may be room for many more.
   const auto* const copied = given > 0 ? reinterpret_cast<const std::uint8_t*>(host_.given + given * hidden_size_)
                                        : reinterpret_cast<const std::uint8_t*>(host_.pages + pages);
   device_->copy(device_memory_.data(), host_memory_.data(), static_cast<std::uint64_t>(copied - host_memory_.data()));
+  if (batch.received.empty()) return;
+  std::ranges::copy(batch.received, writable(host_.received));
+  device_->copy(writable(batch_.received), host_.received, batch.received.size_bytes());
 }
 
 }  // namespace sterna::cuda

@@ -13,8 +13,10 @@ namespace sterna::cuda {
 
 class BatchUpload {
  public:
-  /// For batches of up to so many rows; `hidden_size` is that of given embeddings.
-  BatchUpload(std::shared_ptr<const Device> device, std::int32_t max_tokens, std::int32_t hidden_size);
+  /// For batches of up to so many rows; `hidden_size` is that of given embeddings, `received_floats` that of a row that
+  /// the plan before this one in a chain computed: most, where functions differ.
+  BatchUpload(std::shared_ptr<const Device> device, std::int32_t max_tokens, std::int32_t hidden_size,
+              std::int64_t received_floats);
 
   /// Copies a batch that was checked; `states` has its segments, or is null. What runs must be complete.
   void copy(const Batch& batch, const StateRuns* states);
@@ -36,6 +38,7 @@ class BatchUpload {
   std::shared_ptr<const Device> device_;
   const std::int64_t max_tokens_;
   const std::int64_t hidden_size_;
+  const std::int64_t received_floats_;
   std::int64_t most_sequences_ = 0, most_pages_ = 0, num_pools_ = 0, most_given_ = 0, most_segments_ = 0;
   std::uint64_t used_ = 0;
   DeviceMemory device_memory_, host_memory_;

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/float_mode.h"
 #include "cpu/cores.h"
+#include "plan/node_kinds.h"
 
 namespace sterna::cuda {
 namespace {
@@ -66,7 +67,7 @@ CompiledFunctions::Steps finish(const Program& program, Lowered& lowered, std::u
   const ValueId output = lowered.function.outputs.at(0);
   steps.output_size = lowering.row_size(output);
   steps.output = lowering.rows_of(output, lowered.placement, arena);
-  if (!steps.output.outputs || steps.output.stride != steps.output_size) {
+  if (steps.output.outputs == is_sent(lowered.function) || steps.output.stride != steps.output_size) {
     throw UnsupportedModelError("the result " + program.value(output).name + " of " + lowered.function.name +
                                 " has no row of its own for each output of a batch");
   }
@@ -81,19 +82,19 @@ CompiledFunctions::Steps finish(const Program& program, Lowered& lowered, std::u
   return steps;
 }
 
-/// Floats of a row of a function's result.
-std::int64_t result_size(const Program& program, const Function& function) {
-  std::int64_t size = 1;
-  const Shape& shape = program.value(function.outputs.at(0)).shape;
-  for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
-  return size;
-}
-
-std::int64_t most_results(const Program& program, std::int32_t max_outputs) {
+std::int64_t most_results(const Program& program, std::int32_t max_tokens, std::int32_t max_outputs) {
   std::int64_t most = 1;
   for (const Function& function : program.functions) {
-    most = std::max(most, result_size(program, function) * max_outputs);
+    const std::int32_t rows = is_sent(function) ? max_tokens : max_outputs;
+    most = std::max(most, row_floats(program, function.outputs.at(0)) * rows);
   }
+  return most;
+}
+
+/// Of a row, for whichever function runs.
+std::int64_t most_received(const Program& program) {
+  std::int64_t most = 0;
+  for (const Function& function : program.functions) most = std::max(most, received_floats(program, function));
   return most;
 }
 
@@ -111,11 +112,12 @@ PlanMemory plan_memory(const Program& program, const CudaPlanOptions& options) {
   PlanMemory memory;
   memory.weights = weights.bytes();
   memory.scratch = static_cast<std::uint64_t>(
-      arena_bytes(lower_all(program, function_names(program), weights, layout, nullptr, constants, limits)));
-  if (const auto logits = std::ranges::find(program.functions, "logits", &Function::name);
-      logits != program.functions.end()) {
+      arena_bytes(lower_all(program, function_names(program), weights, layout, nullptr, constants, limits)) +
+      most_received(program) * options.max_tokens * std::int64_t{sizeof(float)});
+  const auto logits = std::ranges::find(program.functions, "logits", &Function::name);
+  if (logits != program.functions.end() && !is_sent(*logits)) {
     memory.scratch += LargestLogits::bytes(static_cast<std::int32_t>(limits.max_outputs),
-                                           static_cast<std::int32_t>(result_size(program, *logits)));
+                                           static_cast<std::int32_t>(row_floats(program, logits->outputs.at(0))));
   }
   memory.kv_pools.assign(layout.pools().begin(), layout.pools().end());
   return memory;
@@ -136,10 +138,12 @@ CudaPlan::CudaPlan(const Program& program, const TensorSource& source, const Cud
       }()),
       kv_(layout(), device_),
       constants_(device_),
-      upload_(device_, max_tokens(), hidden_size()),
-      results_(device_, static_cast<std::uint64_t>(most_results(this->program(), max_outputs())) * sizeof(float),
+      upload_(device_, max_tokens(), hidden_size(), most_received(this->program())),
+      results_(device_,
+               static_cast<std::uint64_t>(most_results(this->program(), max_tokens(), max_outputs())) * sizeof(float),
                DeviceMemory::Where::kHost) {
-  if (has_logits()) largest_.emplace(device_, max_outputs(), vocab_size());
+  if (has_logits() && !is_sent(this->program().function("logits")))
+    largest_.emplace(device_, max_outputs(), vocab_size());
   compiled_ = compile(function_names(this->program()), {max_tokens(), max_outputs(), options.keep_values});
 }
 
@@ -264,7 +268,7 @@ void CudaPlan::fetch_outputs(const Rows& outputs, std::int64_t size, std::size_t
 }
 
 void CudaPlan::fetch_results(const CompiledFunctions::Steps& steps, const Batch& batch, const Launch& launch) {
-  const auto count = static_cast<std::size_t>(batch.num_outputs());
+  const auto count = static_cast<std::size_t>(steps.output.outputs ? batch.num_outputs() : batch.num_tokens());
   is_fetched_.assign(count, false);
   wanted_.assign(batch.largest.begin(), batch.largest.end());
   wanted_.resize(count, 0);
@@ -297,7 +301,8 @@ std::span<const TokenLogit> CudaPlan::largest_logits(std::size_t output) const {
 
 std::span<const float> CudaPlan::outputs_of(std::string_view function) const {
   if (last_ == nullptr || last_->function != function) return {};
-  return {results_.as<float>(), static_cast<std::size_t>(num_outputs_ * last_->output_size)};
+  const std::int64_t rows = last_->output.outputs ? num_outputs_ : num_tokens_;
+  return {results_.as<float>(), static_cast<std::size_t>(rows * last_->output_size)};
 }
 
 std::vector<float> CudaPlan::read_rows(const Rows& rows, std::int64_t first, std::int64_t count,

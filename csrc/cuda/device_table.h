@@ -43,6 +43,7 @@ struct DeviceBatch {
   const std::int32_t* row_segments;    // [T]: the first of the state segments of the row's sequence
   const std::int32_t* segment_starts;  // [S + 1]: the sequence's state segments
   const struct StateSegment* segments;
+  const float* received;  // [T][..]: what the plan before this one in a chain computed
 };
 
 /// Rows [first_row, last_row) of a sequence that begin with one kept state and end with the next.
@@ -77,6 +78,7 @@ enum class Kernel : std::uint8_t {
   kGlu,
   kCopy,
   kTakeRows,
+  kReceive,
   kPool,
   kRopeTable,
   kRope,

@@ -140,6 +140,24 @@ void lower_take_rows(Lowering& lowering, const Node& node) {
   lowering.add(Kernel::kTakeRows, &a);
 }
 
+void lower_send(Lowering& lowering, const Node& node) {
+  send_places(lowering, node, [&](const HeadCopy& copy) { add_copy(lowering, copy); });
+}
+
+void lower_receive(Lowering& lowering, const Node& node) {
+  std::int64_t first = 0, row_floats = 0;
+  for (const ValueId output : node.outputs) row_floats += lowering.row_size(output);
+  for (const ValueId output : node.outputs) {
+    auto& a = lowering.make<ReceiveArguments>();
+    a.row_floats = row_floats;
+    a.first = first;
+    a.n = lowering.row_size(output);
+    first += a.n;
+    lowering.bind(a.y, lowering.define(output));
+    lowering.add(Kernel::kReceive, &a);
+  }
+}
+
 void lower_pool(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<PoolArguments>();
   a.n = lowering.row_size(node.input("x"));
@@ -177,6 +195,8 @@ constexpr Entry kLowerings[] = {
     {"concat", lower_concat},
     {"store_kv", lower_store_kv},
     {"take_rows", lower_take_rows},
+    {"send", lower_send},
+    {"receive", lower_receive},
     {"pool", lower_pool},
     {"short_conv", lower_short_conv},
     {"ssm_scan", lower_ssm_scan},

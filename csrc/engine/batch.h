@@ -48,6 +48,9 @@ struct Batch {
   /// [L]: how many of a row's largest logits are enough, at most Plan::most_largest(); 0: the whole row is wanted. Or
   /// empty: so are all rows.
   std::span<const std::int32_t> largest = {};
+  /// [T, n]: what the plan before this one in a chain computed of each row; empty for a plan that stands alone.
+  std::span<const float> received = {};
+
   std::span<const std::string> kept = {};  // values that can be looked at after the run: see Plan::kept_row
 
   std::size_t num_pools = 1;

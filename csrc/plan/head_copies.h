@@ -1,4 +1,4 @@
-/// What split and concat come to: views of a row's columns, and copies of parts of heads.
+/// What split, concat and send come to: views of a row's columns, and copies of parts of heads.
 #pragma once
 
 #include <algorithm>
@@ -50,6 +50,17 @@ void concat_places(BufferPlan& buffers, const Node& node, Copy copy) {
     const Shape& part_shape = buffers.program().value(part).shape;
     copy(head_copy(buffers.place_of(part), part_shape, target, shape));
     target.offset += part_shape.back().size;
+  }
+}
+
+/// Calls `copy` for each value that is sent: they lie side by side in a row of the result.
+template <class Copy>
+void send_places(BufferPlan& buffers, const Node& node, Copy copy) {
+  Place target = buffers.define(node.outputs[0]);
+  for (const ValueId x : node.input_list("x")) {
+    const std::int64_t n = buffers.row_size(x);
+    copy(HeadCopy{buffers.place_of(x), target, n, 1, n, n});
+    target.offset += n;
   }
 }
 

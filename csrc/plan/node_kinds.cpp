@@ -15,6 +15,13 @@ EmbeddedIds embedded_ids(const Program& program, const Node& embed) {
   return name == "token_types" ? EmbeddedIds::kTokenTypes : EmbeddedIds::kTokens;
 }
 
+std::int64_t row_floats(const Program& program, ValueId value) {
+  std::int64_t floats = 1;
+  const Shape& shape = program.value(value).shape;
+  for (std::size_t i = 1; i < shape.size(); ++i) floats *= shape[i].size;
+  return floats;
+}
+
 bool is_first_embedding(const Program& program, const Node& embed) {
   for (const Function& function : program.functions) {
     const auto first = std::ranges::find_if(function.nodes, [&](const Node& node) {
@@ -23,6 +30,21 @@ bool is_first_embedding(const Program& program, const Node& embed) {
     if (first != function.nodes.end() && first->outputs == embed.outputs) return true;
   }
   return false;
+}
+
+std::int64_t received_floats(const Program& program, const Function& function) {
+  std::int64_t floats = 0;
+  for (const Node& node : function.nodes) {
+    if (node.op != "receive") continue;
+    for (const ValueId id : node.outputs) floats += row_floats(program, id);
+  }
+  return floats;
+}
+
+bool is_sent(const Function& function) {
+  return std::ranges::any_of(function.nodes, [&](const Node& node) {
+    return node.op == "send" && node.outputs.at(0) == function.outputs.at(0);
+  });
 }
 
 ActivationKind activation_kind(const Node& node, std::string_view attribute) {

@@ -40,14 +40,6 @@ std::int32_t table_rows(const Program& program, EmbeddedIds ids) {
   return static_cast<std::int32_t>(count);
 }
 
-/// Floats of a row of a value.
-std::int64_t value_floats(const Program& program, ValueId value) {
-  std::int64_t size = 1;
-  const Shape& shape = program.value(value).shape;
-  for (std::size_t i = 1; i < shape.size(); ++i) size *= shape[i].size;
-  return size;
-}
-
 }  // namespace
 
 std::int32_t checked_outputs(std::int32_t max_tokens, std::int32_t max_outputs) {
@@ -64,7 +56,10 @@ ProgramPlan::ProgramPlan(const Program& program, const KvLayout& kv_layout, std:
       kv_layout_(kv_layout),
       max_tokens_(max_tokens),
       max_outputs_(checked_outputs(max_tokens, max_outputs)) {
-  for (const Function& function : program_.functions) used_pools_[function.name] = used_pools(function, kv_layout_);
+  for (const Function& function : program_.functions) {
+    used_pools_[function.name] = used_pools(function, kv_layout_);
+    received_floats_[function.name] = sterna::received_floats(program_, function);
+  }
   longrope_context_ = static_cast<std::int32_t>(
       std::min<std::int64_t>(sterna::longrope_context(program_), std::numeric_limits<std::int32_t>::max()));
   num_token_ids_ = table_rows(program_, EmbeddedIds::kTokens);
@@ -85,12 +80,12 @@ ProgramPlan::ProgramPlan(const Program& program, const KvLayout& kv_layout, std:
     }
   }
   const auto result_size = [&](std::string_view function) {
-    return static_cast<std::int32_t>(value_floats(program_, program_.function(function).outputs.at(0)));
+    return static_cast<std::int32_t>(row_floats(program_, program_.function(function).outputs.at(0)));
   };
   vocab_size_ = num_token_ids_;
   if (has_logits()) {
     vocab_size_ = result_size("logits");
-    num_token_ids_ = std::min(num_token_ids_, vocab_size_);
+    if (!is_sent(program_.function("logits"))) num_token_ids_ = std::min(num_token_ids_, vocab_size_);
   }
   if (used_pools_.contains("encode")) {
     const bool keeps =
@@ -106,7 +101,7 @@ std::int32_t ProgramPlan::value_size(std::string_view name) const {
     return std::ranges::find(node.outputs, id) != node.outputs.end();
   });
   if (!is_there) return 0;
-  return static_cast<std::int32_t>(value_floats(program_, id));
+  return static_cast<std::int32_t>(row_floats(program_, id));
 }
 
 /// The rows [first_row, last_row) of one sequence find the pages that they write and see.
@@ -185,6 +180,12 @@ void ProgramPlan::check(const Batch& batch, const StatePages& states) const {
   if (!batch.contexts.empty() && batch.contexts.size() != num_sequences) {
     fail(std::to_string(batch.contexts.size()) + " contexts for " + std::to_string(num_sequences) + " sequences");
   }
+  const auto received = static_cast<std::size_t>(received_floats_.find(function_of(batch))->second);
+  if (batch.received.size() != rows * received) {
+    fail(std::to_string(batch.received.size()) + " numbers from the plan before this one, " + std::to_string(rows) +
+         " rows have " + std::to_string(rows * received));
+  }
+  const bool has_tokens = received == 0 || hidden_size_ != 0;  // else the plan before this one has looked at them
   std::size_t first_row = 0;
   for (std::size_t i = 0; i < rows; ++i) {
     if (batch.positions[i] < 0) fail("position " + std::to_string(batch.positions[i]));
@@ -198,7 +199,7 @@ void ProgramPlan::check(const Batch& batch, const StatePages& states) const {
     const std::int64_t given = context == nullptr || hidden_size_ == 0
                                    ? 0
                                    : static_cast<std::int64_t>(context->embeddings.size()) / hidden_size_;
-    if (batch.tokens[i] < -given || batch.tokens[i] >= num_token_ids_)
+    if (has_tokens && (batch.tokens[i] < -given || batch.tokens[i] >= num_token_ids_))
       fail("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
     if (i + 1 < rows && batch.sequences[i + 1] == batch.sequences[i]) {
       if (batch.positions[i + 1] <= batch.positions[i]) fail("positions of a sequence must ascend");

@@ -187,6 +187,8 @@ std::vector<OpSpec> make_table() {
       {"split", {{"x", kResult, kOne}}, {{"sizes", kRequired, std::string(), {}, {}}}, split_shapes},
       {"concat", {{"x", kResult, kOneOrMore}}, {}, concat_shapes},
       {"take_rows", {{"x", kResult, kOne}}, {}, take_rows_shapes},
+      {"send", {{"x", kResult, kOneOrMore}}, {}, send_shapes},
+      {"receive", {}, {{"shapes", kRequired, std::string(), {}, {}}}, receive_shapes},
       {"pool", {{"x", kResult, kOne}}, {{"kind", kRequired, std::string(), kPoolings, {}}}, pool_shapes},
   };
 }

@@ -29,9 +29,8 @@ void check_residual(const Program& program, const Node& node, const Shape& resul
   }
 }
 
-/// A list of positive extents such as "9, 64".
-std::vector<std::int64_t> extents(const Node& node, std::string_view name) {
-  const std::string& text = node.text(name);
+/// A list of positive extents such as "9, 64", within the attribute of that name.
+std::vector<std::int64_t> extents(const Node& node, std::string_view name, std::string_view text) {
   std::vector<std::int64_t> list;
   const char* at = text.data();
   const char* const end = at + text.size();
@@ -39,14 +38,18 @@ std::vector<std::int64_t> extents(const Node& node, std::string_view name) {
     while (at != end && *at == ' ') ++at;
     std::int64_t extent = 0;
     const auto [next, error] = std::from_chars(at, end, extent);
-    if (error != std::errc() || extent < 1 || extent > kMaxDim || list.size() == 64) {
-      fail(node, std::string(name) + " is \"" + text + "\", expected positive extents");
+    const bool is_extent = error == std::errc() && extent >= 1 && extent <= kMaxDim && list.size() < 64;
+    if (!is_extent || (next != end && *next != ',')) {
+      fail(node, std::string(name) + " is \"" + node.text(name) + "\", expected positive extents");
     }
     list.push_back(extent);
     if (next == end) return list;
-    if (*next != ',') fail(node, std::string(name) + " is \"" + text + "\", expected positive extents");
     at = next + 1;
   }
+}
+
+std::vector<std::int64_t> extents(const Node& node, std::string_view name) {
+  return extents(node, name, node.text(name));
 }
 
 }  // namespace
@@ -296,6 +299,39 @@ std::vector<Shape> take_rows_shapes(const Program& program, const Node& node) {
   Shape shape = tokens_of(program, node, "x", x.size() == 3 ? 3 : 2);
   shape[0] = {Dim::kOutputs};
   return {shape};
+}
+
+std::vector<Shape> send_shapes(const Program& program, const Node& node) {
+  std::int64_t features = 0;
+  for (const ValueId id : node.input_list("x")) {
+    const Value& x = program.value(id);
+    if ((x.shape.size() != 2 && x.shape.size() != 3) || x.shape[0].size != Dim::kTokens) {
+      fail(node, x.name + " has shape " + to_string(x.shape) + ", expected a row for every token, of rank 2 or 3");
+    }
+    features += x.shape[1].size * (x.shape.size() == 3 ? x.shape[2].size : 1);
+    if (features > kMaxDim) fail(node, "the result is too large");
+  }
+  return {{{Dim::kTokens}, {features}}};
+}
+
+std::vector<Shape> receive_shapes(const Program&, const Node& node) {
+  std::vector<Shape> shapes;
+  std::string_view rest = node.text("shapes");
+  std::int64_t features = 0;
+  for (;;) {
+    const std::string_view text = rest.substr(0, rest.find(';'));
+    Shape& shape = shapes.emplace_back(Shape{{Dim::kTokens}});
+    std::int64_t row = 1;
+    for (const std::int64_t extent : extents(node, "shapes", text)) {
+      shape.push_back({extent});
+      row = extent > kMaxDim / row ? kMaxDim : row * extent;
+    }
+    if (shape.size() > 3) fail(node, "shapes has " + to_string(shape) + ", of rank 2 or 3 only");
+    features += row;
+    if (features > kMaxDim) fail(node, "the results are too large");
+    if (text.size() == rest.size()) return shapes;
+    rest.remove_prefix(text.size() + 1);
+  }
 }
 
 }  // namespace sterna

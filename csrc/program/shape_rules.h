@@ -30,6 +30,8 @@ std::vector<Shape> reshape_shapes(const Program& program, const Node& node);
 std::vector<Shape> split_shapes(const Program& program, const Node& node);
 std::vector<Shape> concat_shapes(const Program& program, const Node& node);
 std::vector<Shape> take_rows_shapes(const Program& program, const Node& node);
+std::vector<Shape> send_shapes(const Program& program, const Node& node);
+std::vector<Shape> receive_shapes(const Program& program, const Node& node);
 std::vector<Shape> pool_shapes(const Program& program, const Node& node);
 
 }  // namespace sterna

@@ -126,6 +126,15 @@ void experts_come_from_a_route(const Program& program, const Function& function)
   }
 }
 
+// A function is a part of a chain once at each end: what it gets from the part before it, and what it gives the next.
+void ends_of_a_chain_are_single(const Function& function) {
+  int received = 0;
+  for (const Node& node : function.nodes) {
+    if (node.op == "receive" && ++received > 1) fail(node, "the function receives already");
+    if (node.op == "send" && function.outputs != node.outputs) fail(node, "what is sent must be the function's result");
+  }
+}
+
 // The KV slots are those of the nodes that store keys and values, by layer; others of the function share them
 // afterwards, and other functions may use them too. What store_kv keeps of a text that is encoded is there for
 // attention in other functions.
@@ -231,6 +240,7 @@ void validate(const Program& program) {
   results_have_one_node(program);
   for (const Function& function : program.functions) nodes_fit_the_op_table(program, function);
   for (const Function& function : program.functions) experts_come_from_a_route(program, function);
+  for (const Function& function : program.functions) ends_of_a_chain_are_single(function);
   slots_fit_the_attention_nodes(program);
   slots_fit_the_recurrent_nodes(program);
 }

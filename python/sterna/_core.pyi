@@ -272,6 +272,11 @@ class Program:
         """ArgumentError with line and column."""
     def fuse(self, passes: Sequence[str] | None = None) -> Program:
         """A new program after the named passes in the order given, or after all of them in their fixed order."""
+    @property
+    def num_layers(self) -> int:
+        """By the scopes of its nodes, "layers.3"."""
+    def split_layers(self, first_layer: int) -> tuple[Program, Program]:
+        """The parts before and from that layer on; cut before fusion. ArgumentError, UnsupportedModelError."""
 
     passes: ClassVar[list[str]]  # names, in the order in which fuse() runs them
 
@@ -324,6 +329,7 @@ class ProgramPlan(Plan):
         *,
         long_sequences: Sequence[int] = (),
         largest: Sequence[int] = (),
+        received: npt.NDArray[np.float32] = ...,
     ) -> npt.NDArray[np.float32]:
         """Runs one batch and gives the logits of its output rows, [num_outputs, vocab_size]. ArgumentError.
 
@@ -332,7 +338,8 @@ class ProgramPlan(Plan):
         tokens, positions, sequences [num_tokens]: a row's token, its place in its sequence, and the index of the sequence,
         whose pages `page_tables` lists. Pages must have been reserved. `long_sequences` says for each sequence whether
         it is a long one (1) or not (0); empty: none is. `largest` says for each output row how many of its largest logits
-        `largest_logits` is asked for; empty: none.
+        `largest_logits` is asked for; empty: none. A part of a chain gets `received`
+        [num_tokens, n] from the part before it, and gives such rows for the next one.
         """
     @property
     def most_largest(self) -> int:
@@ -407,6 +414,16 @@ def compile_cpu(
     well, which then must not run at the same time. ArgumentError, DeviceError, UnsupportedModelError, FileError,
     MemoryBudgetError.
     """
+
+@final
+class ChainPlan(ProgramPlan):
+    """Made by `compile_chain`: what its parts have in common, and their sums."""
+
+    @property
+    def parts(self) -> list[ProgramPlan]: ...
+
+def compile_chain(program: Program, parts: Sequence[ProgramPlan]) -> ChainPlan:
+    """Plans of the parts of a program, in their order, as one plan; `program` is the one that was cut. ArgumentError."""
 
 def plan_memory(
     program: Program,

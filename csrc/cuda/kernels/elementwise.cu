@@ -128,6 +128,15 @@ struct TakeRows {
   __device__ void store(std::int32_t row, std::int32_t i, Operands x) const { row_of(a.y, row)[i] = x.a; }
 };
 
+struct Receive {
+  ReceiveArguments a;
+
+  __device__ Operands load(const DeviceBatch& batch, std::int32_t row, std::int32_t i) const {
+    return {batch.received[row * a.row_floats + a.first + i], 0.0f};
+  }
+  __device__ void store(std::int32_t row, std::int32_t i, Operands x) const { row_of(a.y, row)[i] = x.a; }
+};
+
 /// A thread for each float of the result: rows are added in order, so many of them read ahead.
 __global__ void __launch_bounds__(kThreads) pool(PoolArguments a, DeviceBatch batch, std::int32_t parts) {
   constexpr int kAhead = 16;
@@ -191,6 +200,11 @@ Status launch_copy(const void* arguments, const Launch& launch) {
 Status launch_take_rows(const void* arguments, const Launch& launch) {
   const auto& a = *static_cast<const CopyArguments*>(arguments);
   return launch_each(TakeRows{a}, true, a.n, launch);
+}
+
+Status launch_receive(const void* arguments, const Launch& launch) {
+  const auto& a = *static_cast<const ReceiveArguments*>(arguments);
+  return launch_each(Receive{a}, false, a.n, launch);
 }
 
 Status launch_pool(const void* arguments, const Launch& launch) {

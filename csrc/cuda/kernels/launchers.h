@@ -16,6 +16,7 @@ Status launch_activation(const void* arguments, const Launch& launch);
 Status launch_glu(const void* arguments, const Launch& launch);
 Status launch_copy(const void* arguments, const Launch& launch);
 Status launch_take_rows(const void* arguments, const Launch& launch);
+Status launch_receive(const void* arguments, const Launch& launch);
 Status launch_pool(const void* arguments, const Launch& launch);
 Status launch_rope_table(const void* arguments, const Launch& launch);
 Status launch_rope(const void* arguments, const Launch& launch);
@@ -35,11 +36,11 @@ Status launch_repack(const void* arguments, const Launch& launch);
 
 /// In the order of Kernel.
 constexpr Launcher kLaunchers[kNumKernels] = {
-    launch_embed,      launch_norm,       launch_layer_norm, launch_binary,        launch_lora,       launch_scale,
-    launch_clamp,      launch_activation, launch_glu,        launch_copy,          launch_take_rows,  launch_pool,
-    launch_rope_table, launch_rope,       launch_store_kv,   launch_relative_bias, launch_attend,     launch_prepare,
-    launch_matmul,     launch_route,      launch_sort_pairs, launch_combine,       launch_short_conv, launch_ssm_scan,
-    launch_delta_rule, launch_largest,    launch_repack,
+    launch_embed,    launch_norm,       launch_layer_norm, launch_binary,     launch_lora,          launch_scale,
+    launch_clamp,    launch_activation, launch_glu,        launch_copy,       launch_take_rows,     launch_receive,
+    launch_pool,     launch_rope_table, launch_rope,       launch_store_kv,   launch_relative_bias, launch_attend,
+    launch_prepare,  launch_matmul,     launch_route,      launch_sort_pairs, launch_combine,       launch_short_conv,
+    launch_ssm_scan, launch_delta_rule, launch_largest,    launch_repack,
 };
 
 }  // namespace sterna::cuda
