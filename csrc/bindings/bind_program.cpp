@@ -156,7 +156,8 @@ void bind_program(py::module_& m) {
            "A new program after the named passes, in their order, or after all of them in the fixed order.")
       .def_property_readonly("num_layers", &num_layers)
       .def("split_layers", &split_layers, py::arg("first_layer"), py::call_guard<GilRelease>(),
-           "The parts before and from that layer on, each to be fused and compiled on its own. Raises ArgumentError, and "
+           "The parts before and from that layer on, each to be fused and compiled on its own. Raises ArgumentError, "
+           "and "
            "UnsupportedModelError where the program cannot be cut there.")
       .def_property_readonly_static("passes",
                                     [](const py::object&) {

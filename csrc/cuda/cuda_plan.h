@@ -75,7 +75,7 @@ class CudaPlan final : public ProgramPlan {
   bool run(const Batch& batch, const Interrupt* interrupt) override;
   std::span<const float> logits() const override { return outputs_of("logits"); }
   std::span<const float> logits_row(std::size_t output) override;
-  std::int32_t most_largest() const override { return kMostLargest; }
+  std::int32_t most_largest() const override { return largest_ ? kMostLargest : 0; }
   std::span<const TokenLogit> largest_logits(std::size_t output) const override;
   std::span<const float> encodings() const override { return outputs_of("encode"); }
   std::span<const float> kept_row(std::string_view name, std::int32_t row, std::size_t output) const override;

@@ -20,6 +20,7 @@ LOAD_ALIASES: Mapping[str, str] = {
     "context_length": "context",
     "context_size": "context",
     "max_model_len": "context",
+    "n_gpu_layers": "gpu_layers",
     "n_threads": "threads",
     "num_threads": "threads",
     "n_seq_max": "max_sequences",

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sterna.errors import ArgumentError, DeviceError, UnsupportedModelError
-from sterna.memory import MemoryPlan, PlanSettings, parse_budget, plan_encoder, plan_memory, readable
+from sterna.memory import (
+    MemoryPlan,
+    ModelPart,
+    PlanSettings,
+    parse_budget,
+    plan_encoder,
+    plan_memory,
+    plan_parts,
+    readable,
+)
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program, ProgramPlan
@@ -122,10 +131,22 @@ def find_devices(device: str) -> list[Device]:
     raise ArgumentError(f"device is {device!r}, the last one that is there is 'cuda:{len(listed) - 1}'")
 
 
-def devices_to_plan_for(device: str) -> list[Device]:
-    """As `find_devices`, but a GPU that is not there may be planned for where there is none."""
+def choose_devices(device: str, gpu_layers: int | None, *, to_load: bool = True) -> list[Device]:
+    """As `find_devices`; with `gpu_layers`, one device: the GPU that gets them, or the CPU where they are none.
+
+    Unless it is to load a model, a GPU that is not there may be planned for where there is none. ArgumentError for
+    `gpu_layers` that is no count, or goes with device="cpu".
+    """
     device = chosen_device(device)
-    if device.startswith("cuda") and cuda_problem():
+    if gpu_layers is not None:
+        if type(gpu_layers) is not int or gpu_layers < 0:
+            raise ArgumentError(f"gpu_layers is {gpu_layers!r:.60}, must be at least 0")
+        if gpu_layers == 0:
+            return [CPU]
+        if device == CPU.id:
+            raise ArgumentError(f'gpu_layers is {gpu_layers}, and device "cpu": layers on a GPU need device="cuda"')
+        device = "cuda" if device == "auto" else device
+    if device.startswith("cuda") and not to_load and cuda_problem():
         return [Device(_number(device))]
     return find_devices(device)
 
@@ -136,12 +157,78 @@ def _number(device: str) -> int:
 
 @dataclass(frozen=True)
 class Placement:
-    """A device, and what a model takes there."""
+    """Where a model is to run: its parts and their devices, one of each, or two where its layers are divided."""
 
-    device: Device
-    settings: PlanSettings
+    devices: tuple[Device, ...]
+    parts: tuple[ModelPart, ...]
     memory: MemoryPlan
-    no_gpu: str | None = None  # why not one before it in the list
+    no_gpu: str | None = None  # why not on a device before it in the list
+
+    @property
+    def settings(self) -> PlanSettings:
+        """Those of the part that gives the logits."""
+        return self.parts[-1].settings
+
+    @property
+    def gpu_layers(self) -> int:
+        pairs = zip(self.devices, self.parts, strict=True)
+        return sum(part.layers for device, part in pairs if device.number is not None)
+
+    @property
+    def title(self) -> str:
+        """ "cpu", "cuda:0 (NVIDIA H200)", "cpu + cuda:0 (NVIDIA H200), 20 of 32 layers"."""
+        titles = " + ".join(device.title for device in self.devices)
+        if len(self.parts) == 1:
+            return titles
+        return f"{titles}, {self.gpu_layers} of {sum(part.layers for part in self.parts)} layers"
+
+    @property
+    def isa(self) -> str:
+        return " + ".join(device.isa for device in self.devices)
+
+
+def split_program(traced: Program, gpu_layers: int | None) -> tuple[Program, Program] | None:
+    """A program without its last `gpu_layers` layers, and these, both fused; None where it need not be cut.
+
+    UnsupportedModelError where it cannot be cut there.
+    """
+    layers = traced.num_layers
+    if not gpu_layers or gpu_layers >= layers:
+        return None
+    try:
+        first, last = traced.split_layers(layers - gpu_layers)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"gpu_layers is {gpu_layers}, of {layers}: {error}") from None
+    return first.fuse(), last.fuse()
+
+
+def place_parts(
+    programs: tuple[Program, Program],
+    gpu: Device,
+    memory_budget: int | str | None,
+    settings: PlanSettings,
+    draft: tuple[Program, PlanSettings] | None,
+    *,
+    context: int | None,
+    kv_tokens: int | None,
+    trained_context: int,
+) -> Placement:
+    """The first part on the CPU, a draft model too, and the second one on the GPU: each has its `memory_budget`."""
+    first, last = programs
+    before = first.num_layers
+    parts = (
+        ModelPart(first, replace(settings, device=CPU.id, max_outputs=1), before),
+        ModelPart(last, replace(settings, device=gpu.id), last.num_layers - before),
+    )
+    memory = plan_parts(
+        parts,
+        (CPU.budget(memory_budget), gpu.budget(memory_budget)),
+        context=context,
+        kv_tokens=kv_tokens,
+        trained_context=trained_context,
+        draft=None if draft is None else (draft[0], replace(draft[1], device=CPU.id)),
+    )
+    return Placement((CPU, gpu), parts, memory)
 
 
 def place(
@@ -205,7 +292,24 @@ def _place_on(
         placed, memory = plan_encoder(
             program, placed, context=context, kv_tokens=kv_tokens, trained_context=trained_context, budget=budget
         )
-    return Placement(device, placed, memory)
+    return Placement((device,), (ModelPart(program, placed, program.num_layers),), memory)
+
+
+def compile_placed(placed: Placement, program: Program, file: Gguf, adapters: Sequence[Gguf] = ()) -> ProgramPlan:
+    """Compiles the parts of `program` for their devices: packs the weights."""
+    from sterna import _core
+
+    plans = [compile_for(part.settings, part.program, file, adapters) for part in placed.parts]
+    return plans[0] if len(plans) == 1 else _core.compile_chain(program, plans)
+
+
+def threads_of(plan: ProgramPlan) -> int:
+    """Threads of the CPU that compute; 0: none."""
+    from sterna import _core
+
+    if isinstance(plan, _core.ChainPlan):
+        return max(threads_of(part) for part in plan.parts)
+    return plan.threads if isinstance(plan, _core.CpuPlan) else 0
 
 
 def compile_for(
@@ -218,6 +322,8 @@ def compile_for(
     """Compiles for the settings' device: packs the weights. The plan takes turns with `share_threads`, a CPU's."""
     from sterna import _core
 
+    if isinstance(share_threads, _core.ChainPlan):
+        share_threads = share_threads.parts[0]
     if settings.device == CPU.id:
         return _core.compile_cpu(
             program,

@@ -65,14 +65,30 @@ def diff(
 
     Of an encoder, "encode" is run.
     """
+    return diff_parts(file, program, [(program, device)], tokens, isa=isa, threads=threads, kv_dtype=kv_dtype)
+
+
+def diff_parts(
+    file: _core.Gguf,
+    program: _core.Program,
+    parts: Sequence[tuple[_core.Program, Device]],
+    tokens: Sequence[int],
+    *,
+    isa: str = "",
+    threads: int = 0,
+    kv_dtype: KvDtype = "f16",
+) -> Iterator[NodeDifference]:
+    """As `diff`, for a program that was cut into parts, each with the device that runs it."""
     count = len(tokens)
     function = program.functions[0]
     options: dict[str, Any] = {"threads": threads, "kv_dtype": kv_dtype, "max_tokens": count, "max_outputs": count}
-    plan: _core.ProgramPlan
-    if device.number is None:
-        plan = _core.compile_cpu(program, file, isa=isa, keep_values=True, **options)
-    else:
-        plan = _core.compile_cuda(program, file, device=device.number, keep_values=True, **options)
+    plans: list[_core.ProgramPlan] = []
+    for part, device in parts:
+        if device.number is None:
+            plans.append(_core.compile_cpu(part, file, isa=isa, keep_values=True, **options))
+        else:
+            plans.append(_core.compile_cuda(part, file, device=device.number, keep_values=True, **options))
+    plan = plans[0] if len(plans) == 1 else _core.compile_chain(program, plans)
     pages = (count + 63) // 64
     plan.reserve_pages(pages)
     rows = np.arange(count, dtype=np.int32)
@@ -81,27 +97,29 @@ def diff(
     sequences, tables = np.zeros(count, np.int32), [list(range(pages))]
     plan.run(np.asarray(tokens, np.int32), rows, sequences, tables, outputs, function, long_sequences=[is_long])
 
-    values = program.values
-
-    def kept(id: int) -> Array | None:
+    def kept(value: _core.ProgramValue) -> Array | None:
         """The plan's result, or None for an input or a weight."""
-        if values[id].kind != "node":
+        if value.kind != "node":
             return None
         sizes = {"T": count, "L": len(outputs)}
-        extents = [sizes[extent] if isinstance(extent, str) else extent for extent in values[id].shape]
-        return plan.value(values[id].name).reshape(extents)
+        extents = [sizes[extent] if isinstance(extent, str) else extent for extent in value.shape]
+        return plan.value(value.name).reshape(extents)
 
-    halves = device.number is not None
-    interpreter = Interpreter(
-        program, TensorValues(file), kv_dtype=kv_dtype, function=function, is_long=is_long, halves=halves
-    )
-    interpreter.begin(tokens)
-    for node in program.nodes(function):
-        references = interpreter.eval_node(node, [kept(id) for _, id in node.inputs])
-        for id, reference in zip(node.outputs, references, strict=True):
-            result = kept(id)
-            assert result is not None
-            yield difference(values[id].name, node, result, reference, interpreter.ties)
+    received: Array | None = None
+    for part, device in parts:
+        values = part.values
+        halves = device.number is not None
+        interpreter = Interpreter(
+            part, TensorValues(file), kv_dtype=kv_dtype, function=function, is_long=is_long, halves=halves
+        )
+        interpreter.begin(tokens, received=received)
+        for node in part.nodes(function):
+            references = interpreter.eval_node(node, [kept(values[id]) for _, id in node.inputs])
+            for id, reference in zip(node.outputs, references, strict=True):
+                result = kept(values[id])
+                assert result is not None
+                yield difference(values[id].name, node, result, reference, interpreter.ties)
+                received = result
 
 
 def difference(

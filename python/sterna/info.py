@@ -28,14 +28,15 @@ class ModelInfo:
     max_embedded: int  # tokens of a text that `embed` takes
     tokenizer: str
     template_source: str | None  # "file", "argument", "default (ChatML)", or None: no chat
-    device: str  # "cpu", "cuda:0 (NVIDIA H200)"
+    device: str  # "cpu", "cuda:0 (NVIDIA H200)", "cpu + cuda:0 (NVIDIA H200), 20 of 32 layers"
     isa: str  # "avx2", "sm_90"
-    threads: int  # that compute; 0 on a GPU
+    threads: int  # of the CPU that compute; 0: a GPU does
     kv_dtype: str
     memory: MemoryPlan
     fingerprint: str  # of the program, the tensor table, and samples of the weights
     draft: str | None = None  # path of the draft model
     no_gpu: str | None = None  # why it runs on the CPU, unless that was asked for
+    gpu_layers: int = 0  # on a GPU
 
     @property
     def speculation(self) -> bool:

@@ -233,17 +233,24 @@ class Interpreter:
         self._is_long = is_long
         self._cache: dict[int, tuple[F32, F32]] = {}  # by layer: K and V of the positions so far
         self._states = States()
+        self._received: F32 | None = None
         self._length = 0
         self._rows: Array = np.zeros(0, np.int64)
         self.ties: npt.NDArray[np.bool_] | None = None  # of the last node: see `rounding_ties`; None: no row has one
 
     def begin(
-        self, tokens: Sequence[int], positions: Sequence[int] | None = None, output_rows: Sequence[int] | None = None
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int] | None = None,
+        output_rows: Sequence[int] | None = None,
+        received: F32 | None = None,
     ) -> None:
         """Sets the batch that `eval_node` works on.
 
         `positions` defaults to those after the last batch, `output_rows` (the rows whose logits are wanted) to all.
+        `received` [num_tokens, n] is what the program before this one, which it was cut from, sends.
         """
+        self._received = received
         self.values = {"tokens": np.asarray(tokens, np.int64)}
         start = self._length
         if any(value.kind == "input" and value.name == "token_types" for value in self._table):
@@ -466,6 +473,15 @@ class Interpreter:
 
     def _concat(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         return np.concatenate(operands["x"], axis=-1)
+
+    def _send(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
+        return np.concatenate([x.reshape(len(x), -1) for x in operands["x"]], axis=1)
+
+    def _receive(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> list[Array]:
+        assert self._received is not None, "the program is a part of another one"
+        shapes = [[int(extent) for extent in text.split(",")] for text in attributes["shapes"].split(";")]
+        pieces = np.split(self._received, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=1)
+        return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def _pool(self, node: ProgramNode, operands: dict[str, list[Array]], attributes: dict[str, Any]) -> Array:
         x = operands["x"][0]

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sterna.adapters import Adapter, open_adapters
 from sterna.arguments import LOAD_ALIASES, keyword_arguments
-from sterna.device import Device, chosen_device, compile_for, cuda_problem, devices_to_plan_for, find_devices, place
+from sterna.device import (
+    Placement,
+    choose_devices,
+    chosen_device,
+    compile_placed,
+    cuda_problem,
+    place,
+    place_parts,
+    split_program,
+    threads_of,
+)
 from sterna.errors import ArgumentError, FileError
 from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
@@ -39,6 +49,7 @@ def load(
     *,
     context: int | None = None,
     device: str = "auto",
+    gpu_layers: int | None = None,
     threads: int | None = None,
     memory_budget: int | str | None = None,
     kv_dtype: str = "f16",
@@ -63,9 +74,13 @@ def load(
         $STERNA_DEVICE stands for "auto" where it is set.
     threads: that compute; None is one per CPU that this process may use. The results do not depend on it. For a GPU
         they pack weights.
+    gpu_layers: for a model that does not fit on a GPU: so many of its layers, the last ones, and what makes logits are
+        on the GPU, the others and the embeddings on the CPU. The GPU is that of `device`, the first one for "auto"; 0
+        is the CPU alone, and as many as there are, or more, the GPU alone. None divides nothing. A draft model then is
+        on the CPU. UnsupportedModelError for encoders, and where one part would need keys of the other.
     memory_budget: bytes, or a text such as "4GiB"; None is 80 % of the memory that is available, limits of control
         groups included, or 90 % of what a GPU has free. MemoryBudgetError when the model does not fit, before anything
-        is allocated.
+        is allocated. With `gpu_layers` it is that of each of the two.
     kv_dtype: "f16", "f32" or "q8_0", of the KV cache: q8_0 takes about half the memory of f16.
     max_sequences: how many run at the same time; more wait.
     kv_tokens: what the KV cache holds, of all sequences together; None is one full context. Allocated as they grow.
@@ -90,6 +105,7 @@ def load(
         model,
         context=context,
         device=device,
+        gpu_layers=gpu_layers,
         threads=threads,
         memory_budget=memory_budget,
         kv_dtype=kv_dtype,
@@ -114,6 +130,7 @@ def plan(
     *,
     context: int | None = None,
     device: str = "auto",
+    gpu_layers: int | None = None,
     threads: int | None = None,
     memory_budget: int | str | None = None,
     kv_dtype: str = "f16",
@@ -135,6 +152,7 @@ def plan(
         model,
         context=context,
         device=device,
+        gpu_layers=gpu_layers,
         threads=threads,
         memory_budget=memory_budget,
         kv_dtype=kv_dtype,
@@ -158,12 +176,14 @@ class Prepared:
     trained_context: int
     program: Program
     adapters: Sequence[Adapter]
-    settings: PlanSettings
-    memory: MemoryPlan
+    placed: Placement
     context_capped: bool
     draft: PreparedDraft | None
-    device: Device
     no_gpu: str | None  # why the CPU, where any device would have done
+
+    @property
+    def memory(self) -> MemoryPlan:
+        return self.placed.memory
 
 
 def prepare(
@@ -171,6 +191,7 @@ def prepare(
     *,
     context: int | None,
     device: str,
+    gpu_layers: int | None,
     threads: int | None,
     memory_budget: int | str | None,
     kv_dtype: str,
@@ -187,7 +208,7 @@ def prepare(
     Unless it is to be loaded, where there is no GPU one may be planned for all the same.
     """
     device = chosen_device(device)
-    devices = find_devices(device) if to_load else devices_to_plan_for(device)
+    devices = choose_devices(device, gpu_layers, to_load=to_load)
     if context is not None and (not isinstance(context, int) or not 2 <= context <= MAX_CONTEXT):
         raise ArgumentError(f"context is {context!r:.60}, must be from 2 to {MAX_CONTEXT}")
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
@@ -212,6 +233,7 @@ def prepare(
     adapters = open_adapters(lora, str(file.get("general.architecture")))
     traced = trace(file, adapters, embed=True)
     program = traced.program.fuse()
+    divided = split_program(traced.program, gpu_layers)
     settings = PlanSettings.choose(
         vocab_size=traced.config.vocab_size, threads=threads or 0, kv_dtype=kv_dtype, max_sequences=max_sequences
     )
@@ -231,16 +253,12 @@ def prepare(
     if "logits" not in program.functions and drafts is not None:
         raise ArgumentError("the model is an encoder: there is nothing for a draft model to guess")
     trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
-    placed = place(
-        devices,
-        memory_budget,
-        program,
-        settings,
-        None if drafts is None else (drafts.program, drafts.settings),
-        context=context,
-        kv_tokens=kv_tokens,
-        trained_context=trained,
-    )
+    draft_needs = None if drafts is None else (drafts.program, drafts.settings)
+    sizes: dict[str, Any] = {"context": context, "kv_tokens": kv_tokens, "trained_context": trained}
+    if divided is None:
+        placed = place(devices, memory_budget, program, settings, draft_needs, **sizes)
+    else:
+        placed = place_parts(divided, devices[0], memory_budget, settings, draft_needs, **sizes)
     memory = placed.memory
     learned = _learned_positions(program)
     if memory.context > learned:
@@ -253,12 +271,10 @@ def prepare(
         trained_context=trained,
         program=program,
         adapters=adapters,
-        settings=placed.settings,
-        memory=memory,
+        placed=placed,
         context_capped=capped,
         draft=drafts,
-        device=placed.device,
-        no_gpu=placed.no_gpu or (cuda_problem() or None if device == "auto" else None),
+        no_gpu=placed.no_gpu or (cuda_problem() or None if device == "auto" and gpu_layers is None else None),
     )
 
 
@@ -282,13 +298,14 @@ def _start(
     prefix_cache_bytes: int,
 ) -> LLM:
     """Allocates: packs the weights and starts the engine."""
-    from sterna._core import CpuPlan, Engine, Pieces
+    from sterna._core import Engine, Pieces
     from sterna.chat.source import find_template
     from sterna.llm import LLM
     from sterna.metadata import Metadata
     from sterna.tokenizer import Tokenizer
 
-    file, memory, settings = prepared.file, prepared.memory, prepared.settings
+    file, memory, placed = prepared.file, prepared.memory, prepared.placed
+    settings = placed.settings
     if prepared.context_capped:
         _log.warning(
             "context capped to %d tokens by the memory budget; the model was trained on %d",
@@ -304,12 +321,12 @@ def _start(
     tokenizer = Tokenizer.from_gguf(file)
     template = find_template(FileMetadata(file, tokens=_TokenTexts(file, tokenizer.control_ids.get)), template_text)
     adapters = [adapter.file for adapter in prepared.adapters]
-    compiled = compile_for(settings, prepared.program, file, adapters)
+    compiled = compile_placed(placed, prepared.program, file, adapters)
     draft = None
     if prepared.draft is not None:
         from sterna.draft import compile_draft
 
-        draft = compile_draft(prepared.draft, compiled, settings.device)
+        draft = compile_draft(prepared.draft, compiled, placed.devices[0].id)
     engine = Engine(
         compiled,
         Pieces.from_gguf(file),
@@ -336,14 +353,15 @@ def _start(
         max_embedded=engine.max_encoded if engine.encoding_size else 0,
         tokenizer=f"{tokenizer.kind} ({tokenizer.pre})" if tokenizer.kind == "bpe" else tokenizer.kind,
         template_source=None if template is None else template.source,
-        device=prepared.device.title,
-        isa=prepared.device.isa,
-        threads=compiled.threads if isinstance(compiled, CpuPlan) else 0,
+        device=placed.title,
+        isa=placed.isa,
+        threads=threads_of(compiled),
         no_gpu=prepared.no_gpu,
         kv_dtype=settings.kv_dtype,
         memory=memory,
         fingerprint=fingerprint(file, prepared.program),
         draft=None if prepared.draft is None else prepared.draft.file.path,
+        gpu_layers=placed.gpu_layers,
     )
     start = decoder_start(Metadata(file, prepared.architecture)) if engine.needs_encoder_tokens else None
     cache = None

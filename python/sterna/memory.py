@@ -6,6 +6,8 @@ import bisect
 import logging
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,27 @@ class KvPool:
 
 
 @dataclass(frozen=True)
+class PartMemory:
+    """What one device holds of a model whose layers are divided; the fields are those of `MemoryPlan`."""
+
+    device: str
+    layers: int
+    weights: int
+    kv: int
+    scratch: int
+    draft: int = 0
+    budget: int | None = None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.scratch + self.draft
+
+    @property
+    def fits(self) -> bool:
+        return self.budget is None or self.total <= self.budget
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes that a loaded model takes beyond Python, its libraries and the tokenizer, once its context has been full.
 
@@ -51,7 +74,8 @@ class MemoryPlan:
     short run takes a part of it. `scratch` is what one run computes in, logits included. `draft` is all that a draft
     model takes, its own KV cache for as many tokens included. The file is read and never mapped: cached pages of it are
     not counted. `budget` is what it was planned for (None: unknown), `max_context` the longest context within it.
-    `device` is whose memory it is, "cpu" or "cuda:0"; `budget` is unknown where that is not there.
+    `device` is whose memory it is, "cpu" or "cuda:0"; `budget` is unknown where that is not there. Where layers are
+    divided (`gpu_layers`), these are sums, `device` is "cpu + cuda:0", and `parts` says what each device takes.
     """
 
     weights: int
@@ -64,6 +88,7 @@ class MemoryPlan:
     max_context: int | None = None
     draft: int = 0
     device: str = "cpu"
+    parts: tuple[PartMemory, ...] = ()  # two of them, or none
 
     @property
     def total(self) -> int:
@@ -76,23 +101,32 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.budget is None or self.total <= self.budget
+        """Every device has room for its part."""
+        return all(part.budget is None or part.total <= part.budget for part in self.parts or (self,))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "total": self.total, "fits": self.fits}
+        parts = [{**asdict(part), "total": part.total, "fits": part.fits} for part in self.parts]
+        return {**asdict(self), "parts": parts, "total": self.total, "fits": self.fits}
 
     def check(self) -> None:
-        """MemoryBudgetError with all parts, and what would fit, if this plan does not."""
-        if self.fits or self.budget is None:
-            return
-        draft = f", draft model {readable(self.draft)}" if self.draft else ""
-        where = "" if self.device == "cpu" else f" on {self.device}"
-        fitting = f"a context of {self.max_context} tokens" if self.max_context else "no context"
-        raise MemoryBudgetError(
-            f"the model needs {readable(self.total)}, the memory budget{where} is {readable(self.budget)}: "
-            f"weights {readable(self.weights)}, KV cache {readable(self.kv)} for {self.kv_tokens} tokens, scratch "
-            f"{readable(self.scratch)}{draft}; {fitting} would fit"
-        )
+        """MemoryBudgetError with all that it takes, and what would fit, if this plan does not."""
+        problems = []
+        for part in self.parts or (self,):
+            if part.budget is None or part.total <= part.budget:
+                continue
+            what = (
+                f"the {part.layers} layers on {part.device} need" if isinstance(part, PartMemory) else "the model needs"
+            )
+            where = "" if part.device == "cpu" else f" on {part.device}"
+            draft = f", draft model {readable(part.draft)}" if part.draft else ""
+            problems.append(
+                f"{what} {readable(part.total)}, the memory budget{where} is {readable(part.budget)}: "
+                f"weights {readable(part.weights)}, KV cache {readable(part.kv)} for {self.kv_tokens} tokens, scratch "
+                f"{readable(part.scratch)}{draft}"
+            )
+        if problems:
+            fitting = f"a context of {self.max_context} tokens" if self.max_context else "no context"
+            raise MemoryBudgetError(f"{'; '.join(problems)}; {fitting} would fit")
 
 
 @dataclass(frozen=True)
@@ -128,13 +162,25 @@ class _Needs:
         self.weights, self.scratch, self._kinds = bytes_of(
             program, kv_dtype=settings.kv_dtype, max_tokens=settings.max_tokens, max_outputs=settings.max_outputs
         )
+        # Bytes of a page on all devices together, by which an engine limits a pool's pages.
+        self._whole_pages = [size for _, size in self._kinds]
+
+    @staticmethod
+    def join(parts: Sequence[_Needs]) -> None:
+        """A page of the parts of one model is in each of them that has layers of its window."""
+        sums = Counter[int]()
+        for part in parts:
+            sums.update(dict(part._kinds))
+        for part in parts:
+            part._whole_pages = [sums[window] for window, _ in part._kinds]
 
     def pools(self, tokens: int) -> tuple[KvPool, ...]:
         from sterna._core import pool_page_limit
 
         most, rows = self._settings.max_sequences, self._settings.max_tokens
         return tuple(
-            KvPool(window, size, pool_page_limit(window, tokens, most, rows, size)) for window, size in self._kinds
+            KvPool(window, size, pool_page_limit(window, tokens, most, rows, whole))
+            for (window, size), whole in zip(self._kinds, self._whole_pages, strict=True)
         )
 
     def kv(self, tokens: int) -> int:
@@ -160,13 +206,8 @@ def plan_memory(
     """
     own = _Needs(program, settings)
     parts = [own] if draft is None else [own, _Needs(*draft)]
-    fitting = None
-    if budget is not None:
-        most = -(-max(trained_context, context or 0) // PAGE_TOKENS)
-        pages = bisect.bisect_right(
-            range(most), budget, key=lambda page: sum(part.total((page + 1) * PAGE_TOKENS) for part in parts)
-        )
-        fitting = min(pages * PAGE_TOKENS, max(trained_context, context or 0))
+    longest = max(trained_context, context or 0)
+    fitting = _fitting_context(parts, budget, longest)
     if context is None:
         context = min(trained_context, kv_tokens or fitting or trained_context)
     kv_tokens = kv_tokens or context
@@ -182,6 +223,81 @@ def plan_memory(
         draft=sum(part.total(kv_tokens) for part in parts[1:]),
         device=settings.device,
     )
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """Layers of a model that one device has, that of the settings."""
+
+    program: Program
+    settings: PlanSettings
+    layers: int
+
+
+def plan_parts(
+    parts: Sequence[ModelPart],
+    budgets: Sequence[int | None],
+    *,
+    context: int | None,
+    kv_tokens: int | None,
+    trained_context: int,
+    draft: tuple[Program, PlanSettings] | None = None,
+) -> MemoryPlan:
+    """As `plan_memory`, for a model whose layers are divided, with a budget for each part; the first has the draft."""
+    needs = [_Needs(part.program, part.settings) for part in parts]
+    _Needs.join(needs)
+    drafts = [] if draft is None else [_Needs(*draft)]
+    longest = max(trained_context, context or 0)
+    fittings = [
+        _fitting_context([own, *(drafts if own is needs[0] else [])], budget, longest)
+        for own, budget in zip(needs, budgets, strict=True)
+    ]
+    fitting = min((each for each in fittings if each is not None), default=None)
+    if context is None:
+        context = min(trained_context, kv_tokens or fitting or trained_context)
+    kv_tokens = kv_tokens or context
+    pools: dict[int, KvPool] = {}
+    for pool in (pool for own in needs for pool in own.pools(kv_tokens) if pool.page_bytes):
+        before = pools.get(pool.window)
+        page_bytes = pool.page_bytes + (0 if before is None else before.page_bytes)
+        pools[pool.window] = replace(pool, page_bytes=page_bytes)
+    memories = [
+        PartMemory(
+            device=part.settings.device,
+            layers=part.layers,
+            weights=own.weights,
+            kv=own.kv(kv_tokens),
+            scratch=own.scratch,
+            draft=sum(each.total(kv_tokens) for each in drafts) if own is needs[0] else 0,
+            budget=budget,
+        )
+        for own, part, budget in zip(needs, parts, budgets, strict=True)
+    ]
+    return MemoryPlan(
+        weights=sum(part.weights for part in memories),
+        kv=sum(part.kv for part in memories),
+        scratch=sum(part.scratch for part in memories),
+        context=context,
+        kv_tokens=kv_tokens,
+        pools=tuple(pools.values()),
+        budget=None if None in budgets else sum(budget or 0 for budget in budgets),
+        max_context=fitting,
+        draft=memories[0].draft,
+        device=" + ".join(part.device for part in memories),
+        parts=tuple(memories),
+    )
+
+
+def _fitting_context(parts: Sequence[_Needs], budget: int | None, longest: int) -> int | None:
+    """The longest context, up to `longest`, that all parts together have room for; 0: none. None: nobody knows."""
+    if budget is None:
+        return None
+    pages = bisect.bisect_right(
+        range(-(-longest // PAGE_TOKENS)),
+        budget,
+        key=lambda page: sum(p.total((page + 1) * PAGE_TOKENS) for p in parts),
+    )
+    return min(pages * PAGE_TOKENS, longest)
 
 
 def plan_encoder(

@@ -32,8 +32,8 @@ std::int64_t layer_of(std::string_view name) {
   return -1;
 }
 
-/// Which nodes of a function the second part has. Embeddings need nothing but the batch, so that the first part can make
-/// them wherever they stand.
+/// Which nodes of a function the second part has. Embeddings need nothing but the batch, so that the first part can
+/// make them wherever they stand.
 std::vector<bool> nodes_from(const Function& function, std::int64_t first_layer) {
   std::vector<bool> second(function.nodes.size());
   bool is_behind = false;
@@ -61,9 +61,7 @@ void check_keys(const Function& function, const std::vector<bool>& second) {
 }
 
 void check_whole_texts(const Program& program) {
-  const auto refuse = [](const std::string& what) {
-    throw UnsupportedModelError("layers cannot be divided: " + what);
-  };
+  const auto refuse = [](const std::string& what) { throw UnsupportedModelError("layers cannot be divided: " + what); };
   const bool has_logits =
       std::ranges::any_of(program.functions, [](const Function& function) { return function.name == "logits"; });
   if (!has_logits) refuse("the model is an encoder");
@@ -117,8 +115,7 @@ class Part {
     for (Operand& operand : node.inputs) operand.value = copied(operand.value);
     for (ValueId& id : node.outputs) id = copied(id);
     if (stores_kv(node)) {
-      keep(whole_.kv_slots, part_.kv_slots,
-           [&](const KvSlot& slot) { return slot.layer == node.integer("layer"); });
+      keep(whole_.kv_slots, part_.kv_slots, [&](const KvSlot& slot) { return slot.layer == node.integer("layer"); });
     } else if (is_recurrent(node.op)) {
       keep(whole_.state_slots, part_.state_slots,
            [&](const StateSlot& slot) { return slot.layer == node.integer("layer") && slot.op == node.op; });

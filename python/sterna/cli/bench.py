@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from sterna.cli import console
-from sterna.cli.options import device_option, draft_option, find_draft, find_model, i2s_order_option
+from sterna.cli.options import (
+    device_option,
+    draft_option,
+    find_draft,
+    find_model,
+    gpu_layers_option,
+    i2s_order_option,
+)
 
 
 class Numbers(click.ParamType[list[int]]):
@@ -42,6 +49,7 @@ class Numbers(click.ParamType[list[int]]):
     "-r", "repetitions", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each test."
 )
 @device_option
+@gpu_layers_option
 @draft_option
 @i2s_order_option
 @click.option(
@@ -64,6 +72,7 @@ def command(
     threads: list[int],
     repetitions: int,
     device: str,
+    gpu_layers: int | None,
     draft: str | None,
     i2s_order: str,
     output: str,
@@ -101,7 +110,7 @@ def command(
         path, draft = find_model(model).path, find_draft(draft)
         rows = []
         for count in threads:
-            rows += _measure(path, tests, count, repetitions, device, i2s_order, draft)
+            rows += _measure(path, tests, count, repetitions, device, gpu_layers, i2s_order, draft)
     pairs = beside(rows, saved) if saved is not None else None
     for pair in pairs or ():
         pair.now.update(pair.as_json())
@@ -116,21 +125,29 @@ def command(
 
 
 def _measure(
-    path: Path, tests: list[Any], threads: int, repetitions: int, device: str, i2s_order: str, draft: str | None
+    path: Path,
+    tests: list[Any],
+    threads: int,
+    repetitions: int,
+    device: str,
+    gpu_layers: int | None,
+    i2s_order: str,
+    draft: str | None,
 ) -> list[dict[str, Any]]:
-    from sterna._core import CpuPlan, Engine, Gguf, Pieces
+    from sterna._core import Engine, Gguf, Pieces
     from sterna.bench import measure, weight_bytes_per_token, work_of
     from sterna.bench_rows import limit_fields
-    from sterna.device import CPU, compile_for, find_devices, place
+    from sterna.device import CPU, choose_devices, compile_placed, place, place_parts, split_program, threads_of
     from sterna.draft import compile_draft, prepare_draft
     from sterna.machine import measure_limits_shortly
     from sterna.memory import PREFILL_TOKENS, PlanSettings
     from sterna.trace import trace
 
-    devices = find_devices(device)
+    devices = choose_devices(device, gpu_layers)
     file = Gguf(path, i2s_order=i2s_order)
     traced = trace(file)
     program = traced.program.fuse()
+    divided = split_program(traced.program, gpu_layers)
     # The length of the table, not of the vocabulary's tokens: -b runs that many outputs in one batch.
     most = max(test.batch for test in tests)
     context = max(test.context for test in tests)
@@ -148,12 +165,14 @@ def _measure(
             progress=None,
         )
         drafts = prepared.program, prepared.settings
-    placed = place(
-        devices, None, program, settings, drafts, context=context, kv_tokens=kv_tokens, trained_context=context
-    )
-    plan = compile_for(placed.settings, program, file)
+    sizes = {"context": context, "kv_tokens": kv_tokens, "trained_context": context}
+    if divided is None:
+        placed = place(devices, None, program, settings, drafts, **sizes)
+    else:
+        placed = place_parts(divided, devices[0], None, settings, drafts, **sizes)
+    plan = compile_placed(placed, program, file)
     if prepared is not None:
-        draft_plan = compile_draft(prepared, plan, placed.device.id)
+        draft_plan = compile_draft(prepared, plan, placed.devices[0].id)
     engine = Engine(
         plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens, draft=draft_plan
     )
@@ -161,9 +180,9 @@ def _measure(
         "model": file.find_string("general.name") or path.stem,
         "path": str(path),
         "file_bytes": file.file_bytes,
-        "device": placed.device.title,
-        "isa": placed.device.isa,
-        "threads": plan.threads if isinstance(plan, CpuPlan) else 0,
+        "device": placed.title,
+        "isa": placed.isa,
+        "threads": threads_of(plan),
         "weights_bytes": plan.weight_bytes,
         "bytes_per_token": weight_bytes_per_token(program),
     }
@@ -188,7 +207,7 @@ def _measure(
     # With the model's memory given back, and after peak_rss_bytes has been read.
     del engine, plan, draft_plan
     # work_of knows nothing of guesses, and a GPU's limits are other ones.
-    if draft is not None or placed.device != CPU:
+    if draft is not None or placed.devices != (CPU,):
         return rows
     limits = measure_limits_shortly(common["threads"], common["isa"])
     for row, test in zip(rows, tests, strict=True):

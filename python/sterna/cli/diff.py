@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sterna.cli import console
-from sterna.cli.options import find_model, i2s_order_option, json_option, kv_dtype_option
+from sterna.cli.options import find_model, gpu_layers_option, i2s_order_option, json_option, kv_dtype_option
 from sterna.memory import KvDtype
 
 
@@ -16,6 +16,7 @@ from sterna.memory import KvDtype
 )
 @click.option("--isa", default="", help="Instruction set (default: the best).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@gpu_layers_option
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads that compute.")
 @kv_dtype_option
 @i2s_order_option
@@ -32,6 +33,7 @@ def command(
     num_tokens: int,
     isa: str,
     device: str,
+    gpu_layers: int | None,
     threads: int,
     kv_dtype: KvDtype,
     i2s_order: str,
@@ -50,18 +52,23 @@ def command(
 
     from sterna import reference
     from sterna._core import Gguf
-    from sterna.device import find_devices
-    from sterna.diff import diff
+    from sterna.device import CPU, choose_devices
+    from sterna.diff import diff_parts
     from sterna.trace import trace
 
-    chosen = find_devices(device)[0]
+    chosen = choose_devices(device, gpu_layers)[0]
     file = Gguf(path, i2s_order=i2s_order)
     program = trace(file).program
     vocab_size = file.array_length("tokenizer.ggml.tokens")
     tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens).tolist()
     if against is None:
-        program = program if unfused else program.fuse()
-        differences = list(diff(file, program, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype, device=chosen))
+        parts = [(program, chosen)]
+        if gpu_layers and gpu_layers < program.num_layers:
+            before, behind = program.split_layers(program.num_layers - gpu_layers)
+            parts = [(before, CPU), (behind, chosen)]
+        if not unfused:
+            parts = [(part.fuse(), on) for part, on in parts]
+        differences = list(diff_parts(file, program, parts, tokens, isa=isa, threads=threads, kv_dtype=kv_dtype))
     else:
         if against.endswith(".npz"):
             expected = reference.other_implementation(against, program)

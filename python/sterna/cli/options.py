@@ -25,6 +25,13 @@ kv_dtype_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto is a GPU where the model fits."
 )
+gpu_layers_option = click.option(
+    "--gpu-layers",
+    "-ngl",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Divide the model: its last N layers on the GPU, the others on the CPU.",
+)
 i2s_order_option = click.option(
     "--i2s-order",
     type=click.Choice(I2S_ORDERS),
@@ -41,6 +48,7 @@ _LOADING = (
     click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core)."),
     context_option,
     device_option,
+    gpu_layers_option,
     kv_dtype_option,
     draft_option,
     i2s_order_option,
@@ -58,7 +66,7 @@ _SAMPLING = (
 
 
 def loading_options(function: _F) -> _F:
-    """Adds --threads, --context, --device, --kv-dtype, --draft and --i2s-order."""
+    """Adds --threads, --context, --device, --gpu-layers, --kv-dtype, --draft and --i2s-order."""
     return _add(_LOADING, function)
 
 
@@ -102,6 +110,7 @@ def load_model(
     threads: int | None,
     context: int | None,
     device: str,
+    gpu_layers: int | None = None,
     kv_dtype: str,
     draft: str | None = None,
     i2s_order: str = "x86",
@@ -115,6 +124,7 @@ def load_model(
         threads=threads,
         context=context,
         device=device,
+        gpu_layers=gpu_layers,
         kv_dtype=kv_dtype,
         draft=draft,
         i2s_order=i2s_order,

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from sterna.cli import console
-from sterna.cli.options import device_option, i2s_order_option, json_option, kv_dtype_option, load_model
+from sterna.cli.options import (
+    device_option,
+    gpu_layers_option,
+    i2s_order_option,
+    json_option,
+    kv_dtype_option,
+    load_model,
+)
 from sterna.errors import ArgumentError
 
 _CONTEXT = 512
@@ -21,6 +28,7 @@ _CONTEXT = 512
 @click.option("-c", "--context", type=click.IntRange(min=4), help="Tokens per window (default: 512, or REF's).")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads that compute (default: one per core).")
 @device_option
+@gpu_layers_option
 @kv_dtype_option
 @i2s_order_option
 @click.option("--save-logits", type=click.Path(path_type=Path), metavar="REF", help="Write the distributions to REF.")
