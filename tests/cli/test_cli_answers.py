@@ -108,7 +108,7 @@ def test_run_prints_the_text_and_nothing_else(model: FakeModel, capfd: pytest.Ca
     assert main(["run", "m.gguf", "Hello"]) == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("You said: Hello", "")
-    loading = {"threads": None, "context": None, "device": "auto", "kv_dtype": "f16", "draft": None, "i2s_order": "x86"}
+    loading = {"threads": None, "context": None, "device": "auto", "gpu_layers": None, "kv_dtype": "f16", "draft": None, "i2s_order": "x86"}
     assert model.calls[0] == ("load", "m.gguf", loading)
     assert model.calls[1] == ("chat", [{"role": "user", "content": "Hello"}], {"stream": True})
     assert model.closed
