@@ -137,8 +137,8 @@ def test_run_passes_options_on(model: FakeModel) -> None:
         "--i2s-order",
         "arm",
     ]
-    assert main(["run", "m.gguf", "Hi", *options, "-t", "2", "-c", "99", "--device", "cpu", "-s", "Be brief."]) == 0
-    loading = {"device": "cpu", "kv_dtype": "q8_0", "draft": "small.gguf", "i2s_order": "arm"}
+    assert main(["run", "m.gguf", "Hi", *options, "-t", "2", "-c", "99", "--device", "cuda:0", "--gpu-layers", "3", "-s", "Be brief."]) == 0
+    loading = {"device": "cuda:0", "gpu_layers": 3, "kv_dtype": "q8_0", "draft": "small.gguf", "i2s_order": "arm"}
     assert model.calls[0][2] == {"threads": 2, "context": 99, **loading}
     _, messages, arguments = model.calls[1]
     assert messages[0] == {"role": "system", "content": "Be brief."}
