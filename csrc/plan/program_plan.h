@@ -56,7 +56,7 @@ class ProgramPlan : public Plan {
   const Program program_;
   const KvLayout kv_layout_;
   std::map<std::string, std::vector<std::size_t>, std::less<>> used_pools_;  // by function, ascending
-  std::map<std::string, std::int64_t, std::less<>> received_floats_;  // by function, of a row
+  std::map<std::string, std::int64_t, std::less<>> received_floats_;         // by function, of a row
   EncodingInfo encoding_;
   const std::int32_t max_tokens_;
   const std::int32_t max_outputs_;
