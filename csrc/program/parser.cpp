@@ -212,12 +212,14 @@ class Parser {
     node.op = cursor.word();
     node.name = names[0];
     cursor.expect('(');
-    do {
-      const std::string role(cursor.word());
-      cursor.expect('=');
-      node.inputs.push_back({role, reference(cursor)});
-    } while (cursor.take(','));
-    cursor.expect(')');
+    if (!cursor.take(')')) {
+      do {
+        const std::string role(cursor.word());
+        cursor.expect('=');
+        node.inputs.push_back({role, reference(cursor)});
+      } while (cursor.take(','));
+      cursor.expect(')');
+    }
     if (cursor.take('{')) {
       do {
         const std::string name(cursor.word());

@@ -260,10 +260,14 @@ class Interpreter:
         self._length = int(self.values["positions"].max()) + 1
 
     def run(
-        self, tokens: Sequence[int], positions: Sequence[int] | None = None, output_rows: Sequence[int] | None = None
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int] | None = None,
+        output_rows: Sequence[int] | None = None,
+        received: F32 | None = None,
     ) -> F32:
         """Logits of the batch, [num_outputs, vocab_size]; see `begin`. Earlier batches stay in the cache."""
-        self.begin(tokens, positions, output_rows)
+        self.begin(tokens, positions, output_rows, received)
         for node in self._nodes:
             for id, result in zip(node.outputs, self.eval_node(node), strict=True):
                 self.values[self._table[id].name] = result

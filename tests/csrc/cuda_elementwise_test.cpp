@@ -141,6 +141,22 @@ void check_take_rows(std::int64_t n) {
   expect_same(y, expected, "take_rows");
 }
 
+/// A part of what each row got from the plan before.
+void check_receive(std::int64_t n) {
+  constexpr std::int64_t kFirst = 5, kBehind = 3;
+  Setup setup;
+  const std::int64_t row_floats = kFirst + n + kBehind;
+  setup.batch.received = random_floats(Setup::kTokens * row_floats, 7u);
+  Matrix y(Setup::kTokens + Setup::kSpare, n, kUntouched);
+  Matrix expected = y;
+  for (std::int64_t row = 0; row < Setup::kTokens; ++row) {
+    std::copy_n(setup.batch.received.data() + row * row_floats + kFirst, n, expected.row(row));
+  }
+  const ReceiveArguments arguments = {y.view(false), row_floats, kFirst, n};
+  setup.batch.launch(Kernel::kReceive, arguments, Setup::kSpare);
+  expect_same(y, expected, "receive");
+}
+
 /// Sequences of 1, 4, 40 and 17 rows, of which not all are asked for.
 void check_pool(std::int64_t n, PoolKind kind) {
   const std::vector<std::int32_t> sizes = {1, 4, 40, 17};
@@ -209,6 +225,7 @@ int main() {
     check_copy(n, 1, true);
     check_copy(n, 3, false);
     check_take_rows(n);
+    check_receive(n);
     for (const PoolKind kind : {PoolKind::kMean, PoolKind::kFirst, PoolKind::kLast}) check_pool(n, kind);
   }
   return finish_test();

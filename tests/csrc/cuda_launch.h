@@ -54,7 +54,7 @@ inline Rows rows(const std::vector<float>& values, std::int64_t stride, bool out
 struct TestBatch {
   std::vector<std::int32_t> counts, tokens, positions, sequences, last_rows, output_rows, largest, first_rows,
       encoded_sizes, is_long, adapters, given_rows, pages, tables, row_segments, segment_starts;
-  std::vector<float> adapter_scales, given;
+  std::vector<float> adapter_scales, given, received;
   std::vector<StateSegment> segments;
   std::int32_t num_pools = 1;
 
@@ -84,7 +84,7 @@ struct TestBatch {
                                is_long.data(),        adapters.data(),   adapter_scales.data(),
                                given_rows.data(),     given.data(),      pages.data(),
                                tables.data(),         num_pools,         row_segments.data(),
-                               segment_starts.data(), segments.data()};
+                               segment_starts.data(), segments.data(),   received.data()};
     const Launch launch = {nullptr, &batch, counts[0] + spare, counts[1] + spare, counts[2] + spare};
     if (kLaunchers[static_cast<int>(kernel)](&arguments, launch) != 0) {
       std::printf("kernel %d was not launched\n", static_cast<int>(kernel));
