@@ -137,18 +137,19 @@ def choose_devices(device: str, gpu_layers: int | None, *, to_load: bool = True)
     Unless it is to load a model, a GPU that is not there may be planned for where there is none. ArgumentError for
     `gpu_layers` that is no count, or goes with device="cpu".
     """
-    device = chosen_device(device)
+    chosen = chosen_device(device)
     if gpu_layers is not None:
         if type(gpu_layers) is not int or gpu_layers < 0:
             raise ArgumentError(f"gpu_layers is {gpu_layers!r:.60}, must be at least 0")
         if gpu_layers == 0:
             return [CPU]
-        if device == CPU.id:
-            raise ArgumentError(f'gpu_layers is {gpu_layers}, and device "cpu": layers on a GPU need device="cuda"')
-        device = "cuda" if device == "auto" else device
-    if device.startswith("cuda") and not to_load and cuda_problem():
-        return [Device(_number(device))]
-    return find_devices(device)
+        if chosen == CPU.id:
+            source = "device" if device == CPU.id else "STERNA_DEVICE"
+            raise ArgumentError(f'gpu_layers is {gpu_layers}, and {source} "cpu": layers on a GPU need device="cuda"')
+        chosen = "cuda" if chosen == "auto" else chosen
+    if chosen.startswith("cuda") and not to_load and cuda_problem():
+        return [Device(_number(chosen))]
+    return find_devices(chosen)
 
 
 def _number(device: str) -> int:

@@ -207,8 +207,8 @@ def prepare(
 
     Unless it is to be loaded, where there is no GPU one may be planned for all the same.
     """
-    device = chosen_device(device)
     devices = choose_devices(device, gpu_layers, to_load=to_load)
+    device = chosen_device(device)
     if context is not None and (not isinstance(context, int) or not 2 <= context <= MAX_CONTEXT):
         raise ArgumentError(f"context is {context!r:.60}, must be from 2 to {MAX_CONTEXT}")
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):

@@ -105,6 +105,36 @@ class Model:
         return Alone(self, kv_dtype)
 
 
+class DividedModel(Model):
+    """A model whose layers are divided between two plans, before layer `cut`; alone it is whole."""
+
+    def __init__(self, path: Path | str, cut: int) -> None:
+        super().__init__(path)
+        self._parts = [part.fuse() for part in trace(self._file).program.split_layers(cut)]
+        self._whole = Model(path)
+
+    def compile(self, *, share_threads: _core.ProgramPlan | None = None, **options: Any) -> _core.ProgramPlan:  # type: ignore[override]
+        """Both parts on the same threads."""
+        plans: list[_core.CpuPlan] = []
+        if isinstance(share_threads, _core.ChainPlan):
+            (share_threads, *_) = share_threads.parts
+        for part in self._parts:
+            threads = plans[0] if plans else share_threads
+            plans.append(_core.compile_cpu(part, self._file, share_threads=threads, **options))  # type: ignore[arg-type]
+        return _core.compile_chain(self._program, plans)
+
+    def draft(self, shape: DraftShape, target: _core.ProgramPlan) -> _core.Plan:  # type: ignore[override]
+        assert isinstance(target, _core.ChainPlan)
+        if shape.kind == "wrong":
+            return FakePlan(target.vocab_size, shape.max_tokens, shape.max_outputs)
+        threads = target.parts[0].threads  # type: ignore[attr-defined]
+        options = {"max_tokens": shape.max_tokens, "max_outputs": shape.max_outputs, "kv_dtype": shape.kv_dtype}
+        return self.compile(threads=threads, share_threads=target, **options)
+
+    def alone(self, kv_dtype: str) -> Alone:
+        return self._whole.alone(kv_dtype)
+
+
 class Alone:
     """Sequences computed by the plan itself, one at a time, prompts at once, on one thread."""
 

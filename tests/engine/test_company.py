@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from company_check import Check, DifferenceError, Model
+from company_check import Check, DifferenceError, DividedModel, Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import model_path
@@ -56,6 +56,23 @@ def test_guesses_of_draft_models_are_among_what_is_compared(name: str) -> None:
         counts.update(Check(model_of(name), random_schedule(random.Random(seed), threads=1)).run())
     assert counts["draft models"] >= 20
     assert counts["accepted with a draft model"] >= 50
+
+
+@cache
+def divided_model(name: str, cut: int) -> DividedModel:
+    if name not in RECURRENT:
+        return DividedModel(model_path(name), cut)
+    with TemporaryDirectory() as folder:
+        return DividedModel(write_model(RECURRENT[name](), Path(folder) / "model.gguf"), cut)
+
+
+@pytest.mark.parametrize(("name", "cut"), [("llama-256.Q4_0", 1), ("gemma3", 3), ("mamba2", 1), ("qwen35", 1)])
+def test_same_bits_where_layers_are_divided(name: str, cut: int) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(25):
+        counts.update(Check(divided_model(name, cut), random_schedule(random.Random(seed), 1 + seed % 2)).run())
+    assert counts["rows"] >= 200
+    assert counts["cancelled"] >= 5
 
 
 @pytest.mark.parametrize("threads", [2, 3])
