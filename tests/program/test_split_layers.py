@@ -148,12 +148,9 @@ def test_a_decoders_vectors_are_divided_as_its_logits() -> None:
     first, last = program.split_layers(1)
     assert first.functions == last.functions == ["logits", "encode"]
     assert [node.name for node in first.nodes("encode")][-1] == "encode/send"
-    assert [node.name for node in last.nodes("encode")][0] == "encode/receive"
-    assert {value.name for value in first.values} & {"send", "encode/send"} == {"send", "encode/send"}
-    # Both need the one table: for tokens, and for logits.
-    assert all("token_embd" in {value.name for value in part.values} for part in (first, last)) or "output" in {
-        value.name for value in last.values
-    }
+    assert next(node.name for node in last.nodes("encode")) == "encode/receive"
+    assert {"send", "encode/send"} <= {value.name for value in first.values}
+    assert {"receive", "encode/receive"} <= {value.name for value in last.values}
 
 
 @pytest.mark.parametrize(
