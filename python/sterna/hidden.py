@@ -15,14 +15,17 @@ def hidden_state_names(program: Program) -> list[str]:
     values = program.values
     inputs: dict[int, str] = {}
     last = None
+    taken: dict[int, int] = {}  # what only rows with logits were taken of, by these: a value of all rows has one name
     for node in program.nodes("logits"):
         x = next((id for role, id in node.inputs if role in ("x", "a")), None)
+        if node.op == "take_rows" and x is not None:
+            taken[node.outputs[0]] = x
         if node.op == "unembed" and x is not None:
-            last = values[x].name
+            last = values[taken.get(x, x)].name
         layer = _layer(node.name)
         if layer is None or layer in inputs:
             continue
-        outside = (values[id].name for _, id in node.inputs if values[id].kind == "node")
+        outside = (values[taken.get(id, id)].name for _, id in node.inputs if values[id].kind == "node")
         inputs[layer] = next((name for name in outside if _layer(name) != layer), "")
     names = [inputs.get(layer, "") for layer in range(len(inputs))]
     return [*names, last or ""]

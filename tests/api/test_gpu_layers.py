@@ -306,3 +306,13 @@ def test_commands(gpu: Gpu, tiny_path: Path, capsys: pytest.CaptureFixture[str])
     assert values.index("send") + 1 == values.index("receive")
     assert main(["diff", str(tiny_path), "-ngl", "1"]) == 1  # its device is the CPU
     assert 'and device "cpu"' in capsys.readouterr().err
+
+
+def test_hidden_states_have_the_same_names(gpu: Gpu) -> None:
+    """The first that falcon-40b's last layer does with the rows it reads is taking those whose logits are wanted."""
+    path = oracle.model_path("falcon-40b")
+    tokens = np.random.default_rng(4).integers(3, 60, 20).tolist()
+    options = {"context": 64, "threads": 1}
+    with sterna.load(path, device="cpu", **options) as one, sterna.load(path, gpu_layers=1, **options) as two:
+        for layer in (0, 1, 2):
+            assert np.array_equal(one.hidden_states(tokens, layer), two.hidden_states(tokens, layer)), layer
