@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -44,7 +45,7 @@ std::span<const std::int32_t> span_of(const Ints& array) {
 py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positions, const Ints& sequences,
                        const std::vector<std::vector<std::int32_t>>& page_tables, const Ints& output_rows,
                        const std::string& function, const std::vector<std::uint8_t>& long_sequences,
-                       const std::vector<std::int32_t>& largest, const Floats& received) {
+                       const std::vector<std::int32_t>& largest, const std::optional<Floats>& received) {
   if (function != "logits" && function != "encode") throw ArgumentError("a plan runs no function " + function);
   std::vector<std::span<const std::int32_t>> tables;
   for (const auto& table : page_tables) tables.insert(tables.end(), plan.kv_pools().size(), table);
@@ -58,7 +59,7 @@ py::array_t<float> run(ProgramPlan& plan, const Ints& tokens, const Ints& positi
   batch.encode = function == "encode";
   batch.long_sequences = long_sequences;
   batch.largest = largest;
-  batch.received = {received.data(), static_cast<std::size_t>(received.size())};
+  if (received) batch.received = {received->data(), static_cast<std::size_t>(received->size())};
   {
     const GilRelease release;
     plan.run(batch, nullptr);
@@ -155,7 +156,7 @@ void bind_plan(py::module_& m) {
           "run", &run, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("page_tables"),
           py::arg("output_rows"), py::arg("function") = "logits", py::kw_only(),
           py::arg("long_sequences") = std::vector<std::uint8_t>(), py::arg("largest") = std::vector<std::int32_t>(),
-          py::arg("received") = Floats(),
+          py::arg("received") = py::none(),
           "Runs one batch, each sequence with one page table for all pools; logits [num_outputs, vocab_size], or "
           "vectors [num_outputs, encoding_size]. Of a part of a chain: it gets `received` [num_tokens, n] from the one "
           "before it, and gives such rows for the next.")

@@ -329,7 +329,7 @@ class ProgramPlan(Plan):
         *,
         long_sequences: Sequence[int] = (),
         largest: Sequence[int] = (),
-        received: npt.NDArray[np.float32] = ...,
+        received: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Runs one batch and gives the logits of its output rows, [num_outputs, vocab_size]. ArgumentError.
 
