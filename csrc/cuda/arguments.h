@@ -162,8 +162,19 @@ struct RelativeBiasArguments {
   float* y;
 };
 
+/// The largest magnitude of each of few rows, as the bits of a float. Rows meet weights as numbers whose scale comes
+/// from it (PreparedForm), so that the kernel that writes rows cannot write them like that. It leaves this, and matmuls
+/// prepare few rows themselves; no kernel is launched for it.
+struct RowMaxima {
+  std::uint32_t* data;     // [most_rows], zero when a run begins; null: none
+  std::int32_t most_rows;  // of launches that it is for
+
+  constexpr bool are_for(std::int64_t rows) const { return data != nullptr && rows <= most_rows; }
+};
+
 struct AttendArguments {
   Rows q, y;
+  RowMaxima maxima;  // of y
   std::int32_t query_heads;
   KvLayer layer;
   float scale, softcap;
@@ -240,7 +251,33 @@ struct ExpertPairs {
   constexpr std::int64_t max_groups() const { return num_experts < max_pairs ? num_experts : max_pairs; }
 };
 
-/// y = w x (+ bias) (+ residual), or activation(w x) * (up x) in place of w x; which matrix meets which rows:
+/// Shared memory in which a block of a matmul prepares `rows` rows of k floats. Of each of its 8 parts of k, of at most
+/// preparing_room(k) values, a row has the values, the sums of each 16, and 32 bytes that spread rows over the banks.
+constexpr std::int64_t preparing_room(std::int64_t k) { return (k + 2047) / 2048 * 256; }
+constexpr std::int64_t preparing_bytes(std::int64_t k, std::int64_t rows) {
+  return 8 * rows * (preparing_room(k) * 2 + preparing_room(k) / 4 + 32);
+}
+/// Matmuls of few rows need no more shared memory than this, beside what they prepare rows in.
+constexpr std::int64_t kMostMatmulBytes = 80 << 10;
+/// So many rows of k floats are prepared by the matmul itself: those that leave room for a second block on a large
+/// multiprocessor. A block can have `shared_bytes` bytes.
+constexpr std::int32_t most_rows_to_prepare(std::int64_t k, std::int64_t shared_bytes) {
+  constexpr std::int64_t kMostBytes = 40 << 10, kMostRows = 8;
+  const std::int64_t left = shared_bytes - kMostMatmulBytes;
+  const std::int64_t rows = (left < kMostBytes ? left : kMostBytes) / preparing_bytes(k, 1);
+  return static_cast<std::int32_t>(rows < 0 ? 0 : rows < kMostRows ? rows : kMostRows);
+}
+
+/// What prepared rows become: y = w x (+ bias) (+ residual).
+struct Product {
+  DeviceMatrix w;
+  const float* bias;  // [n], of experts [experts][n]; null: none
+  Rows residual;      // data null: none
+  Rows y;
+};
+constexpr int kMaxProducts = 4;
+
+/// The products of the same rows, or activation(w x) * (up x) in place of w x; which matrix meets which rows:
 enum class MatmulKind : std::uint8_t {
   kPlain,    // all rows
   kHeads,    // matrix h meets prepared rows r * heads + h; its results are floats h * n .. of row r of y
@@ -248,14 +285,17 @@ enum class MatmulKind : std::uint8_t {
 };
 struct MatmulArguments {
   MatmulKind kind;
-  DeviceMatrix w, up;           // up's panels null: none
-  std::int64_t heads;           // kHeads
-  ExpertPairs pairs;            // kExperts
-  const float *bias, *up_bias;  // [n], of experts [experts][n]; null: none
+  Product products[kMaxProducts];
+  std::int32_t num_products = 1;  // more: kPlain, without up, all y of as many rows
+  DeviceMatrix up;                // panels null: none
+  const float* up_bias;
   ActivationKind glu;
+  std::int64_t heads;  // kHeads
+  ExpertPairs pairs;   // kExperts
   PreparedRows x;
-  Rows residual;  // data null: none
-  Rows y;
+  Rows rows;           // x before it is prepared, with maxima; of k floats
+  RowMaxima maxima;    // of rows
+  RowMaxima y_maxima;  // of the first product's y
 };
 
 /// Logits of all experts -> ids (as floats) and weights of the `used` best, the best first; see cpu/steps_experts.h.

@@ -60,9 +60,9 @@ CompiledFunctions::Steps finish(const Program& program, Lowered& lowered, std::u
   steps.function = lowered.function.name;
   steps.steps = lowering.steps();
   steps.arguments = lowering.take_arguments();
-  for (const int buffer : lowering.zeroed()) {
-    steps.zeroed.emplace_back(arena + lowered.placement.offsets[static_cast<std::size_t>(buffer)],
-                              lowering.buffer_bytes(buffer));
+  if (lowering.zeroed() >= 0) {
+    steps.zeroed = {arena + lowered.placement.offsets[static_cast<std::size_t>(lowering.zeroed())],
+                    static_cast<std::size_t>(lowering.buffer_bytes(lowering.zeroed()))};
   }
   const ValueId output = lowered.function.outputs.at(0);
   steps.output_size = lowering.row_size(output);
@@ -172,6 +172,7 @@ CompiledFunctions CudaPlan::compile(std::span<const std::string> names, const Bu
 
 bool CudaPlan::launch(std::span<const Step> steps, const Launch& launch, const Interrupt* interrupt) const {
   for (const Step& step : steps) {
+    if (step.is_left_out(launch)) continue;
     if (interrupt != nullptr && interrupt->due()) return false;
     device_->launch(step.kernel, step.arguments, launch);
   }
@@ -225,7 +226,7 @@ bool CudaPlan::run(CompiledFunctions& compiled, const Batch& batch, const Interr
   bool complete = true;
   try {
     upload_.copy(batch, has_state ? &states_ : nullptr);
-    for (const auto& [memory, bytes] : steps.zeroed) device_->fill_zero(memory, static_cast<std::uint64_t>(bytes));
+    device_->fill_zero(steps.zeroed.data(), steps.zeroed.size());
     const Launch sizes = {device_->stream(), &upload_.device_batch(), batch.num_tokens(), batch.num_outputs(),
                           upload_.num_sequences()};
     const bool is_few = batch.num_tokens() <= kMostGraphRows;
@@ -372,12 +373,17 @@ std::vector<KernelTime> CudaPlan::time_kernels(int repetitions) {
   device_->use();
   const Launch sizes = {device_->stream(), &upload_.device_batch(), num_tokens_, num_outputs_, upload_.num_sequences()};
   const double all = seconds_without(std::nullopt, sizes, repetitions);
-  std::vector<KernelTime> times = {{"all", static_cast<int>(last_->steps.size()), all}};
+  const auto launched = [&](std::optional<Kernel> kernel) {
+    return static_cast<int>(std::ranges::count_if(last_->steps, [&](const Step& step) {
+      return (!kernel || step.kernel == kernel) && !step.is_left_out(sizes);
+    }));
+  };
+  std::vector<KernelTime> times = {{"all", launched(std::nullopt), all}};
   for (int i = 0; i < kNumKernels; ++i) {
     const auto kernel = static_cast<Kernel>(i);
-    const auto count = std::ranges::count(last_->steps, kernel, &Step::kernel);
+    const int count = launched(kernel);
     if (count == 0 || std::ranges::find(kWriteIndices, kernel) != std::ranges::end(kWriteIndices)) continue;
-    times.push_back({kKernelNames[i], static_cast<int>(count), all - seconds_without(kernel, sizes, repetitions)});
+    times.push_back({kKernelNames[i], count, all - seconds_without(kernel, sizes, repetitions)});
   }
   return times;
 }

@@ -53,7 +53,7 @@ struct CompiledFunctions {
     std::string function;
     std::vector<Step> steps;
     std::deque<std::shared_ptr<void>> arguments;
-    std::vector<std::pair<std::uint8_t*, std::int64_t>> zeroed;  // before each run
+    std::span<std::uint8_t> zeroed;  // before each run
     std::vector<KeptValue> kept;
     Rows output;  // one row per output of the batch, or where it is sent per token, without gaps
     std::int64_t output_size = 0;

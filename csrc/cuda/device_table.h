@@ -19,6 +19,7 @@ struct DeviceInfo {
   int major, minor;  // compute capability
   int multiprocessors;
   std::uint64_t total_bytes;
+  std::uint64_t block_bytes;  // of shared memory that a block can have
 };
 
 /// The batch of a run on the device, at addresses that never change. T, L and S count rows, outputs and sequences.

@@ -105,11 +105,11 @@ void lower_attention(Lowering& lowering, const Node& node) {
   a.temperature_offset = attention.temperature.offset;
   a.partial_room = kPartialRoom;
   lowering.bind(a.partial, lowering.temporary(kPartialRoom * query_heads * (2 + a.layer.value_dim) * 4));
-  const int arrivals =
-      lowering.zeroed_buffer("arrivals of " + std::to_string(query_heads), lowering.max_rows(false) * query_heads * 4);
-  lowering.bind(a.arrivals, arrivals);
+  lowering.bind_zeroed(a.arrivals, "arrivals of " + std::to_string(query_heads),
+                       lowering.max_rows(false) * query_heads * 4);
   lowering.bind(a.q, queries);
   lowering.bind(a.y, lowering.define(node.outputs[0]));
+  lowering.leave_maxima(node.outputs[0], a.maxima);
   lowering.add(Kernel::kAttend, &a);
 }
 

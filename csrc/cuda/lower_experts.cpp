@@ -102,23 +102,23 @@ void lower_expert_glu(Lowering& lowering, const Node& node) {
                                 prepared_form(node, gate));
   auto& gated = lowering.make<MatmulArguments>();
   bind_matmul(lowering, pairs, rows, gated);
-  gated.w = gate.first;
+  gated.products[0].w = gate.first;
   gated.up = up.first;
-  gated.bias = lowering.vector(node, "gate_bias");
+  gated.products[0].bias = lowering.vector(node, "gate_bias");
   gated.up_bias = lowering.vector(node, "up_bias");
   gated.glu = activation_kind(node, "glu");
   const Place hidden = pair_rows(lowering, pairs, gate.first.n, x.outputs);
-  lowering.bind(gated.y, hidden);
+  lowering.bind(gated.products[0].y, hidden);
   lowering.add(Kernel::kMatmul, &gated);
 
   const Prepared hidden_rows =
       prepare(lowering, pairs, hidden, true, kNoValue, down.first.k, prepared_form(node, down));
   auto& last = lowering.make<MatmulArguments>();
   bind_matmul(lowering, pairs, hidden_rows, last);
-  last.w = down.first;
-  last.bias = lowering.vector(node, "down_bias");
+  last.products[0].w = down.first;
+  last.products[0].bias = lowering.vector(node, "down_bias");
   const Place parts = pair_rows(lowering, pairs, down.first.n, x.outputs);
-  lowering.bind(last.y, parts);
+  lowering.bind(last.products[0].y, parts);
   lowering.add(Kernel::kMatmul, &last);
 
   auto& combine = lowering.make<CombineArguments>();

@@ -1,4 +1,5 @@
-/// Lowers what multiplies by matrices: one step that prepares the rows for all weights of a form, one for each weight.
+/// Lowers what multiplies by matrices: one step that prepares the rows for all weights of a form, and one that
+/// multiplies by several of them.
 #include <algorithm>
 
 #include "cuda/lowering.h"
@@ -12,9 +13,9 @@ struct Prepared {
   int buffer;
 };
 
-/// Rows of x, or their `parts`, for weights of a form.
+/// Rows of x, or their `parts`, for weights of a form. Up to `most_rows_without` of them the matmul prepares itself.
 Prepared prepare(Lowering& lowering, const Node& node, const Place& x, std::int64_t k, std::int64_t parts,
-                 PreparedForm form) {
+                 PreparedForm form, std::int32_t most_rows_without = 0) {
   auto& a = lowering.make<PrepareArguments>();
   a.norm = lowering.vector(node, "norm");
   a.eps = a.norm == nullptr ? 0.0f : static_cast<float>(node.number("eps"));
@@ -26,26 +27,34 @@ Prepared prepare(Lowering& lowering, const Node& node, const Place& x, std::int6
   const int buffer = lowering.temporary(a.to.bytes());
   lowering.bind(a.x, x);
   lowering.bind(a.to.base, buffer);
-  lowering.add(Kernel::kPrepare, &a);
+  lowering.add({Kernel::kPrepare, &a, most_rows_without, x.outputs});
   return {a.to, buffer};
 }
 
-/// One matmul of prepared rows into `y`; w and up, which may be null, have one layout.
-void multiply(Lowering& lowering, const Prepared& x, const DeviceMatrix& w, const DeviceMatrix* up,
-              const float* const (&biases)[2], const Node& node, ValueId residual, const Place& y) {
+/// A matmul of prepared rows; its products are to be added.
+MatmulArguments& matmul(Lowering& lowering, const Prepared& x) {
   auto& a = lowering.make<MatmulArguments>();
   a.kind = MatmulKind::kPlain;
-  a.w = w;
-  a.bias = biases[0];
-  if (up != nullptr) {
-    a.up = *up;
-    a.up_bias = biases[1];
-    a.glu = activation_kind(node, "glu");
-  }
+  a.num_products = 0;
   a.x = x.rows;
   lowering.bind(a.x.base, x.buffer);
-  if (residual != kNoValue) lowering.bind(a.residual, residual);
-  lowering.bind(a.y, y);
+  return a;
+}
+
+void add_product(Lowering& lowering, MatmulArguments& a, const DeviceMatrix& w, const float* bias, ValueId residual,
+                 const Place& y) {
+  Product& product = a.products[a.num_products++];
+  product.w = w;
+  product.bias = bias;
+  if (residual != kNoValue) lowering.bind(product.residual, residual);
+  lowering.bind(product.y, y);
+}
+
+/// y of one product of prepared rows.
+void multiply(Lowering& lowering, const Prepared& x, const DeviceMatrix& w, const float* bias, ValueId residual,
+              const Place& y) {
+  MatmulArguments& a = matmul(lowering, x);
+  add_product(lowering, a, w, bias, residual, y);
   lowering.add(Kernel::kMatmul, &a);
 }
 
@@ -67,7 +76,13 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
     const DeviceMatrix& up = lowering.matrices(weights[1]).first;
     if (forms.size() == 1 && gate.layout == up.layout) {
       const Prepared rows = prepare(lowering, node, x, k, 1, forms[0]);
-      multiply(lowering, rows, gate, &up, {bias(0), bias(1)}, node, residual, lowering.define(node.outputs[0]));
+      MatmulArguments& a = matmul(lowering, rows);
+      add_product(lowering, a, gate, bias(0), residual, lowering.define(node.outputs[0]));
+      a.up = up;
+      a.up_bias = bias(1);
+      a.glu = activation_kind(node, "glu");
+      if (gate.layout != LayoutId::kF32) lowering.leave_maxima(node.outputs[0], a.y_maxima);
+      lowering.add(Kernel::kMatmul, &a);
       return;
     }
     // Of two layouts: each alone, then the gate.
@@ -76,7 +91,7 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
       const Weights::Matrices& w = lowering.matrices(weights[i]);
       const Prepared rows = prepare(lowering, node, x, k, 1, prepared_form(node, w));
       parts[i] = lowering.temporary_rows(w.first.n, x.outputs);
-      multiply(lowering, rows, w.first, nullptr, {bias(i), nullptr}, node, kNoValue, parts[i]);
+      multiply(lowering, rows, w.first, bias(i), kNoValue, parts[i]);
     }
     auto& a = lowering.make<GluArguments>();
     a.n = gate.n;
@@ -96,15 +111,28 @@ void lower_matmul(Lowering& lowering, const Node& node, const Place& x) {
     return;
   }
   for (const PreparedForm form : forms) {
-    const Prepared rows = prepare(lowering, node, x, k, 1, form);
+    const std::int32_t prepares = can_prepare(lowering, node) ? lowering.rows_with_maxima(node.input("x")) : 0;
+    const Prepared rows = prepare(lowering, node, x, k, 1, form, prepares);
+    MatmulArguments* a = nullptr;
+    const auto add = [&] {
+      if (a == nullptr) return;
+      lowering.touch(x);  // while results are written, for those that prepare after this
+      lowering.add(Kernel::kMatmul, a);
+      a = nullptr;
+    };
     for (std::size_t i = 0; i < weights.size(); ++i) {
       const Weights::Matrices& w = lowering.matrices(weights[i]);
       if (prepared_form(node, w) != form) continue;
+      if (a == nullptr) a = &matmul(lowering, rows);
       const bool is_last = i + 1 == weights.size();
-      lowering.touch(x);  // while results are written, for those that prepare after this
-      multiply(lowering, rows, w.first, nullptr, {bias(i), nullptr}, node, is_last ? residual : kNoValue,
-               lowering.define(node.outputs[i]));
+      add_product(lowering, *a, w.first, bias(i), is_last ? residual : kNoValue, lowering.define(node.outputs[i]));
+      if (prepares > 0) {
+        lowering.bind_maxima(node.input("x"), a->maxima);
+        lowering.bind(a->rows, x);
+      }
+      if (a->num_products == kMaxProducts) add();
     }
+    add();
   }
 }
 
@@ -123,6 +151,14 @@ PreparedForm prepared_form(const Node& node, const Weights::Matrices& w) {
   }
 }
 
+bool can_prepare(const Lowering& lowering, const Node& node) {
+  if (node.op != "linear" || node.input("norm") != kNoValue) return false;
+  const std::vector<ValueId> weights = node.input_list("w");
+  if (weights.size() != 1) return false;
+  const PreparedForm form = prepared_form(node, lowering.matrices(weights[0]));
+  return form == PreparedForm::kHalf || form == PreparedForm::kInt8;
+}
+
 void lower_linear(Lowering& lowering, const Node& node) {
   lower_matmul(lowering, node, lowering.place_of(node.input("x")));
 }
@@ -134,10 +170,10 @@ void lower_head_linear(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<MatmulArguments>();
   a.kind = MatmulKind::kHeads;
   a.heads = w.count;
-  a.w = w.first;
+  a.products[0].w = w.first;
   a.x = rows.rows;
   lowering.bind(a.x.base, rows.buffer);
-  lowering.bind(a.y, lowering.define(node.outputs[0]));
+  lowering.bind(a.products[0].y, lowering.define(node.outputs[0]));
   lowering.add(Kernel::kMatmul, &a);
 }
 

@@ -19,6 +19,7 @@ const std::uint8_t* Constants::add(const void* data, std::uint64_t bytes) {
 
 void Lowering::lower(const Function& function) {
   set_outputs(function.outputs);
+  function_ = &function;
   for (const Node& node : function.nodes) {
     const LowerFunction lower_op = find_lowering(node.op);
     if (lower_op == nullptr) unsupported(node, "the CUDA backend has no kernel for this op");
@@ -36,18 +37,41 @@ KvLayer Lowering::kv_layer(std::int64_t layer) const {
   return kv_ == nullptr ? describe_layer(layout_, layer) : kv_->device_layer(layer);
 }
 
-void Lowering::add(Kernel kernel, const void* arguments) {
-  steps_.push_back({kernel, arguments});
+void Lowering::add(const Step& step) {
+  steps_.push_back(step);
   advance();
 }
 
-int Lowering::zeroed_buffer(const std::string& name, std::int64_t bytes) {
-  const auto [buffer, is_new] = shared_buffer(name, bytes);
-  if (is_new) {
-    keep(buffer);
-    zeroed_.push_back(buffer);
+std::int64_t Lowering::zeroed_offset(const std::string& name, std::int64_t bytes) {
+  if (zeroed_ < 0) {
+    zeroed_ = temporary(0);
+    keep(zeroed_);
   }
-  return buffer;
+  const auto [found, is_new] = zeroed_offsets_.try_emplace(name);
+  if (is_new) found->second = extend(zeroed_, (bytes + 63) / 64 * 64);
+  return found->second;
+}
+
+void Lowering::leave_maxima(ValueId value, RowMaxima& maxima) {
+  constexpr std::int64_t kPlannedBytes = 227 << 10;  // of a block of the device that memory is planned for without one
+  const bool is_wanted = std::ranges::any_of(
+      function_->nodes, [&](const Node& node) { return can_prepare(*this, node) && node.input("x") == value; });
+  const Device* const device = constants_.device();
+  const std::int32_t rows = most_rows_to_prepare(
+      row_size(value), device == nullptr ? kPlannedBytes : static_cast<std::int64_t>(device->info().block_bytes));
+  if (!is_wanted || rows == 0) return;
+  maxima_[value] = rows;
+  bind_maxima(value, maxima);
+}
+
+std::int32_t Lowering::rows_with_maxima(ValueId value) const {
+  const auto found = maxima_.find(value);
+  return found == maxima_.end() ? 0 : found->second;
+}
+
+void Lowering::bind_maxima(ValueId value, RowMaxima& maxima) {
+  maxima.most_rows = maxima_.at(value);
+  bind_zeroed(maxima.data, "maxima of " + program().value(value).name, std::int64_t{maxima.most_rows} * 4);
 }
 
 void Lowering::bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix) {

@@ -24,6 +24,12 @@ namespace sterna::cuda {
 struct Step {
   Kernel kernel;
   const void* arguments;
+  std::int32_t most_rows_without = 0;  // launches of up to so many rows leave it out
+  bool outputs = false;                // those are rows of outputs
+
+  bool is_left_out(const Launch& launch) const {
+    return most_rows_without > 0 && (outputs ? launch.num_outputs : launch.num_tokens) <= most_rows_without;
+  }
 };
 
 /// Small tables that steps read, in device memory: those with equal bytes are held once.
@@ -31,6 +37,8 @@ class Constants {
  public:
   /// Without a device nothing is copied, and addresses are null.
   explicit Constants(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
+
+  const Device* device() const { return device_.get(); }
 
   template <class T>
   const T* add(const std::vector<T>& values) {
@@ -57,8 +65,8 @@ class Lowering : public BufferPlan {
   const std::vector<Step>& steps() const { return steps_; }
   /// Keeps the steps' arguments alive; the plan takes them over.
   std::deque<std::shared_ptr<void>> take_arguments() { return std::move(arguments_); }
-  /// Buffers that must be zero before the first run; steps leave them so.
-  const std::vector<int>& zeroed() const { return zeroed_; }
+  /// The buffer that must be zero when a run begins; -1: none.
+  int zeroed() const { return zeroed_; }
 
   // What the per-op functions use.
   const Weights::Matrices& matrices(ValueId weight) const { return weights_.matrices(program().value(weight).name); }
@@ -81,21 +89,38 @@ class Lowering : public BufferPlan {
     arguments_.push_back(std::move(argument));
     return reference;
   }
-  void add(Kernel kernel, const void* arguments);
-  /// A buffer that is zero whenever a step begins, for as long as the plan lives.
-  int zeroed_buffer(const std::string& name, std::int64_t bytes);
+  void add(const Step& step);
+  void add(Kernel kernel, const void* arguments) { add(Step{kernel, arguments}); }
+  /// Memory that is zero when a run begins, by a name of what it holds, which all users of the name find as the others
+  /// leave it.
+  template <class T>
+  void bind_zeroed(T*& pointer, const std::string& name, std::int64_t bytes) {
+    const std::int64_t offset = zeroed_offset(name, bytes);
+    bind(pointer, zeroed_, offset);
+  }
+  /// The step added next, which writes `value`, is to leave its rows' maxima if a matmul can do something with them.
+  void leave_maxima(ValueId value, RowMaxima& maxima);
+  /// For so many rows they are left.
+  std::int32_t rows_with_maxima(ValueId value) const;
+  /// The step added next reads or leaves them.
+  void bind_maxima(ValueId value, RowMaxima& maxima);
 
   /// Cosines and sines for a rope, computed once per run for all nodes that share them.
   void bind_rope(HeadTransform& transform, const Node& node, std::string_view prefix);
 
  private:
+  std::int64_t zeroed_offset(const std::string& name, std::int64_t bytes);
+
   const Weights& weights_;
   const sterna::KvLayout& layout_;
   const KvStorage* kv_;
   Constants& constants_;
   std::vector<Step> steps_;
   std::deque<std::shared_ptr<void>> arguments_;
-  std::vector<int> zeroed_;
+  const Function* function_ = nullptr;
+  int zeroed_ = -1;
+  std::map<std::string, std::int64_t> zeroed_offsets_;  // by name
+  std::map<ValueId, std::int32_t> maxima_;              // values whose maxima are left, for so many rows
 };
 
 using LowerFunction = void (*)(Lowering& lowering, const Node& node);
@@ -113,6 +138,9 @@ void lower_ssm_scan(Lowering& lowering, const Node& node);
 void lower_delta_rule(Lowering& lowering, const Node& node);
 void lower_route(Lowering& lowering, const Node& node);
 void lower_expert_glu(Lowering& lowering, const Node& node);
+
+/// Whether the node is a linear one whose matmul can prepare few rows itself, from their maxima.
+bool can_prepare(const Lowering& lowering, const Node& node);
 
 /// The form in which rows meet a matrix's layout under the node's attribute "activation".
 PreparedForm prepared_form(const Node& node, const Weights::Matrices& w);

@@ -47,6 +47,10 @@ std::pair<RopePlace, bool> BufferPlan::rope_place(const Node& node, std::string_
   return {rope_places_.back(), true};
 }
 
+std::int64_t BufferPlan::extend(int buffer, std::int64_t bytes) {
+  return std::exchange(buffers_[static_cast<std::size_t>(buffer)].bytes, buffer_bytes(buffer) + bytes);
+}
+
 void BufferPlan::touch(int buffer) { buffers_[static_cast<std::size_t>(buffer)].last = position_; }
 
 void BufferPlan::bind(Rows& rows, const Place& place) {
@@ -76,7 +80,8 @@ void BufferPlan::patch(const Placement& placement, std::uint8_t* arena) const {
     rows->outputs = where.outputs;
   }
   for (const PointerBinding& binding : pointer_bindings_) {
-    binding.set(binding.pointer, arena + placement.offsets[static_cast<std::size_t>(binding.buffer)]);
+    const std::int64_t begin = placement.offsets[static_cast<std::size_t>(binding.buffer)] + binding.offset;
+    binding.set(binding.pointer, arena + begin);
   }
 }
 

@@ -65,13 +65,15 @@ class BufferPlan {
   void bind(Rows& rows, const Place& place);
   void bind(Rows& rows, ValueId value) { bind(rows, places_.at(value)); }
   template <class T>
-  void bind(T*& pointer, int buffer) {
+  void bind(T*& pointer, int buffer, std::int64_t offset = 0) {
     touch(buffer);
     const auto set = [](void* to, std::uint8_t* begin) { *static_cast<T**>(to) = reinterpret_cast<T*>(begin); };
-    pointer_bindings_.push_back({&pointer, set, buffer});
+    pointer_bindings_.push_back({&pointer, set, buffer, offset});
   }
   /// A buffer keeps its contents from the first step to the last, and shares its bytes with no other.
   void keep(int buffer) { buffers_[static_cast<std::size_t>(buffer)].is_kept = true; }
+  /// Makes a buffer longer; the offset of what is new.
+  std::int64_t extend(int buffer, std::int64_t bytes);
   std::int64_t buffer_bytes(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].bytes; }
   /// Notes that the step added next uses the place.
   void touch(const Place& place) { touch(place.buffer); }
@@ -100,6 +102,7 @@ class BufferPlan {
     void* pointer;
     void (*set)(void* pointer, std::uint8_t* begin);  // knows the pointer's type
     int buffer;
+    std::int64_t offset;
   };
 
   const Program& program_;

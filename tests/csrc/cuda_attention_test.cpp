@@ -177,22 +177,25 @@ class World {
     a.temperature_scale = c_.temperature;
     a.temperature_length = 100;
     a.temperature_offset = 1;
-    a.max_spans = 3;  // fewer than some rows see
+    a.partial_room = 3 * (total + spare);  // spans of a row: fewer than some see
     std::vector<float> partial;
     std::vector<std::int32_t> arrivals;
     if (with_partial) {
-      partial.assign(static_cast<std::size_t>(total * c_.query_heads * a.max_spans * (2 + c_.value_dim)),
-                     std::nanf(""));
+      partial.assign(static_cast<std::size_t>(total * c_.query_heads * 3 * (2 + c_.value_dim)), std::nanf(""));
       arrivals.assign(static_cast<std::size_t>(total * c_.query_heads), 0);
       a.partial = partial.data();
       a.arrivals = arrivals.data();
     }
+    constexpr std::int32_t kMostRows = 8;
+    std::vector<std::uint32_t> maxima(kMostRows, 0);
+    a.maxima = {maxima.data(), kMostRows};
     batch.launch(Kernel::kAttend, a, spare);
     if (std::any_of(arrivals.begin(), arrivals.end(), [](int n) { return n != 0; })) {
       ++failures();
       std::printf("%s: arrivals are left\n", c_.name);
     }
     std::vector<float> results;
+    std::vector<std::uint32_t> largest(kMostRows, 0);
     for (int row = 0; row < total; ++row) {
       const float* from = y.data() + row * y_stride;
       results.insert(results.end(), from, from + y_stride - 3);
@@ -200,6 +203,15 @@ class World {
         ++failures();
         std::printf("%s: wrote beyond a row\n", c_.name);
       }
+      if (total + spare > kMostRows) continue;
+      for (const float* x = from; x != from + y_stride - 3; ++x) {
+        largest[static_cast<std::size_t>(row)] =
+            std::max(largest[static_cast<std::size_t>(row)], std::bit_cast<std::uint32_t>(*x) & 0x7FFFFFFFu);
+      }
+    }
+    if (maxima != largest) {
+      ++failures();
+      std::printf("%s: maxima of %d rows\n", c_.name, total);
     }
     return results;
   }

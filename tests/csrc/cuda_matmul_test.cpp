@@ -1,6 +1,8 @@
 /// Every layout through repack, prepare and matmul, against products in double with the format's own numbers; the same
-/// bits for a row alone, among few and among many; gates, biases, residuals, heads and experts.
+/// bits for a row alone, among few and among many, and where the matmul prepares its rows or has several products;
+/// gates, biases, residuals, heads and experts.
 #include <cstring>
+#include <deque>
 #include <string>
 
 #include "base/half.h"
@@ -137,9 +139,9 @@ void check_format(const Format& format, std::int64_t n, std::int64_t k) {
   for (const std::int32_t rows_at_once : {70, 30, 5}) {  // as the three kernels take them
     std::vector<float> y(static_cast<std::size_t>(kRows * n), NAN);
     MatmulArguments a{};
-    a.w = w.device;
+    a.products[0].w = w.device;
     a.x = prepared.rows;
-    a.y = rows(y, n);
+    a.products[0].y = rows(y, n);
     TestBatch(rows_at_once).launch(Kernel::kMatmul, a, 0);
     results.push_back(y);
   }
@@ -161,6 +163,95 @@ void check_format(const Format& format, std::int64_t n, std::int64_t k) {
   }
 }
 
+std::uint32_t magnitude_bits(float x) { return std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFu; }
+
+/// The largest bits of each row's magnitudes.
+std::vector<std::uint32_t> maxima_of(const std::vector<float>& x, std::int64_t n) {
+  std::vector<std::uint32_t> maxima(x.size() / static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    std::uint32_t& largest = maxima[i / static_cast<std::size_t>(n)];
+    largest = std::max(largest, magnitude_bits(x[i]));
+  }
+  return maxima;
+}
+
+/// Rows that the matmul prepares from their maxima have the bits of those that another kernel has prepared: rows of
+/// zeros, of numbers that binary16 does not have beside the largest, and of what is not finite, too.
+void check_own_rows(const Format& format, std::int64_t n, std::int64_t k, PreparedForm form) {
+  constexpr std::int64_t kRows = 8;
+  const Matrix w(format, n, k, 60);
+  std::vector<float> x = random_floats(kRows * k, 61);
+  const auto row = [&](std::int64_t i) { return x.begin() + i * k; };
+  std::fill(row(1), row(2), 0.0f);
+  std::for_each(row(2), row(3), [](float& value) { value = std::pow(value, 31.0f); });
+  std::for_each(row(3), row(4), [](float& value) { value *= 1e-36f; });
+  x[static_cast<std::size_t>(4 * k + 7)] = INFINITY;
+  x[static_cast<std::size_t>(5 * k - 1 + k)] = -NAN;
+  std::for_each(row(6), row(7), [](float& value) { value *= 1e34f; });
+  std::for_each(row(7), row(8), [](float& value) { value = std::pow(value, 7.0f); });
+  const Prepared prepared(x, kRows, k, k, form);
+  const std::vector<float> bias = random_floats(n, 62), residual = random_floats(kRows * n, 63);
+  std::vector<float> expected(static_cast<std::size_t>(kRows * n)), y(expected.size());
+  MatmulArguments a{};
+  a.products[0] = {w.device, bias.data(), rows(residual, n), rows(expected, n)};
+  a.x = prepared.rows;
+  TestBatch(kRows).launch(Kernel::kMatmul, a, 0);
+  std::vector<std::uint32_t> maxima = maxima_of(x, k);
+  a.products[0].y = rows(y, n);
+  a.x.base = nullptr;  // nothing may be read there
+  a.rows = rows(x, k);
+  a.maxima = {maxima.data(), kRows};
+  for (const std::int32_t count : {1, 2, 5, 8}) {
+    std::fill(y.begin(), y.end(), NAN);
+    const std::int32_t spare = count < 5 ? 1 : 0;
+    TestBatch(count).launch(Kernel::kMatmul, a, spare);
+    for (std::int64_t i = 0; i < count * n; ++i) {
+      expect_same(y[static_cast<std::size_t>(i)], expected[static_cast<std::size_t>(i)],
+                  (std::string(format.name) + ": rows of the matmul's own").c_str());
+    }
+  }
+}
+
+/// Several products in one launch have the bits of each alone, whatever the layouts and the number of rows.
+void check_several(const std::vector<const char*>& names, PreparedForm form) {
+  constexpr std::int64_t kK = 512, kRows = 70;
+  const std::vector<float> x = random_floats(kRows * kK, 70);
+  const Prepared prepared(x, kRows, kK, kK, form);
+  MatmulArguments a{};
+  a.num_products = 0;
+  a.x = prepared.rows;
+  std::deque<Matrix> matrices;
+  std::deque<std::vector<float>> biases, residuals, together, alone;
+  for (const char* name : names) {
+    const auto seed = static_cast<unsigned>(71 + a.num_products);
+    const std::int64_t n = 16 + 19 * a.num_products;
+    const Matrix& w = matrices.emplace_back(*find_format(name), n, kK, seed);
+    residuals.push_back(random_floats(kRows * n, seed + 20));
+    biases.push_back(random_floats(n, seed + 10));
+    together.emplace_back(kRows * n);
+    alone.emplace_back(kRows * n);
+    const bool is_last = static_cast<std::size_t>(a.num_products) + 1 == names.size();
+    a.products[a.num_products++] = {w.device, is_last ? nullptr : biases.back().data(),
+                                    is_last ? rows(residuals.back(), n) : Rows{}, rows(together.back(), n)};
+  }
+  for (const std::int32_t count : {1, 6, 30, 70}) {
+    for (std::vector<float>& y : together) std::fill(y.begin(), y.end(), NAN);
+    TestBatch(count).launch(Kernel::kMatmul, a, count == 6 ? 2 : 0);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      MatmulArguments one{};
+      one.products[0] = a.products[i];
+      one.products[0].y.data = alone[i].data();
+      one.x = a.x;
+      TestBatch(count).launch(Kernel::kMatmul, one, 0);
+      for (std::int64_t j = 0; j < count * a.products[i].w.n; ++j) {
+        expect_same(together[i][static_cast<std::size_t>(j)], alone[i][static_cast<std::size_t>(j)], names[i]);
+      }
+      const auto beyond = static_cast<std::size_t>(count * a.products[i].w.n);
+      if (beyond < together[i].size()) expect_same(together[i][beyond], NAN, "rows that there are not");
+    }
+  }
+}
+
 void check_gates() {
   constexpr std::int64_t kN = 40, kK = 256, kRows = 3;
   const Format& format = *find_format("Q4_K");
@@ -171,15 +262,20 @@ void check_gates() {
   for (const std::int32_t spare : {0, 80}) {  // few, and the kernel for many
     std::vector<float> y(kRows * kN);
     MatmulArguments a{};
-    a.w = gate_w.device;
+    a.products[0].w = gate_w.device;
     a.up = up_w.device;
-    a.bias = bias.data();
+    a.products[0].bias = bias.data();
     a.up_bias = up_bias.data();
     a.glu = ActivationKind::kSilu;
     a.x = prepared.rows;
-    a.residual = rows(residual, kN);
-    a.y = rows(y, kN);
+    a.products[0].residual = rows(residual, kN);
+    a.products[0].y = rows(y, kN);
+    std::vector<std::uint32_t> maxima(8, 0);
+    a.y_maxima = {maxima.data(), 8};
     TestBatch(kRows).launch(Kernel::kMatmul, a, spare);
+    std::vector<std::uint32_t> wanted(8, 0);
+    if (spare == 0) std::ranges::copy(maxima_of(y, kN), wanted.begin());
+    if (maxima != wanted) expect_near(1, 0, 0, "maxima of gated rows");
     for (std::int64_t row = 0; row < kRows; ++row) {
       for (std::int64_t i = 0; i < kN; ++i) {
         double g_size = 0, u_size = 0;
@@ -219,9 +315,9 @@ void check_heads() {
   MatmulArguments a{};
   a.kind = MatmulKind::kHeads;
   a.heads = kHeads;
-  a.w = device;
+  a.products[0].w = device;
   a.x = prepared.rows;
-  a.y = rows(y, kHeads * kN);
+  a.products[0].y = rows(y, kHeads * kN);
   TestBatch(kRows).launch(Kernel::kMatmul, a);
   for (std::int64_t row = 0; row < kRows; ++row) {
     for (std::int64_t h = 0; h < kHeads; ++h) {
@@ -245,9 +341,9 @@ void check_int8() {
   const Prepared prepared(x, kRows, kK, kK, PreparedForm::kInt8);
   std::vector<float> y(kRows * kN);
   MatmulArguments a{};
-  a.w = w.device;
+  a.products[0].w = w.device;
   a.x = prepared.rows;
-  a.y = rows(y, kN);
+  a.products[0].y = rows(y, kN);
   TestBatch(kRows).launch(Kernel::kMatmul, a);
   for (std::int64_t row = 0; row < kRows; ++row) {
     float largest = 0;
@@ -303,10 +399,10 @@ void check_experts() {
   MatmulArguments a{};
   a.kind = MatmulKind::kExperts;
   a.pairs = {groups.data(), pairs.data(), nullptr, kExperts, kUsed, kRows * kUsed};
-  a.w = device;
-  a.bias = bias.data();
+  a.products[0].w = device;
+  a.products[0].bias = bias.data();
   a.x = prepared.rows;
-  a.y = rows(y, kN);
+  a.products[0].y = rows(y, kN);
   TestBatch(kRows).launch(Kernel::kMatmul, a);
   const std::int64_t experts[] = {0, 0, 1, 1, 3, 3};
   for (std::size_t place = 0; place < pairs.size(); ++place) {
@@ -379,6 +475,19 @@ int main() {
     const std::int64_t block = format.block_size;
     check_format(format, 35, block == 1 ? 100 : std::max<std::int64_t>(block, 64) * (block < 256 ? 9 : 2));
   }
+  check_own_rows(*find_format("Q4_0"), 35, 352, PreparedForm::kHalf);
+  check_own_rows(*find_format("Q5_1"), 16, 64, PreparedForm::kHalf);
+  check_own_rows(*find_format("Q4_K"), 20, 9 * 256, PreparedForm::kHalf);
+  check_own_rows(*find_format("Q6_K"), 20, 2 * 256, PreparedForm::kHalf);
+  check_own_rows(*find_format("IQ4_NL"), 17, 288, PreparedForm::kHalf);
+  check_own_rows(*find_format("IQ1_S"), 16, 256, PreparedForm::kHalf);
+  check_own_rows(*find_format("TQ2_0"), 40, 9 * 256, PreparedForm::kInt8);
+  check_several({"Q4_K", "Q4_K", "Q6_K"}, PreparedForm::kHalf);
+  check_several({"Q8_0", "Q5_0", "IQ4_XS", "Q4_1"}, PreparedForm::kHalf);
+  check_several({"TQ1_0", "TQ2_0", "TQ2_0"}, PreparedForm::kInt8);
+  check_several({"F16", "F16"}, PreparedForm::kTwoHalves);
+  check_several({"BF16", "BF16", "BF16"}, PreparedForm::kTwoBfloats);
+  check_several({"F32", "F32", "F32"}, PreparedForm::kFloat);
   check_gates();
   check_heads();
   check_int8();

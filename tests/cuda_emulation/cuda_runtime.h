@@ -81,6 +81,12 @@ T atomicAdd(T* address, T value) {
   *address = old + value;
   return old;
 }
+template <class T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  if (value > old) *address = value;
+  return old;
+}
 
 /// Past the first cache, which does not see what other multiprocessors write.
 template <class T>

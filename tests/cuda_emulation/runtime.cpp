@@ -80,7 +80,7 @@ Status count_devices(int* count) {
 }
 Status describe_device(int number, DeviceInfo* info) {
   const EmulatedDevice& device = devices()[static_cast<std::size_t>(number)];
-  *info = {"emulated", device.major, device.minor, 2, kMemory};
+  *info = {"emulated", device.major, device.minor, 2, kMemory, std::uint64_t{227} << 10};
   return 0;
 }
 Status use_device(int number) {

@@ -88,6 +88,7 @@ std::size_t shared_bytes(const AttendArguments& a) {
 
 template <class Math>
 Status launch_with(AttendArguments a, const Launch& launch) {
+  if (!a.maxima.are_for(launch.num_tokens)) a.maxima.data = nullptr;
   a.max_spans = launch.num_tokens > 0 ? a.partial_room / launch.num_tokens : 0;
   const std::int32_t group = a.query_heads / a.layer.num_heads;
   QueryShape shape;
@@ -120,11 +121,13 @@ Status launch_fitting(const AttendArguments& a, const Launch& launch) {
   }
 }
 
-/// Many rows of a sequence fill a larger block, whose warps have queries of their own; results are the same.
+/// Many rows of a sequence fill a larger block, whose warps have queries of their own; results are the same, but maxima
+/// are not left.
 template <KvType type>
 Status launch_mma(const AttendArguments& a, const Launch& launch) {
   const std::int64_t group = a.query_heads / a.layer.num_heads;
-  const bool many = launch.num_tokens * group >= std::int64_t{32} * launch.num_sequences;
+  const bool many =
+      !a.maxima.are_for(launch.num_tokens) && launch.num_tokens * group >= std::int64_t{32} * launch.num_sequences;
   if (a.layer.value_dim <= 128) {
     using Few = MmaAttention<type, 4, 2, 5>;
     return many ? launch_fitting<MmaAttention<type, 1, 2, 3>, Few>(a, launch) : launch_fitting<Few>(a, launch);

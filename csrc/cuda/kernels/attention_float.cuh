@@ -178,7 +178,13 @@ class FloatAttention {
       const int query = warp_id() * kOwn + q;
       if (query >= block_.count()) continue;
       const Finish finish(a_, block_.head(query), merged[kSums - 2 * kOwn + q], merged[kSums - kOwn + q], kUnit);
-      write(result_of(a_, block_.row(query), block_.head(query)), [&](int v) { return finish(merged[v * kOwn + q]); });
+      std::uint32_t largest = 0;
+      write(result_of(a_, block_.row(query), block_.head(query)), [&](int v) {
+        const float result = finish(merged[v * kOwn + q]);
+        if (magnitude(result) > largest) largest = magnitude(result);
+        return result;
+      });
+      leave_largest<kWarp>(a_, block_.row(query), true, largest);
     }
   }
 

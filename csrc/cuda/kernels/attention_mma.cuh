@@ -18,6 +18,7 @@ class MmaAttention {
  public:
   static constexpr KvType kType = type;
   static constexpr int kStages = stages;
+  static constexpr bool kIsForFew = key_warps == 4;  // only these leave maxima
   static constexpr int kQueryWarps = kAttentionWarps / key_warps;
   static constexpr int kQueries = 16 * kQueryWarps;
   static constexpr int kValueChunks = value_chunks;
@@ -263,10 +264,17 @@ class MmaAttention {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int query = own_query(r);
-      if (query >= block_.count()) continue;
-      const Finish finish(a_, block_.head(query), merged[kSums - 4 + r], merged[kSums - 2 + r], kUnit);
-      write(result_of(a_, block_.row(query), block_.head(query)), r,
-            [&](int v, int i, int e) { return finish(merged[(v * kTiles + i) * 4 + e]); });
+      const bool is_query = query < block_.count();
+      std::uint32_t largest = 0;
+      if (is_query) {
+        const Finish finish(a_, block_.head(query), merged[kSums - 4 + r], merged[kSums - 2 + r], kUnit);
+        write(result_of(a_, block_.row(query), block_.head(query)), r, [&](int v, int i, int e) {
+          const float result = finish(merged[(v * kTiles + i) * 4 + e]);
+          if (kIsForFew && magnitude(result) > largest) largest = magnitude(result);
+          return result;
+        });
+      }
+      if constexpr (kIsForFew) leave_largest<4>(a_, block_.row(query), is_query, largest);
     }
   }
 

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cuda/kernels/attention_keys.cuh"
+#include "cuda/kernels/rounding.cuh"
 
 namespace sterna::cuda {
 
@@ -147,6 +148,20 @@ __device__ inline float* result_of(const AttendArguments& a, std::int32_t row, s
   return row_of(a.y, row) + std::int64_t{head} * a.layer.value_dim;
 }
 
+/// Leaves the largest magnitude of what a group of lanes has written of a row: `lanes` of them, from a multiple of it
+/// on. All lanes of the warp come here; those with is_written false have written nothing.
+template <int lanes>
+__device__ inline void leave_largest(const AttendArguments& a, std::int32_t row, bool is_written,
+                                     std::uint32_t largest) {
+  if (a.maxima.data == nullptr) return;
+#pragma unroll
+  for (int distance = 1; distance < lanes; distance *= 2) {
+    const std::uint32_t other = __shfl_xor_sync(kAllLanes, largest, distance);
+    if (other > largest) largest = other;
+  }
+  if (is_written && lane_id() % lanes == 0) atomicMax(a.maxima.data + row, largest);
+}
+
 /// m, l and o of a span of a query, spans being counted from the first that it sees.
 __device__ inline float* partial_of(const AttendArguments& a, std::int32_t row, std::int32_t head, std::int32_t span) {
   return a.partial +
@@ -158,6 +173,7 @@ __device__ inline void merge_partial(const AttendArguments& a, std::int32_t row,
                                      float unit) {
   constexpr int kValues = 4;  // of a lane at once
   const std::int64_t stride = 2 + std::int64_t{a.layer.value_dim};
+  std::uint32_t largest_result = 0;
   for (std::int32_t first = 0; first < a.layer.value_dim; first += kValues * kWarp) {
     float m = -INFINITY, l = 0.0f, o[kValues] = {};
     for (std::int32_t begin = 0; begin < spans; begin += kWarp) {
@@ -193,9 +209,13 @@ __device__ inline void merge_partial(const AttendArguments& a, std::int32_t row,
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
       const std::int32_t column = first + v * kWarp + lane_id();
-      if (column < a.layer.value_dim) result_of(a, row, head)[column] = finish(o[v]);
+      if (column >= a.layer.value_dim) continue;
+      const float result = finish(o[v]);
+      result_of(a, row, head)[column] = result;
+      if (magnitude(result) > largest_result) largest_result = magnitude(result);
     }
   }
+  leave_largest<kWarp>(a, row, true, largest_result);
 }
 
 }  // namespace sterna::cuda

@@ -1,12 +1,17 @@
 /// Which kernel multiplies which layout. This file must not see the kernels' templates: it would compile them again.
+#include <algorithm>
+
+#include "cuda/kernels/device.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/kernels/matmul_layouts.h"
 
 namespace sterna::cuda {
 
-Status launch_matmul(const void* arguments, const Launch& launch) {
-  const auto& a = *static_cast<const MatmulArguments*>(arguments);
-  switch (a.w.layout) {
+namespace {
+
+/// Of one product, or of several of floats.
+Status launch_by_layout(const MatmulArguments& a, const Launch& launch) {
+  switch (a.products[0].w.layout) {
     case LayoutId::kF32:
       return launch_float_matmul(a, launch);
     case LayoutId::kF16:
@@ -56,6 +61,24 @@ Status launch_matmul(const void* arguments, const Launch& launch) {
     default:
       return kNoKernel;
   }
+}
+
+}  // namespace
+
+Status launch_matmul(const void* arguments, const Launch& launch) {
+  MatmulArguments a = *static_cast<const MatmulArguments*>(arguments);
+  const std::int32_t rows = max_rows(launch, a.products[0].y.outputs);
+  if (!a.y_maxima.are_for(rows)) a.y_maxima.data = nullptr;
+  if (a.num_products == 1 || a.products[0].w.layout == LayoutId::kF32) return launch_by_layout(a, launch);
+  if (rows <= kMostRowsOfSeveral) return launch_several_matmuls(a, launch);
+  // With more rows it is not the number of launches that takes the time.
+  MatmulArguments one = a;
+  one.num_products = 1;
+  for (std::int32_t i = 0; i < a.num_products; ++i) {
+    one.products[0] = a.products[i];
+    if (const Status status = launch_by_layout(one, launch); status != 0) return status;
+  }
+  return 0;
 }
 
 }  // namespace sterna::cuda

@@ -11,6 +11,7 @@
 #include "cuda/kernels/activations.cuh"
 #include "cuda/kernels/fragments.cuh"
 #include "cuda/kernels/matmul_layouts.h"
+#include "cuda/kernels/rounding.cuh"
 
 namespace sterna::cuda {
 
@@ -29,6 +30,35 @@ struct Weights {
   static constexpr int kPlanes = kIsDense ? 2 : 1;  // high and low parts of x
 };
 
+/// The panel of a product that a block computes.
+struct Share {
+  int product;
+  std::int64_t panel;
+};
+
+/// Of panels that count on from product to product.
+__device__ inline Share share_of(const MatmulArguments& a, std::int64_t panel) {
+  Share share = {0, panel};
+#pragma unroll
+  for (int i = 0; i + 1 < kMaxProducts; ++i) {
+    const std::int64_t panels = (a.products[i].w.n + kPanelRows - 1) / kPanelRows;
+    if (i + 1 >= a.num_products || share.panel < panels) break;
+    share.product = i + 1;
+    share.panel -= panels;
+  }
+  return share;
+}
+
+/// By comparisons: arguments that are indexed at run time would be copied to memory first.
+__device__ inline Product product_of(const MatmulArguments& a, int index) {
+  Product product = a.products[0];
+#pragma unroll
+  for (int i = 1; i < kMaxProducts; ++i) {
+    if (index == i) product = a.products[i];
+  }
+  return product;
+}
+
 /// Where the columns of one group of a matmul come from and go to.
 struct Columns {
   const std::uint8_t* panels;  // of the matrix
@@ -44,8 +74,14 @@ struct Columns {
   }
 };
 
-__device__ inline Columns columns_of(const MatmulArguments& a, const DeviceBatch& batch, int group) {
-  Columns c = {a.w.panels, a.up.panels, a.bias, a.up_bias, 0, 1, 0, 0, 0};
+/// Of a product that meets all rows, without a gate.
+__device__ inline Columns all_rows(const Product& product, const DeviceBatch& batch) {
+  return {product.w.panels, nullptr, product.bias, nullptr, 0, 1, 0, 0, num_rows(batch, product.y.outputs)};
+}
+
+__device__ inline Columns columns_of(const MatmulArguments& a, const Product& product, const DeviceBatch& batch,
+                                     int group) {
+  Columns c = {product.w.panels, a.up.panels, product.bias, a.up_bias, 0, 1, 0, 0, 0};
   std::int64_t matrix = 0;
   if (a.kind == MatmulKind::kExperts) {
     if (group >= a.pairs.groups[0]) return c;
@@ -53,18 +89,18 @@ __device__ inline Columns columns_of(const MatmulArguments& a, const DeviceBatch
     matrix = found[0];
     c.first_row = c.first_y = found[1];
     c.count = found[2];
-    if (c.bias != nullptr) c.bias += matrix * a.w.n;
-    if (c.up_bias != nullptr) c.up_bias += matrix * a.w.n;
+    if (c.bias != nullptr) c.bias += matrix * product.w.n;
+    if (c.up_bias != nullptr) c.up_bias += matrix * product.w.n;
   } else {
-    c.count = num_rows(batch, a.y.outputs);
+    c.count = num_rows(batch, product.y.outputs);
     if (a.kind == MatmulKind::kHeads) {
       matrix = group;
       c.first_row = group;
       c.row_step = a.heads;
-      c.y_offset = group * a.w.n;
+      c.y_offset = group * product.w.n;
     }
   }
-  c.panels += matrix * a.w.matrix_bytes;
+  c.panels += matrix * product.w.matrix_bytes;
   if (c.up_panels != nullptr) c.up_panels += matrix * a.up.matrix_bytes;
   return c;
 }
@@ -210,12 +246,19 @@ struct ColumnSums {
   }
 };
 
-/// One result on its way out. `sum` and `up_sum` are those of all parts.
-__device__ inline void finish(const MatmulArguments& a, const Columns& columns, std::int64_t n, int column, float sum,
-                              float up_sum) {
-  if (n >= a.w.n || column >= columns.count) return;
-  const float scale = reinterpret_cast<const float*>(a.x.base + a.x.scale_offset())[columns.x_row(column)];
-  float value = sum * (scale * a.w.factor);
+/// One result on its way out; 0 if there is no such result. `sum` and `up_sum` are those of all parts. With `prepares`
+/// the matmul has prepared its rows itself.
+template <bool prepares = false>
+__device__ inline float finish(const MatmulArguments& a, const Product& product, const Columns& columns, std::int64_t n,
+                               int column, float sum, float up_sum) {
+  if (n >= product.w.n || column >= columns.count) return 0.0f;
+  float scale;
+  if constexpr (prepares) {
+    scale = Rounding(a.x.form, bits_to_float(a.maxima.data[column])).scale;
+  } else {
+    scale = reinterpret_cast<const float*>(a.x.base + a.x.scale_offset())[columns.x_row(column)];
+  }
+  float value = sum * (scale * product.w.factor);
   if (columns.bias != nullptr) value = value + columns.bias[n];
   if (columns.up_panels != nullptr) {
     float up = up_sum * (scale * a.up.factor);
@@ -223,8 +266,9 @@ __device__ inline void finish(const MatmulArguments& a, const Columns& columns, 
     value = gate(a.glu, value, up);
   }
   const std::int64_t row = columns.first_y + column;
-  if (a.residual.data != nullptr) value = value + row_of(a.residual, row)[n];
-  row_of(a.y, row)[columns.y_offset + n] = value;
+  if (product.residual.data != nullptr) value = value + row_of(product.residual, row)[n];
+  row_of(product.y, row)[columns.y_offset + n] = value;
+  return value;
 }
 
 /// Groups that a launch for so many rows must be prepared for.
@@ -240,6 +284,13 @@ inline unsigned max_groups(const MatmulArguments& a, std::int64_t rows) {
 
 inline unsigned blocks_for(std::int64_t count, std::int64_t size) {
   return static_cast<unsigned>((count + size - 1) / size);
+}
+
+/// Panels of all products.
+inline unsigned num_panels(const MatmulArguments& a) {
+  unsigned panels = 0;
+  for (std::int32_t i = 0; i < a.num_products; ++i) panels += blocks_for(a.products[i].w.n, kPanelRows);
+  return panels;
 }
 
 }  // namespace sterna::cuda

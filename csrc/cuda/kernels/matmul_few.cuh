@@ -25,11 +25,74 @@ struct GlobalColumns {
   __device__ float sum(int tile, int i, int at) const { return sums.at(tile, i, k, at); }
 };
 
+/// Few rows that a block prepares itself, in shared memory: each warp its part of k, as prepare.cu does it for all.
+template <LayoutId id>
+struct OwnColumns {
+  static constexpr bool kHasSums = layout_spec(id).has_min;
+
+  const std::uint8_t* values;  // of this lane's column, from its first value on
+  const float* sums[2];        // of two columns
+  int k = 0;                   // where the block begins, in the part
+
+  /// `memory` is the warp's; its part begins at first_k and has `length` values.
+  __device__ OwnColumns(const MatmulArguments& a, const Columns& c, std::uint8_t* memory, std::int64_t first_k,
+                        int length) {
+    const int row_bytes = static_cast<int>(preparing_room(a.x.k)) * 2 + 32;
+    const int sum_stride = static_cast<int>(preparing_room(a.x.k)) / kSumOf;
+    auto* const all_sums = reinterpret_cast<float*>(memory + c.count * row_bytes);
+    const int chunks = length / kSumOf;
+    for (int i = lane_id(); i < c.count * chunks; i += kWarp) {
+      const int row = i / chunks, chunk = i % chunks;
+      const Rounding rounding(a.x.form, bits_to_float(a.maxima.data[row]));
+      const auto* const from = reinterpret_cast<const float4*>(row_of(a.rows, row) + first_k + chunk * kSumOf);
+      float rounded[kSumOf];
+      std::uint32_t words[kSumOf / 2];
+#pragma unroll
+      for (int j = 0; j < kSumOf / 4; ++j) {
+        const float4 x = from[j];
+        const std::uint16_t halves[4] = {rounding.round(x.x), rounding.round(x.y), rounding.round(x.z),
+                                         rounding.round(x.w)};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) rounded[4 * j + e] = half_to_float(halves[e]);
+        words[2 * j] = halves[0] | static_cast<std::uint32_t>(halves[1]) << 16;
+        words[2 * j + 1] = halves[2] | static_cast<std::uint32_t>(halves[3]) << 16;
+      }
+      auto* const to = reinterpret_cast<uint4*>(memory + row * row_bytes + chunk * kSumOf * 2);
+      to[0] = {words[0], words[1], words[2], words[3]};
+      to[1] = {words[4], words[5], words[6], words[7]};
+      if constexpr (kHasSums) {  // in the order of prepare.cu: those 8 apart, then 4, 2, 1
+#pragma unroll
+        for (int j = 0; j < 8; ++j) rounded[j] = rounded[j] + rounded[j + 8];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) rounded[j] = rounded[j] + rounded[j + 4];
+        rounded[0] = (rounded[0] + rounded[2]) + (rounded[1] + rounded[3]);
+        all_sums[row * sum_stride + chunk] = rounded[0];
+      }
+    }
+    __syncwarp();
+    values = memory + c.x_row(lane_id() / 4) * row_bytes + lane_id() % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sums[i] = all_sums + c.x_row(lane_id() % 4 * 2 + i) * sum_stride;
+  }
+  __device__ uint2 words(int, int, int at) const { return *reinterpret_cast<const uint2*>(values + k * 2 + at * 2); }
+  __device__ float sum(int, int i, int at) const { return (sums[i] + (k >> 4))[at / kSumOf]; }
+};
+
+/// What a kernel for few columns is for.
+enum class FewUse : std::uint8_t {
+  kAny,      // one product
+  kSeveral,  // several, of all rows and without gates
+  kPrepares  // one, of all rows and without a gate; rows are OwnColumns
+};
+
 /// A block computes one panel for 8 * tiles columns, each warp one of the parts: reading the weights from memory is
 /// what takes the time, and all multiprocessors must take part in it.
-template <LayoutId id, int tiles>
+template <LayoutId id, int tiles, FewUse use = FewUse::kAny>
 struct FewColumns {
   using W = Weights<id>;
+  static constexpr bool kPrepares = use == FewUse::kPrepares;
+  static_assert(use == FewUse::kAny || tiles == 1);
+  static_assert(!kPrepares || (!W::kIsDense && 256 % W::kBlock == 0));
   static constexpr int kThreads = kParts * kWarp;
   static constexpr int kMaxColumns = tiles * kColumns;
   /// Pieces that a warp has room for. Devices before 8.0 have less shared memory, and nothing comes ahead there.
@@ -44,31 +107,37 @@ struct FewColumns {
     return ring > 2 * kResultFloats * 4 ? ring : 2 * kResultFloats * 4;
   }
   static constexpr int kWarpBytes = warp_bytes(kStages);
-  /// Of the code that runs on the current device.
+  /// Of the code that runs on the current device, beside what rows are prepared in.
   static int shared_bytes() { return kParts * warp_bytes(stages(has_copies_ahead())); }
+  static_assert(tiles > 1 || W::kIsDense || kParts * warp_bytes(stages(true)) <= kMostMatmulBytes);
 
-  __device__ static void run(const MatmulArguments& a, const DeviceBatch& batch, unsigned column_blocks) {
+  /// Inlined, as arguments that a function is called with would be copied to memory first.
+  __device__ static __forceinline__ void run(const MatmulArguments& a, const DeviceBatch& batch,
+                                             unsigned column_blocks) {
     const int warp = warp_id();
     std::uint8_t* const ring = dynamic_shared() + warp * kWarpBytes;
-    const std::int64_t panel = blockIdx.x / column_blocks;
+    const Share share = use == FewUse::kSeveral ? share_of(a, blockIdx.x) : Share{0, blockIdx.x / column_blocks};
+    const Product product = use == FewUse::kSeveral ? product_of(a, share.product) : a.products[0];
+    const std::int64_t panel = share.panel;
     const std::int64_t blocks = a.x.k / W::kBlock;
     // Which weights these are does not depend on what ran before, but for experts.
-    const bool is_early = a.kind != MatmulKind::kExperts;
+    const bool is_early = use != FewUse::kAny || a.kind != MatmulKind::kExperts;
     if (!is_early) wait_for_previous();
-    const Columns columns = columns_of(a, batch, static_cast<int>(blockIdx.z));
+    const Columns columns =
+        use == FewUse::kAny ? columns_of(a, product, batch, static_cast<int>(blockIdx.z)) : all_rows(product, batch);
     const int first = static_cast<int>(blockIdx.x % column_blocks) * kMaxColumns;
     if (first >= columns.count) {
       wait_for_previous();  // no grid may be complete before those in front of it
       return;
     }
 
-    const int matrices = columns.up_panels == nullptr ? 1 : 2;
+    const int matrices = use != FewUse::kAny || columns.up_panels == nullptr ? 1 : 2;
     float sums[2][tiles][4] = {};
 #pragma unroll
     for (int matrix = 0; matrix < 2; ++matrix) {
       if (matrix >= matrices) break;
       const std::uint8_t* const weights =
-          matrix == 0 ? columns.panels + panel * a.w.panel_bytes : columns.up_panels + panel * a.up.panel_bytes;
+          matrix == 0 ? columns.panels + panel * product.w.panel_bytes : columns.up_panels + panel * a.up.panel_bytes;
       Walk<id> ahead(blocks, warp, warp + 1);
       int asked = 0;
       const auto ask = [&] {
@@ -85,9 +154,19 @@ struct FewColumns {
         if (is_early) wait_for_previous();
         let_next_begin();
       }
-      GlobalColumns<tiles> x(a.x, columns, first);
-      int stage = 0;
-      for (Walk<id> walk(blocks, warp, warp + 1); !walk.done(); walk.next(), ++stage) {
+      Walk<id> walk(blocks, warp, warp + 1);
+      const std::int64_t first_block = kPrepares ? walk.block : 0;
+      auto x = [&] {
+        if constexpr (kPrepares) {
+          std::uint8_t* const own =
+              dynamic_shared() + kParts * kWarpBytes + warp * (preparing_bytes(a.x.k, columns.count) / kParts);
+          return OwnColumns<id>(a, columns, own, first_block * W::kBlock,
+                                static_cast<int>((walk.end - first_block) * W::kBlock));
+        } else {
+          return GlobalColumns<tiles>(a.x, columns, first);
+        }
+      }();
+      for (int stage = 0; !walk.done(); walk.next(), ++stage) {
         if constexpr (kStages == 1) {
           __syncwarp();  // all lanes are done with the piece before
           ask();
@@ -100,7 +179,7 @@ struct FewColumns {
         }
         const std::uint8_t* const piece = ring + stage % kStages * W::kPieceBytes;
         for (int block = 0; block < walk.count(); ++block) {
-          x.k = (walk.block + block) * W::kBlock;
+          x.k = static_cast<decltype(x.k)>((walk.block + block - first_block) * W::kBlock);
           multiply<id, tiles>(sums[matrix], piece + block * W::kBlockBytes, 0, W::kBlock / kUnit, x);
         }
       }
@@ -124,24 +203,38 @@ struct FewColumns {
     __syncthreads();
     const int left = columns.count - first;
     const int wanted = kPanelRows * (left < kMaxColumns ? left : kMaxColumns);
-    for (int i = static_cast<int>(threadIdx.x); i < wanted; i += kThreads) {
-      float total[2];
-      for (int matrix = 0; matrix < 2; ++matrix) {
-        for (int part = 0; part < kParts; ++part) {
-          const auto* of_part = reinterpret_cast<const float*>(dynamic_shared() + part * kWarpBytes);
-          const float sum = of_part[matrix * kResultFloats + i];
-          total[matrix] = part == 0 ? sum : total[matrix] + sum;
+    for (int first_result = 0; first_result < wanted; first_result += kThreads) {
+      const int i = first_result + static_cast<int>(threadIdx.x);
+      const int column = first + i / kPanelRows;
+      float value = 0.0f;
+      if (i < wanted) {
+        float total[2];
+        for (int matrix = 0; matrix < 2; ++matrix) {
+          for (int part = 0; part < kParts; ++part) {
+            const auto* of_part = reinterpret_cast<const float*>(dynamic_shared() + part * kWarpBytes);
+            const float sum = of_part[matrix * kResultFloats + i];
+            total[matrix] = part == 0 ? sum : total[matrix] + sum;
+          }
         }
+        const std::int64_t n = panel * kPanelRows + i % kPanelRows;
+        value = finish<kPrepares>(a, product, columns, n, column, total[0], total[1]);
       }
-      finish(a, columns, panel * kPanelRows + i % kPanelRows, first + i / kPanelRows, total[0], total[1]);
+      if (tiles > 1 || use != FewUse::kAny || a.y_maxima.data == nullptr) continue;
+      std::uint32_t largest = magnitude(value);
+#pragma unroll
+      for (int distance = kPanelRows / 2; distance > 0; distance /= 2) {
+        const std::uint32_t other = __shfl_xor_sync(kAllLanes, largest, distance);
+        if (other > largest) largest = other;
+      }
+      if (i < wanted && i % kPanelRows == 0) atomicMax(a.y_maxima.data + column, largest);
     }
   }
 };
 
-template <LayoutId id, int tiles>
+template <LayoutId id, int tiles, FewUse use>
 __global__ void __launch_bounds__(kParts* kWarp)
     few_columns(MatmulArguments a, DeviceBatch batch, unsigned column_blocks) {
-  FewColumns<id, tiles>::run(a, batch, column_blocks);
+  FewColumns<id, tiles, use>::run(a, batch, column_blocks);
 }
 
 }  // namespace sterna::cuda

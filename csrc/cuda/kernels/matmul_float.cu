@@ -13,10 +13,12 @@ struct FloatColumns {
     __shared__ float results[2][kParts][kColumns][kPanelRows];
     wait_for_previous();
     let_next_begin();
-    const Columns columns = columns_of(a, batch, static_cast<int>(blockIdx.z));
+    const Share share = share_of(a, blockIdx.x);
+    const Product product = product_of(a, share.product);
+    const Columns columns = columns_of(a, product, batch, static_cast<int>(blockIdx.z));
     const int first = static_cast<int>(blockIdx.y) * kColumns;
     if (first >= columns.count) return;
-    const std::int64_t panel = blockIdx.x;
+    const std::int64_t panel = share.panel;
     const int warp = warp_id();
     const int row = lane_id() % kPanelRows;
     const int odd = lane_id() / kPanelRows;
@@ -30,7 +32,7 @@ struct FloatColumns {
     for (int matrix = 0; matrix < 2; ++matrix) {
       float sums[kColumns] = {};
       if (matrix == 0 || columns.up_panels != nullptr) {
-        const auto* w = reinterpret_cast<const float*>(matrix == 0 ? columns.panels + panel * a.w.panel_bytes
+        const auto* w = reinterpret_cast<const float*>(matrix == 0 ? columns.panels + panel * product.w.panel_bytes
                                                                    : columns.up_panels + panel * a.up.panel_bytes);
         for (std::int64_t k = begin + odd; k < end; k += 2) {
           const float weight = w[k * kPanelRows + row];
@@ -53,7 +55,7 @@ struct FloatColumns {
         for (int part = 1; part < kParts; ++part)
           total[matrix] = total[matrix] + results[matrix][part][column][i % kPanelRows];
       }
-      finish(a, columns, panel * kPanelRows + i % kPanelRows, first + column, total[0], total[1]);
+      finish(a, product, columns, panel * kPanelRows + i % kPanelRows, first + column, total[0], total[1]);
     }
   }
 };
@@ -65,8 +67,8 @@ __global__ void __launch_bounds__(FloatColumns::kThreads) float_columns(MatmulAr
 }  // namespace
 
 Status launch_float_matmul(const MatmulArguments& a, const Launch& launch) {
-  const std::int32_t columns = max_rows(launch, a.y.outputs);
-  const dim3 grid(blocks_for(a.w.n, kPanelRows), blocks_for(columns, kColumns), max_groups(a, columns));
+  const std::int32_t columns = max_rows(launch, a.products[0].y.outputs);
+  const dim3 grid(num_panels(a), blocks_for(columns, kColumns), max_groups(a, columns));
   return cuda::launch(float_columns, grid, FloatColumns::kThreads, 0, launch.stream, a, *launch.batch);
 }
 

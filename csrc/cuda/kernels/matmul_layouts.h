@@ -10,6 +10,11 @@ namespace sterna::cuda {
 template <LayoutId id>
 Status launch_matmul_of(const MatmulArguments& arguments, const Launch& launch);
 
+/// Several products, of any layouts but floats, for at most so many rows.
+Status launch_several_matmuls(const MatmulArguments& arguments, const Launch& launch);
+constexpr std::int32_t kMostRowsOfSeveral = 8;
+
+/// Also several products, for any number of rows.
 Status launch_float_matmul(const MatmulArguments& arguments, const Launch& launch);
 
 }  // namespace sterna::cuda

@@ -67,21 +67,22 @@ struct ManyColumns {
   __device__ static void run(const MatmulArguments& a, const DeviceBatch& batch, unsigned column_blocks) {
     wait_for_previous();
     let_next_begin();
-    const Columns columns = columns_of(a, batch, static_cast<int>(blockIdx.z));
+    const Product& product = a.products[0];
+    const Columns columns = columns_of(a, product, batch, static_cast<int>(blockIdx.z));
     const int first = static_cast<int>(blockIdx.x % column_blocks) * X::kMaxColumns;
     if (first >= columns.count) return;
     const int warp = warp_id();
     const bool is_gated = columns.up_panels != nullptr;
-    const std::int64_t last_panel = (a.w.n + kPanelRows - 1) / kPanelRows - 1;
+    const std::int64_t last_panel = (product.w.n + kPanelRows - 1) / kPanelRows - 1;
     const std::int64_t panel =
         (static_cast<std::int64_t>(blockIdx.x / column_blocks) * kWarps + warp) * (is_gated ? 1 : 2);
     // Warps beyond the last panel compute it again, and keep nothing.
     const auto panel_at = [&](const std::uint8_t* panels, std::int64_t index, std::int64_t bytes) {
       return panels + (index < last_panel ? index : last_panel) * bytes;
     };
-    const std::uint8_t* const weights[2] = {panel_at(columns.panels, panel, a.w.panel_bytes),
+    const std::uint8_t* const weights[2] = {panel_at(columns.panels, panel, product.w.panel_bytes),
                                             is_gated ? panel_at(columns.up_panels, panel, a.up.panel_bytes)
-                                                     : panel_at(columns.panels, panel + 1, a.w.panel_bytes)};
+                                                     : panel_at(columns.panels, panel + 1, product.w.panel_bytes)};
     std::uint8_t* const x_ring = dynamic_shared();
     std::uint8_t* const ring = x_ring + kStages * X::kBytes + warp * 2 * W::kPieceBytes;
     const std::int64_t blocks = a.x.k / W::kBlock;
@@ -150,10 +151,10 @@ struct ManyColumns {
         const int row = lane_id() / 4 + j / 2 * 8;
         const int column = first + tile * kColumns + lane_id() % 4 * 2 + j % 2;
         if (is_gated) {
-          finish(a, columns, panel * kPanelRows + row, column, totals[0][tile][j], totals[1][tile][j]);
+          finish(a, product, columns, panel * kPanelRows + row, column, totals[0][tile][j], totals[1][tile][j]);
         } else {
-          finish(a, columns, panel * kPanelRows + row, column, totals[0][tile][j], 0.0f);
-          finish(a, columns, (panel + 1) * kPanelRows + row, column, totals[1][tile][j], 0.0f);
+          finish(a, product, columns, panel * kPanelRows + row, column, totals[0][tile][j], 0.0f);
+          finish(a, product, columns, (panel + 1) * kPanelRows + row, column, totals[1][tile][j], 0.0f);
         }
       }
     }

@@ -43,6 +43,7 @@ Status describe_device(int device, DeviceInfo* info) {
   info->major = properties.major;
   info->minor = properties.minor;
   info->multiprocessors = properties.multiProcessorCount;
+  info->block_bytes = properties.sharedMemPerBlockOptin;
   info->total_bytes = properties.totalGlobalMem;
   return 0;
 }
