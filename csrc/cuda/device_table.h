@@ -101,11 +101,12 @@ enum class Kernel : std::uint8_t {
 constexpr int kNumKernels = static_cast<int>(Kernel::kCount);
 /// In the order of Kernel.
 constexpr const char* kKernelNames[kNumKernels] = {
-    "embed",      "norm",          "layer_norm", "binary",     "lora",    "scale",      "clamp",
-    "activation", "glu",           "copy",       "take_rows",  "pool",    "rope_table", "rope",
-    "store_kv",   "relative_bias", "attend",     "prepare",    "matmul",  "route",      "sort_pairs",
-    "combine",    "short_conv",    "ssm_scan",   "delta_rule", "largest", "repack",
+    "embed",      "norm",     "layer_norm",    "binary",    "lora",       "scale",   "clamp",
+    "activation", "glu",      "copy",          "take_rows", "receive",    "pool",    "rope_table",
+    "rope",       "store_kv", "relative_bias", "attend",    "prepare",    "matmul",  "route",
+    "sort_pairs", "combine",  "short_conv",    "ssm_scan",  "delta_rule", "largest", "repack",
 };
+static_assert(kKernelNames[kNumKernels - 1] != nullptr);
 
 struct DeviceTable {
   int version;
