@@ -91,6 +91,7 @@ template <LayoutId id, int tiles, FewUse use = FewUse::kAny>
 struct FewColumns {
   using W = Weights<id>;
   static constexpr bool kPrepares = use == FewUse::kPrepares;
+  static constexpr int kMatrices = use == FewUse::kAny ? 2 : 1;
   static_assert(use == FewUse::kAny || tiles == 1);
   static_assert(!kPrepares || (!W::kIsDense && 256 % W::kBlock == 0));
   static constexpr int kThreads = kParts * kWarp;
@@ -116,6 +117,7 @@ struct FewColumns {
                                              unsigned column_blocks) {
     const int warp = warp_id();
     std::uint8_t* const ring = dynamic_shared() + warp * kWarpBytes;
+    if (tiles == 1) column_blocks = 1;  // as its launches have no more columns than it takes
     const Share share = use == FewUse::kSeveral ? share_of(a, blockIdx.x) : Share{0, blockIdx.x / column_blocks};
     const Product product = use == FewUse::kSeveral ? product_of(a, share.product) : a.products[0];
     const std::int64_t panel = share.panel;
@@ -131,10 +133,10 @@ struct FewColumns {
       return;
     }
 
-    const int matrices = use != FewUse::kAny || columns.up_panels == nullptr ? 1 : 2;
-    float sums[2][tiles][4] = {};
+    const int matrices = columns.up_panels == nullptr ? 1 : 2;
+    float sums[kMatrices][tiles][4] = {};
 #pragma unroll
-    for (int matrix = 0; matrix < 2; ++matrix) {
+    for (int matrix = 0; matrix < kMatrices; ++matrix) {
       if (matrix >= matrices) break;
       const std::uint8_t* const weights =
           matrix == 0 ? columns.panels + panel * product.w.panel_bytes : columns.up_panels + panel * a.up.panel_bytes;
@@ -155,13 +157,12 @@ struct FewColumns {
         let_next_begin();
       }
       Walk<id> walk(blocks, warp, warp + 1);
-      const std::int64_t first_block = kPrepares ? walk.block : 0;
       auto x = [&] {
         if constexpr (kPrepares) {
           std::uint8_t* const own =
               dynamic_shared() + kParts * kWarpBytes + warp * (preparing_bytes(a.x.k, columns.count) / kParts);
-          return OwnColumns<id>(a, columns, own, first_block * W::kBlock,
-                                static_cast<int>((walk.end - first_block) * W::kBlock));
+          return OwnColumns<id>(a, columns, own, walk.block * W::kBlock,
+                                static_cast<int>((walk.end - walk.block) * W::kBlock));
         } else {
           return GlobalColumns<tiles>(a.x, columns, first);
         }
@@ -179,8 +180,9 @@ struct FewColumns {
         }
         const std::uint8_t* const piece = ring + stage % kStages * W::kPieceBytes;
         for (int block = 0; block < walk.count(); ++block) {
-          x.k = static_cast<decltype(x.k)>((walk.block + block - first_block) * W::kBlock);
+          if constexpr (!kPrepares) x.k = (walk.block + block) * W::kBlock;
           multiply<id, tiles>(sums[matrix], piece + block * W::kBlockBytes, 0, W::kBlock / kUnit, x);
+          if constexpr (kPrepares) x.k += W::kBlock;
         }
       }
       wait_copies<0>();
@@ -189,7 +191,7 @@ struct FewColumns {
 
     auto* const results = reinterpret_cast<float*>(ring);
 #pragma unroll
-    for (int matrix = 0; matrix < 2; ++matrix) {
+    for (int matrix = 0; matrix < kMatrices; ++matrix) {
 #pragma unroll
       for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
@@ -203,13 +205,13 @@ struct FewColumns {
     __syncthreads();
     const int left = columns.count - first;
     const int wanted = kPanelRows * (left < kMaxColumns ? left : kMaxColumns);
-    for (int first_result = 0; first_result < wanted; first_result += kThreads) {
+    for (int first_result = 0; first_result < kResultFloats; first_result += kThreads) {
       const int i = first_result + static_cast<int>(threadIdx.x);
       const int column = first + i / kPanelRows;
       float value = 0.0f;
       if (i < wanted) {
-        float total[2];
-        for (int matrix = 0; matrix < 2; ++matrix) {
+        float total[2] = {};
+        for (int matrix = 0; matrix < kMatrices; ++matrix) {
           for (int part = 0; part < kParts; ++part) {
             const auto* of_part = reinterpret_cast<const float*>(dynamic_shared() + part * kWarpBytes);
             const float sum = of_part[matrix * kResultFloats + i];
