@@ -26,7 +26,8 @@ DraftModel::DraftModel(std::shared_ptr<Plan> plan, std::int64_t kv_tokens, std::
       max_tokens_(plan_->max_tokens()),
       max_outputs_(plan_->max_outputs()),
       cache_(pool_windows(*plan_), pool_page_limits(*plan_, kv_tokens, max_sequences)),
-      sampler_(plan_->vocab_size()) {}
+      sampler_(plan_->vocab_size()),
+      largest_(*plan_) {}
 
 std::int32_t DraftModel::num_pending(const DraftSequence& sequence, std::span<const std::int32_t> tokens) const {
   const auto num_tokens = static_cast<std::int32_t>(tokens.size());
@@ -150,7 +151,7 @@ bool DraftModel::run(const Interrupt& interrupt) {
     }
     if (row.guesses) {
       output_rows_.push_back(static_cast<std::int32_t>(tokens_.size()) - 1);
-      largest_.add(*plan_, row.wanted->request->sampling, sampling_context(*row.wanted, row.wanted->history),
+      largest_.add(row.wanted->request->sampling, sampling_context(*row.wanted, row.wanted->history),
                    static_cast<std::int32_t>(row.wanted->draft->size()));
     }
     for (const auto& table : sequence.pages) page_tables_.emplace_back(table);

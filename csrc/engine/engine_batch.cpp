@@ -33,7 +33,7 @@ void EngineCore::build_batch() {
       if (i >= rows.count - rows.num_outputs) {
         batch_output_rows_.push_back(static_cast<std::int32_t>(batch_tokens_.size()));
         if (generate != nullptr) {
-          batch_largest_.add(*plan_, generate->sampling, sampling_context(request), std::max(0, position + 1 - own));
+          batch_largest_.add(generate->sampling, sampling_context(request), std::max(0, position + 1 - own));
         } else {
           batch_largest_.add_whole_row();
         }

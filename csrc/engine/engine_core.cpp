@@ -89,6 +89,7 @@ EngineCore::EngineCore(std::shared_ptr<Plan> plan, std::shared_ptr<const Pieces>
       encoded_(chosen(pool_windows(*plan_), encoded_pools_),
                chosen(pool_page_limits(*plan_, kv_tokens_of(options), options.max_sequences), encoded_pools_)),
       scheduler_({plan_->max_tokens(), plan_->max_outputs(), options.max_sequences}, cache_),
+      batch_largest_(*plan_),
       drafter_(*plan_, std::move(draft_plan), kv_tokens_of(options), options.max_sequences, options.step_clock) {}
 
 EngineCore::~EngineCore() {

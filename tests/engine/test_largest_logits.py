@@ -134,11 +134,14 @@ class LargestPlan(FakePlan):
         self.seen = seen
         self.asked: list[int] = []
         self.last: Row | None = None
+        self.questions = self.runs = 0
 
     def most_largest(self) -> int:
+        self.questions += 1
         return MOST
 
     def run(self, *arguments: object) -> Row | None:  # type: ignore[override]
+        self.runs += 1
         self.last = super().run(*arguments)  # type: ignore[arg-type]
         return self.last
 
@@ -190,6 +193,17 @@ def test_requests_of_both_kinds_in_one_batch() -> None:
     for handle, prompt, params, choice in handles:
         assert tokens_of(handle) == reference_generate(prompt, 12, params, choice=choice)
     assert {0, 1} <= set(plan.asked)
+
+
+def test_the_engine_asks_only_once_how_many_a_plan_can_find() -> None:
+    """It builds batches under its lock: a plan in Python waits there for Python, whose thread may be waiting for the lock."""
+    plan = LargestPlan()
+    engine = _core.Engine(plan, make_pieces(), context=512)
+    begun = plan.questions
+    tokens_of(engine.submit(PROMPT, max_tokens=20, sampling=_core.SamplingParams(temperature=0.0), draft_tokens=0))
+    engine.close()
+    assert plan.runs >= 20
+    assert plan.questions == begun + plan.runs  # those of PyPlan::run, without the lock
 
 
 def test_the_largest_are_what_is_sampled_from() -> None:
