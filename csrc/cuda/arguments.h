@@ -172,6 +172,9 @@ struct RowMaxima {
   constexpr bool are_for(std::int64_t rows) const { return data != nullptr && rows <= most_rows; }
 };
 
+/// Elements of a head's keys and values at most: sums of a row are kept in registers.
+constexpr std::int32_t kMaxHeadDim = 576;
+
 struct AttendArguments {
   Rows q, y;
   RowMaxima maxima;  // of y

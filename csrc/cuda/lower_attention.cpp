@@ -1,4 +1,6 @@
 /// Lowers rope and attention: K and V go to the cache first, then every query reads the cache only.
+#include <algorithm>
+
 #include "cuda/lowering.h"
 #include "plan/attention_node.h"
 
@@ -91,6 +93,10 @@ void lower_attention(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<AttendArguments>();
   a.query_heads = static_cast<std::int32_t>(query_heads);
   a.layer = lowering.kv_layer(attention.layer);
+  if (const std::int32_t most = std::max(a.layer.head_dim, a.layer.value_dim); most > kMaxHeadDim) {
+    unsupported(node, "the CUDA backend takes heads of up to " + std::to_string(kMaxHeadDim) + " numbers, not " +
+                          std::to_string(most));
+  }
   a.scale = attention.scale;
   a.softcap = attention.softcap;
   a.window = attention.window;

@@ -11,6 +11,7 @@
 
 #include "base/half.h"
 #include "cuda_launch.h"
+#include "emulator.h"
 #include "engine/batch.h"
 
 using namespace sterna;
@@ -372,6 +373,30 @@ void check(const Case& c, const std::vector<Sequence>& sequences, bool all_ways 
   }
 }
 
+/// Where a block has little shared memory other kernels run, which give the same bits.
+void check_small_device(KvType type) {
+  struct Heads {
+    int head_dim, value_dim;
+    bool latent;
+  };
+  const std::vector<Sequence> sequences = {{1, 70}, {40, 90}};
+  const auto most = std::numeric_limits<int>::max();
+  for (const Heads& heads : {Heads{32, 32, false}, Heads{256, 256, false}, Heads{576, 512, true},
+                             Heads{kMaxHeadDim, 200, false}, Heads{kMaxHeadDim, kMaxHeadDim, false}}) {
+    Case c{.name = "little shared memory", .type = type, .query_heads = 2, .key_heads = 1};
+    c.head_dim = heads.head_dim;
+    c.value_dim = heads.value_dim;
+    c.latent = heads.latent;
+    const World world(c, sequences, 12);
+    const std::vector<float> results = world.attend({0, 1}, 0, most, 0, true);
+    const std::vector<float> one = world.attend({0}, 0, most, 0, true);
+    cuda_emulation::max_shared_bytes = cuda_emulation::kSharedBytesSm75;
+    check_same(world.attend({0, 1}, 0, most, 0, true), results, 0, c.name, "many rows");
+    check_same(world.attend({0}, 0, most, 0, true), one, 0, c.name, "one row");
+    cuda_emulation::max_shared_bytes = cuda_emulation::kSharedBytesSm90;
+  }
+}
+
 void check_type(KvType type) {
   // Enough rows for the shape of prompts; with spare capacity they get the other one.
   const std::vector<Sequence> sequences = {{3, 130}, {44, 270}, {1, 67}};
@@ -458,6 +483,7 @@ int main(int count, char** words) {
   for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
     if (count > 1 && std::atoi(words[1]) != static_cast<int>(type)) continue;
     check_type(type);
+    check_small_device(type);
   }
   return finish_test();
 }

@@ -10,6 +10,7 @@ from typing import Any
 import oracle
 import pytest
 import sterna
+from attention_layer import Attention, Shape
 from cuda_plans import in_process
 from sterna import ArgumentError, DeviceError, UnsupportedModelError, _core
 from sterna.cli.main import main
@@ -169,6 +170,13 @@ def test_auto_is_the_first_gpu_that_the_model_fits_on(
     assert sterna.plan(MODEL).device == "cpu"
     with pytest.raises(UnsupportedModelError, match="no such kernel"):
         sterna.plan(MODEL, device="cuda")
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(577, 64), (64, 577)])
+def test_heads_that_are_too_large_are_found_when_planning(dim: int, value_dim: int) -> None:
+    _core.plan_memory_cuda(Attention(Shape(2, 1, 576, 576), 1).program, kv_dtype="f32")
+    with pytest.raises(UnsupportedModelError, match="attention y: the CUDA backend takes heads of up to 576 numbers, not 577"):
+        _core.plan_memory_cuda(Attention(Shape(2, 1, dim, value_dim), 1).program)
 
 
 @pytest.mark.usefixtures("gpus")

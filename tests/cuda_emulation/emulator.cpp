@@ -24,6 +24,7 @@ namespace sterna::cuda_emulation {
 
 Thread* current_thread = nullptr;
 Dim3 block_index, block_size, grid_size;
+int max_shared_bytes = kSharedBytesSm90;
 
 namespace {
 

@@ -26,6 +26,10 @@ struct Thread {
 extern Thread* current_thread;
 extern Dim3 block_index, block_size, grid_size;
 
+/// Shared memory that a block may have on the device that is emulated.
+extern int max_shared_bytes;
+constexpr int kSharedBytesSm75 = 64 << 10, kSharedBytesSm90 = 227 << 10;
+
 /// Calls `kernel` for every thread of every block of the grid. Throws std::logic_error when threads wait for some that
 /// have ended or wait elsewhere.
 void run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);

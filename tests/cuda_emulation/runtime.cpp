@@ -16,6 +16,7 @@
 
 #include "cuda/device_table.h"
 #include "cuda/kernels/launchers.h"
+#include "emulator.h"
 
 namespace sterna::cuda {
 namespace {
@@ -86,7 +87,8 @@ Status describe_device(int number, DeviceInfo* info) {
 Status use_device(int number) {
   if (number < 0 || number >= static_cast<int>(devices().size())) return kNoDevice;
   current = number;
-  device_in_use();
+  const bool is_sm75 = device_in_use().major == 7;
+  cuda_emulation::max_shared_bytes = is_sm75 ? cuda_emulation::kSharedBytesSm75 : cuda_emulation::kSharedBytesSm90;
   return 0;
 }
 Status check_code() { return device_in_use().is_broken ? kNoCode : 0; }

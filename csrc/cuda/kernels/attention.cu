@@ -81,9 +81,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attend(AttendArguments a
   }
 }
 
+/// Of a block, its static variables included.
 template <class Math>
-std::size_t shared_bytes(const AttendArguments& a) {
-  return static_cast<std::size_t>(kStageBytes<Math::kType> * Math::kStages) + Math::shared_bytes(a.layer.head_dim);
+constexpr std::size_t all_shared_bytes(std::int32_t head_dim) {
+  constexpr std::size_t kStatic = kAttentionThreads * sizeof(void*) + 64;
+  return kStageBytes<Math::kType> * Math::kStages + Math::shared_bytes(head_dim) + kStatic;
 }
 
 template <class Math>
@@ -103,22 +105,24 @@ Status launch_with(AttendArguments a, const Launch& launch) {
   if (a.partial != nullptr && items > 0) splits = (kBlocks + items - 1) / items;
   if (splits > a.max_spans) splits = a.max_spans;
   if (splits < 1) splits = 1;
+  const std::size_t shared_bytes =
+      static_cast<std::size_t>(kStageBytes<Math::kType> * Math::kStages) + Math::shared_bytes(a.layer.head_dim);
   return cuda::launch(attend<Math>, dim3(static_cast<unsigned>(items), static_cast<unsigned>(splits)),
-                      kAttentionThreads, shared_bytes<Math>(a), launch.stream, a, *launch.batch, shape);
+                      kAttentionThreads, shared_bytes, launch.stream, a, *launch.batch, shape);
 }
 
-/// By the first whose shared memory the device has; results are the same.
+/// By the first whose shared memory the device has; results are the same. The last one's every device has.
 template <class Math, class... Others>
 Status launch_fitting(const AttendArguments& a, const Launch& launch) {
-  constexpr std::size_t kStatic = kAttentionThreads * sizeof(void*) + 64;  // of the kernel
-  if (shared_bytes<Math>(a) + kStatic <= static_cast<std::size_t>(max_shared_bytes())) {
-    return launch_with<Math>(a, launch);
-  }
   if constexpr (sizeof...(Others) > 0) {
-    return launch_fitting<Others...>(a, launch);
+    if (all_shared_bytes<Math>(a.layer.head_dim) > static_cast<std::size_t>(max_shared_bytes())) {
+      return launch_fitting<Others...>(a, launch);
+    }
   } else {
-    return kNoKernel;
+    constexpr std::size_t kLeast = 64 << 10;  // sm_75
+    static_assert(all_shared_bytes<Math>(kMaxHeadDim) <= kLeast);
   }
+  return launch_with<Math>(a, launch);
 }
 
 /// Many rows of a sequence fill a larger block, whose warps have queries of their own; results are the same, but maxima
@@ -128,24 +132,25 @@ Status launch_mma(const AttendArguments& a, const Launch& launch) {
   const std::int64_t group = a.query_heads / a.layer.num_heads;
   const bool many =
       !a.maxima.are_for(launch.num_tokens) && launch.num_tokens * group >= std::int64_t{32} * launch.num_sequences;
+  using Wide = MmaAttention<type, 4, 9, 3>;
+  using Last = MmaAttention<type, 4, 9, type == KvType::kF16 ? 2 : 3>;
   if (a.layer.value_dim <= 128) {
     using Few = MmaAttention<type, 4, 2, 5>;
-    return many ? launch_fitting<MmaAttention<type, 1, 2, 3>, Few>(a, launch) : launch_fitting<Few>(a, launch);
+    return many ? launch_fitting<MmaAttention<type, 1, 2, 3>, Few, Last>(a, launch)
+                : launch_fitting<Few, Last>(a, launch);
   }
   if (a.layer.value_dim <= 256) {
     using Few = MmaAttention<type, 4, 4, 4>;
-    return many ? launch_fitting<MmaAttention<type, 2, 4, 3>, Few>(a, launch) : launch_fitting<Few>(a, launch);
+    return many ? launch_fitting<MmaAttention<type, 2, 4, 3>, Few, Last>(a, launch)
+                : launch_fitting<Few, Last>(a, launch);
   }
-  if constexpr (type == KvType::kF16) {  // for 64 KiB
-    return launch_fitting<MmaAttention<type, 4, 9, 3>, MmaAttention<type, 4, 9, 2>>(a, launch);
-  } else {
-    return launch_fitting<MmaAttention<type, 4, 9, 3>>(a, launch);
-  }
+  return launch_fitting<Wide, Last>(a, launch);
 }
 
 Status launch_float(const AttendArguments& a, const Launch& launch) {
-  return a.layer.value_dim <= 128 ? launch_fitting<FloatAttention<4>>(a, launch)
-                                  : launch_fitting<FloatAttention<18>>(a, launch);
+  using Last = FloatAttention<18, 2>;
+  return a.layer.value_dim <= 128 ? launch_fitting<FloatAttention<4, 3>, Last>(a, launch)
+                                  : launch_fitting<FloatAttention<18, 3>, Last>(a, launch);
 }
 
 }  // namespace

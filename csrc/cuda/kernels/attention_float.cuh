@@ -7,17 +7,17 @@
 namespace sterna::cuda {
 
 /// For values of up to 32 * value_chunks elements.
-template <int value_chunks>
+template <int value_chunks, int stages>
 class FloatAttention {
  public:
   static constexpr KvType kType = KvType::kF32;
-  static constexpr int kStages = 3;
+  static constexpr int kStages = stages;
   static constexpr int kQueries = 16;
   static constexpr int kValueChunks = value_chunks;
   static constexpr int kSums = (value_chunks + 2) * (kQueries / kAttentionWarps);  // of a lane: o, m, l
   static constexpr float kUnit = 1.0f;
 
-  static std::size_t shared_bytes(std::int32_t head_dim) {
+  static constexpr std::size_t shared_bytes(std::int32_t head_dim) {
     return static_cast<std::size_t>(kQueries) * (padded(head_dim) + kPageSlots) * sizeof(float);
   }
 

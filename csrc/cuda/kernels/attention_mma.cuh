@@ -27,7 +27,7 @@ class MmaAttention {
   /// to 4,094, so that small weights and scales keep their bits.
   static constexpr float kUnit = type == KvType::kF16 ? 16384.0f : 16.0f;
 
-  static std::size_t shared_bytes(std::int32_t head_dim) {
+  static constexpr std::size_t shared_bytes(std::int32_t head_dim) {
     return static_cast<std::size_t>(kQueries) * padded(head_dim) * 4 + kWeightBytes + kSumBytes;
   }
 

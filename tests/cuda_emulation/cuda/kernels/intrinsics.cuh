@@ -93,17 +93,17 @@ inline void let_next_begin() {}
 
 #ifdef STERNA_EMULATE_SM_75
 constexpr bool kCopiesAhead = false;
-inline int max_shared_bytes() { return 64 << 10; }
 #else
 constexpr bool kCopiesAhead = true;
-inline int max_shared_bytes() { return 227 << 10; }
 #endif
+inline int max_shared_bytes() { return cuda_emulation::max_shared_bytes; }
 inline bool has_copies_ahead() { return kCopiesAhead; }
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, void*,
            const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return 0;
+  if (shared_bytes > static_cast<std::size_t>(max_shared_bytes())) return 1;
   cuda_emulation::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
                            [&] { kernel(Parameters(arguments)...); });
   return 0;
