@@ -186,6 +186,7 @@ void ProgramPlan::check(const Batch& batch, const StatePages& states) const {
          " rows have " + std::to_string(rows * received));
   }
   const bool has_tokens = received == 0 || hidden_size_ != 0;  // else the plan before this one has looked at them
+  std::vector<bool> has_rows(num_sequences);
   std::size_t first_row = 0;
   for (std::size_t i = 0; i < rows; ++i) {
     if (batch.positions[i] < 0) fail("position " + std::to_string(batch.positions[i]));
@@ -205,6 +206,11 @@ void ProgramPlan::check(const Batch& batch, const StatePages& states) const {
       if (batch.positions[i + 1] <= batch.positions[i]) fail("positions of a sequence must ascend");
       continue;
     }
+    // A sequence's rows are one part of the batch, which writes its pages and goes on with its states.
+    if (has_rows[static_cast<std::size_t>(batch.sequences[i])]) {
+      fail("rows of sequence " + std::to_string(batch.sequences[i]) + " lie apart");
+    }
+    has_rows[static_cast<std::size_t>(batch.sequences[i])] = true;
     check_pages(batch, first_row, i + 1);
     first_row = i + 1;
   }

@@ -259,6 +259,20 @@ def test_wrong_batches_are_errors() -> None:
         assert_same_bits(plan.run(**batch()), want, str(wrong))
 
 
+def test_rows_of_a_sequence_are_one_part_of_the_batch() -> None:
+    """Who finds a sequence's first and last row finds all of them between."""
+    program, source = small_model()
+    plan = compiled(program, source, **OPTIONS)
+    plan.reserve_pages(3)
+    tables = [[0], [1], [2]]
+    plan.run([1, 2, 3, 4], [0, 1, 0, 0], [2, 2, 0, 1], tables, [0])  # in any order
+    for sequences, apart in (([0, 1, 0], 0), ([2, 0, 1, 0], 0), ([1, 1, 0, 2, 1], 1)):
+        rows = len(sequences)
+        positions = [sequences[:row].count(sequence) for row, sequence in enumerate(sequences)]
+        with pytest.raises(ArgumentError, match=f"batch: rows of sequence {apart} lie apart"):
+            plan.run(list(range(rows)), positions, sequences, tables, [0])
+
+
 def test_tokens_stay_within_the_embedding_table() -> None:
     """A table with fewer rows than the logits have columns: ids behind it are no tokens."""
     program, source = small_model(vocab=VOCAB, table_rows=20)
