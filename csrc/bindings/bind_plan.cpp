@@ -216,7 +216,7 @@ void bind_plan(py::module_& m) {
       py::arg("program"), py::kw_only(), py::arg("threads") = 0, py::arg("isa") = "", py::arg("kv_dtype") = "f16",
       py::arg("max_tokens") = 512, py::arg("max_outputs") = 64,
       "Bytes of weights and scratch that compile_cpu with these arguments will hold, and (window, bytes of a page) of "
-      "each pool of the KV cache; allocates none of them.");
+      "each pool of the KV cache. Reads no tensor; takes memory for steps and vectors (norms, biases) while it plans.");
   m.def("pool_page_limit", &pool_page_limit, py::arg("window"), py::arg("kv_tokens"), py::arg("max_sequences"),
         py::arg("max_tokens"), py::arg("page_bytes"), "Pages that an engine lets a pool have.");
 

@@ -76,20 +76,13 @@ bool CpuPlan::run(const Batch& batch, const Interrupt* interrupt) {
   check(batch, kv_);
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
-  const std::string name(function_of(batch));
-  if (!std::ranges::equal(batch.kept, kept_) || (!kept_.empty() && keeping_.find(name) == nullptr)) {
-    keeping_ = {};
-    kept_.clear();
-    last_ = nullptr;
-    if (!batch.kept.empty()) {
-      const BufferPlan::Limits limits{max_tokens(), max_outputs(), false, batch.kept};
-      check_room(CompiledFunctions::bytes_of(program(), {&name, 1}, weights_, kernels_, limits, pool_->size()));
-      keeping_ = CompiledFunctions::compile(program(), {&name, 1}, weights_, kernels_, limits, pool_->size());
-      kept_.assign(batch.kept.begin(), batch.kept.end());
-    }
-  }
-  CompiledFunctions& compiled = kept_.empty() ? compiled_ : keeping_;
-  last_ = compiled.find(name);
+  last_ = nullptr;
+  CompiledFunctions& compiled = keeping_.choose(compiled_, batch, [&](const std::string& name) {
+    const BufferPlan::Limits limits{max_tokens(), max_outputs(), false, batch.kept};
+    check_room(CompiledFunctions::bytes_of(program(), {&name, 1}, weights_, kernels_, limits, pool_->size()));
+    return CompiledFunctions::compile(program(), {&name, 1}, weights_, kernels_, limits, pool_->size());
+  });
+  last_ = compiled.find(function_of(batch));
   return run(compiled, batch, interrupt);
 }
 

@@ -11,6 +11,7 @@
 #include "cpu/steps.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weights.h"
+#include "plan/kept_functions.h"
 #include "plan/program_plan.h"
 #include "plan/state_runs.h"
 #include "plan/tensor_source.h"
@@ -67,9 +68,7 @@ class CpuPlan final : public ProgramPlan {
   KvStorage kv_;
   StateRuns states_;
   CompiledFunctions compiled_;
-  /// The same function again with some of its values kept, for as long as batches ask for them.
-  CompiledFunctions keeping_;
-  std::vector<std::string> kept_;
+  KeptFunctions<CompiledFunctions> keeping_;
   std::int64_t biased_heads_ = 0;        // query heads that share keys and have a relative bias
   const CompiledSteps* last_ = nullptr;  // function that ran last
   std::int32_t num_outputs_ = 0;

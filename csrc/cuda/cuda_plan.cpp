@@ -247,18 +247,11 @@ bool CudaPlan::run(const Batch& batch, const Interrupt* interrupt) {
   check(batch, kv_);
   num_tokens_ = batch.num_tokens();
   num_outputs_ = batch.num_outputs();
-  const std::string name(function_of(batch));
-  if (!std::ranges::equal(batch.kept, kept_) || (!kept_.empty() && keeping_.find(name) == nullptr)) {
-    keeping_ = {};
-    kept_.clear();
-    last_ = nullptr;
-    if (!batch.kept.empty()) {
-      keeping_ = compile({&name, 1}, {max_tokens(), max_outputs(), false, batch.kept});
-      kept_.assign(batch.kept.begin(), batch.kept.end());
-    }
-  }
-  CompiledFunctions& compiled = kept_.empty() ? compiled_ : keeping_;
-  last_ = compiled.find(name);
+  last_ = nullptr;
+  CompiledFunctions& compiled = keeping_.choose(compiled_, batch, [&](const std::string& name) {
+    return compile({&name, 1}, {max_tokens(), max_outputs(), false, batch.kept});
+  });
+  last_ = compiled.find(function_of(batch));
   return run(compiled, batch, interrupt);
 }
 

@@ -15,6 +15,7 @@
 #include "cuda/largest_logits.h"
 #include "cuda/lowering.h"
 #include "cuda/weights.h"
+#include "plan/kept_functions.h"
 #include "plan/program_plan.h"
 #include "plan/state_runs.h"
 #include "plan/tensor_source.h"
@@ -134,9 +135,7 @@ class CudaPlan final : public ProgramPlan {
   BatchUpload upload_;
   StateRuns states_;
   CompiledFunctions compiled_;
-  /// The same function again with some of its values kept, for as long as batches ask for them.
-  CompiledFunctions keeping_;
-  std::vector<std::string> kept_;
+  KeptFunctions<CompiledFunctions> keeping_;
   std::map<GraphKey, Graph> graphs_;  // of compiled_
   bool has_graphs_ = true;
   DeviceMemory results_;                  // in host memory

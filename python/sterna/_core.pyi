@@ -434,7 +434,8 @@ def plan_memory(
     max_tokens: int = 512,
     max_outputs: int = 64,
 ) -> tuple[int, int, list[tuple[int, int]]]:
-    """Bytes of weights and scratch that `compile_cpu` with these arguments holds, and `kv_pools`; allocates nothing."""
+    """Bytes of weights and scratch that `compile_cpu` with these arguments holds, and `kv_pools`. Reads no tensor; takes
+    memory for steps and vectors (norms, biases) while it plans."""
 
 def pool_page_limit(window: int, kv_tokens: int, max_sequences: int, max_tokens: int, page_bytes: int) -> int:
     """Pages that an engine lets a pool have."""
