@@ -37,57 +37,59 @@ __global__ void read(const uint4* from, std::uint32_t* never) {
 }
 
 /// 16 x 8 x 16 halves into floats.
-__global__ void multiply_halves(float* never) {
-  float sums[kSums][4] = {};
-  const std::uint32_t a = threadIdx.x, b = 2 * threadIdx.x;
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
+struct Halves {
+  using Sum = float;
+  static constexpr double kMacs = 16 * 8 * 16;
+
+  __device__ static void add(Sum (&sum)[4], std::uint32_t a, std::uint32_t b) {
 #if __CUDA_ARCH__ >= 800
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%5,%5}, {%0,%1,%2,%3};"
-          : "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
-          : "r"(a), "r"(b));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%5,%5}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a), "r"(b));
 #else
-      asm volatile(
-          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4}, {%5}, {%0,%1,%2,%3};"
-          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4}, {%5}, {%0,%1,%2,%3};"
-          : "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
-          : "r"(a), "r"(b));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4}, {%5}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4}, {%5}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a), "r"(b));
 #endif
-    }
   }
-  float all = 0.0f;
-  for (const auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
-  if (all == 0.123f) *never = all;
-}
+};
 
 /// 16 x 8 x 32 bytes into 32-bit integers.
-__global__ void multiply_bytes(int* never) {
-  int sums[kSums][4] = {};
+struct Bytes {
+  using Sum = int;
+  static constexpr double kMacs = 16 * 8 * 32;
+
+  __device__ static void add(Sum (&sum)[4], std::uint32_t a, std::uint32_t b) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%5,%5}, {%0,%1,%2,%3};"
+                 : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+                 : "r"(a), "r"(b));
+#else
+    asm volatile(
+        "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%4}, {%5}, {%0,%1};"
+        "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%2,%3}, {%4}, {%5}, {%2,%3};"
+        "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%4}, {%5}, {%0,%1};"
+        "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%2,%3}, {%4}, {%5}, {%2,%3};"
+        : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+        : "r"(a), "r"(b));
+#endif
+  }
+};
+
+template <class Mma>
+__global__ void multiply(typename Mma::Sum* never) {
+  typename Mma::Sum sums[kSums][4] = {};
   const std::uint32_t a = threadIdx.x, b = 2 * threadIdx.x;
   for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-#if __CUDA_ARCH__ >= 800
-      asm volatile(
-          "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%5,%5}, {%0,%1,%2,%3};"
-          : "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
-          : "r"(a), "r"(b));
-#else
-      asm volatile(
-          "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%4}, {%5}, {%0,%1};"
-          "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%2,%3}, {%4}, {%5}, {%2,%3};"
-          "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%4}, {%5}, {%0,%1};"
-          "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%2,%3}, {%4}, {%5}, {%2,%3};"
-          : "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
-          : "r"(a), "r"(b));
-#endif
-    }
+    for (int i = 0; i < kSums; ++i) Mma::add(sums[i], a, b);
   }
-  int all = 0;
+  typename Mma::Sum all = 0;
   for (const auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
-  if (all == 123456789) *never = all;
+  if (all == static_cast<typename Mma::Sum>(123456789)) *never = all;
 }
 
 /// Seconds of the fastest of some launches.
@@ -110,6 +112,13 @@ double fastest(Launch launch) {
   return best * 1e-3;
 }
 
+template <class Mma>
+double macs_per_second(int blocks, void* never) {
+  const double warps = static_cast<double>(blocks) * kThreads / 32 * kSums * kSteps;
+  return warps * Mma::kMacs /
+         fastest([&] { multiply<Mma><<<blocks, kThreads>>>(static_cast<typename Mma::Sum*>(never)); });
+}
+
 }  // namespace
 
 int main() {
@@ -124,15 +133,13 @@ int main() {
   const double copied = fastest([&] { copy<<<blocks, kThreads>>>(from, to); });
   const double moved = fastest([&] { check(cudaMemcpyAsync(to, from, kVectors * 16, cudaMemcpyDeviceToDevice)); });
   const double seen = fastest([&] { read<<<blocks, kThreads>>>(from, reinterpret_cast<std::uint32_t*>(to)); });
-  const double warps = static_cast<double>(blocks) * kThreads / 32 * kSums * kSteps;
-  const double halves = fastest([&] { multiply_halves<<<blocks, kThreads>>>(reinterpret_cast<float*>(to)); });
-  const double codes = fastest([&] { multiply_bytes<<<blocks, kThreads>>>(reinterpret_cast<int*>(to)); });
+  const double halves = macs_per_second<Halves>(blocks, to);
+  const double codes = macs_per_second<Bytes>(blocks, to);
   std::printf(
-      "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, \"copy_bytes_per_second\": "
-      "%.4g, "
-      "\"read_bytes_per_second\": %.4g, \"half_macs_per_second\": %.4g, \"int8_macs_per_second\": %.4g}\n",
+      "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, "
+      "\"copy_bytes_per_second\": %.4g, \"read_bytes_per_second\": %.4g, \"half_macs_per_second\": %.4g, "
+      "\"int8_macs_per_second\": %.4g}\n",
       device.name, device.major, device.minor, device.multiProcessorCount,
-      2.0 * bytes / (copied < moved ? copied : moved), bytes / seen, warps * 16 * 8 * 16 / halves,
-      warps * 16 * 8 * 32 / codes);
+      2.0 * bytes / (copied < moved ? copied : moved), bytes / seen, halves, codes);
   return 0;
 }

@@ -84,6 +84,30 @@ struct Matrix {
   }
 };
 
+/// Matrices of one shape, one behind the other.
+struct Matrices {
+  DeviceMatrix device{};
+  std::vector<std::uint8_t> panels;
+  std::vector<std::vector<float>> values;
+
+  Matrices(const Format& format, unsigned count, std::int64_t n, std::int64_t k, unsigned seed) {
+    for (unsigned i = 0; i < count; ++i) {
+      const Matrix w(format, n, k, seed + i);
+      if (i == 0) panels.resize(count * static_cast<std::size_t>(w.device.matrix_bytes) + 64);
+      std::uint8_t* const base = Matrix::align(panels.data());
+      std::memcpy(base + i * w.device.matrix_bytes, w.device.panels, static_cast<std::size_t>(w.device.matrix_bytes));
+      device = w.device;
+      device.panels = base;
+      values.push_back(w.values);
+    }
+  }
+  Matrices(const Matrices&) = delete;
+
+  const float* row(std::int64_t matrix, std::int64_t i) const {
+    return values[static_cast<std::size_t>(matrix)].data() + i * device.k;
+  }
+};
+
 /// Rows prepared for a layout.
 struct Prepared {
   PreparedRows rows{};
@@ -126,6 +150,14 @@ double dot(const float* w, const float* x, std::int64_t k, double& magnitude) {
   }
   magnitude = std::sqrt(magnitude);
   return sum;
+}
+
+/// y against bias + w x; the tolerance is relative to the size of the products.
+void expect_product(float y, const float* w, const float* x, std::int64_t k, double bias, double tolerance,
+                    const char* what) {
+  double magnitude = 0;
+  const double expected = dot(w, x, k, magnitude) + bias;
+  expect_near(y - expected, 0, tolerance * magnitude, what);
 }
 
 void check_format(const Format& format, std::int64_t n, std::int64_t k) {
@@ -296,37 +328,23 @@ void check_gates() {
 void check_heads() {
   constexpr std::int64_t kHeads = 3, kN = 20, kK = 64, kRows = 4;
   const Format& format = *find_format("Q8_0");
-  std::vector<std::uint8_t> all;
-  std::vector<std::vector<float>> values;
-  DeviceMatrix device{};
-  for (unsigned h = 0; h < kHeads; ++h) {
-    const Matrix w(format, kN, kK, 10 + h);
-    device = w.device;
-    all.insert(all.end(), w.device.panels, w.device.panels + w.device.matrix_bytes);
-    values.push_back(w.values);
-  }
-  all.resize(all.size() + 64);
-  std::uint8_t* const base = Matrix::align(all.data());
-  std::memmove(base, all.data(), all.size() - 64);
-  device.panels = base;
+  const Matrices w(format, kHeads, kN, kK, 10);
   const std::vector<float> x = random_floats(kRows * kHeads * kK, 20);
   const Prepared prepared(x, kRows, kK, kK, PreparedForm::kHalf, kHeads);
   std::vector<float> y(kRows * kHeads * kN);
   MatmulArguments a{};
   a.kind = MatmulKind::kHeads;
   a.heads = kHeads;
-  a.products[0].w = device;
+  a.products[0].w = w.device;
   a.x = prepared.rows;
   a.products[0].y = rows(y, kHeads * kN);
   TestBatch(kRows).launch(Kernel::kMatmul, a);
   for (std::int64_t row = 0; row < kRows; ++row) {
     for (std::int64_t h = 0; h < kHeads; ++h) {
       for (std::int64_t i = 0; i < kN; ++i) {
-        double size = 0;
-        const double expected = dot(&values[static_cast<std::size_t>(h)][static_cast<std::size_t>(i * kK)],
-                                    &x[static_cast<std::size_t>((row * kHeads + h) * kK)], kK, size);
-        expect_near(y[static_cast<std::size_t>((row * kHeads + h) * kN + i)] - expected, 0, 2e-3 * std::max(size, 1e-3),
-                    "heads");
+        const std::int64_t part = row * kHeads + h;
+        expect_product(y[static_cast<std::size_t>(part * kN + i)], w.row(h, i), x.data() + part * kK, kK, 0, 2e-3,
+                       "heads");
       }
     }
   }
@@ -356,9 +374,8 @@ void check_int8() {
           (largest / 127.0f);
     }
     for (std::int64_t i = 0; i < kN; ++i) {
-      double size = 0;
-      const double expected = dot(&w.values[static_cast<std::size_t>(i * kK)], rounded.data(), kK, size);
-      expect_near(y[static_cast<std::size_t>(row * kN + i)] - expected, 0, 3e-6 * size, "int8");
+      expect_product(y[static_cast<std::size_t>(row * kN + i)], w.values.data() + i * kK, rounded.data(), kK, 0, 3e-6,
+                     "int8");
     }
   }
 }
@@ -366,19 +383,7 @@ void check_int8() {
 void check_experts() {
   constexpr std::int64_t kExperts = 4, kN = 24, kK = 96, kRows = 3, kUsed = 2;
   const Format& format = *find_format("Q5_1");
-  std::vector<std::uint8_t> all;
-  std::vector<std::vector<float>> values;
-  DeviceMatrix device{};
-  for (unsigned e = 0; e < kExperts; ++e) {
-    const Matrix w(format, kN, kK, 40 + e);
-    device = w.device;
-    all.insert(all.end(), w.device.panels, w.device.panels + w.device.matrix_bytes);
-    values.push_back(w.values);
-  }
-  all.resize(all.size() + 64);
-  std::uint8_t* const base = Matrix::align(all.data());
-  std::memmove(base, all.data(), all.size() - 64);
-  device.panels = base;
+  const Matrices w(format, kExperts, kN, kK, 40);
   // Rows 0, 1, 2 chose experts (3, 1), (1, 0), (3, 0).
   std::vector<std::int32_t> groups = {3, 0, 0, 2, 1, 2, 2, 3, 4, 2, 0, 0, 0};
   std::vector<std::int32_t> pairs = {3, 5, 1, 2, 0, 4};
@@ -399,7 +404,7 @@ void check_experts() {
   MatmulArguments a{};
   a.kind = MatmulKind::kExperts;
   a.pairs = {groups.data(), pairs.data(), nullptr, kExperts, kUsed, kRows * kUsed};
-  a.products[0].w = device;
+  a.products[0].w = w.device;
   a.products[0].bias = bias.data();
   a.x = prepared.rows;
   a.products[0].y = rows(y, kN);
@@ -407,12 +412,9 @@ void check_experts() {
   const std::int64_t experts[] = {0, 0, 1, 1, 3, 3};
   for (std::size_t place = 0; place < pairs.size(); ++place) {
     for (std::int64_t i = 0; i < kN; ++i) {
-      double size = 0;
-      const std::int64_t row = pairs[place] / kUsed;
-      const double expected = dot(&values[static_cast<std::size_t>(experts[place])][static_cast<std::size_t>(i * kK)],
-                                  &x[static_cast<std::size_t>(row * kK)], kK, size) +
-                              bias[static_cast<std::size_t>(experts[place] * kN + i)];
-      expect_near(y[place * kN + static_cast<std::size_t>(i)] - expected, 0, 2e-3 * size, "experts");
+      const std::int64_t row = pairs[place] / kUsed, expert = experts[place];
+      expect_product(y[place * kN + static_cast<std::size_t>(i)], w.row(expert, i), x.data() + row * kK, kK,
+                     bias[static_cast<std::size_t>(expert * kN + i)], 2e-3, "experts");
     }
   }
 }
