@@ -136,6 +136,14 @@ def test_keys_are_not_read_across_a_cut() -> None:
         program.split_layers(2)
 
 
+@pytest.mark.parametrize("scope", ["layers.-1", "layers.9223372036854775807", "layers.1e3", "layers.", "layer.7", "x layers.7"])
+def test_names_that_are_no_layers(scope: str) -> None:
+    program = Program.parse(re.sub(r"%(layers.2/\w+)", rf'%"{scope}/\1"', WHOLE.replace("layers.2/", "layers.2/z")))
+    assert program.num_layers == 3  # the scope within counts
+    only = Program.parse(WHOLE.replace("%layers.2/heads", f'%"{scope}/heads"').replace("%layers.2/", "%last/"))
+    assert only.num_layers == 2
+
+
 @pytest.mark.parametrize("name", ["bert", "t5-relu", "nomic-bert"])
 def test_encoders_are_not_divided(name: str) -> None:
     program = trace(Gguf(oracle.model_path(name)), embed=True).program

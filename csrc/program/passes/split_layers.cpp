@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "program/op_table.h"
 #include "program/slots.h"
 #include "program/validate.h"
 
@@ -25,7 +26,7 @@ std::int64_t layer_of(std::string_view name) {
       std::int64_t layer = -1;
       const char* const last = scope.data() + scope.size();
       const auto [next, error] = std::from_chars(scope.data() + kScope.size(), last, layer);
-      if (error == std::errc() && next == last) return layer;
+      if (error == std::errc() && next == last && layer >= 0 && layer < kMaxLayers) return layer;
     }
     begin = end + 1;
   }
