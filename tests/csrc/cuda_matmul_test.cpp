@@ -4,8 +4,10 @@
 #include <cstring>
 #include <deque>
 #include <string>
+#include <tuple>
 
 #include "base/half.h"
+#include "cuda/kernels/intrinsics.cuh"
 #include "cuda_launch.h"
 #include "quant/layout.h"
 #include "quant/quantize.h"
@@ -160,16 +162,16 @@ void expect_product(float y, const float* w, const float* x, std::int64_t k, dou
   expect_near(y - expected, 0, tolerance * magnitude, what);
 }
 
-void check_format(const Format& format, std::int64_t n, std::int64_t k) {
+/// By the three kernels; where `most` is 30, by the two for fewer rows.
+void check_format(const Format& format, std::int64_t n, std::int64_t k, std::int32_t most = 70) {
   const Matrix w(format, n, k, 1);
   const std::string name(format.name);
-  constexpr std::int64_t kRows = 70;
-  const std::vector<float> x = random_floats(kRows * k, 2);
+  const std::vector<float> x = random_floats(most * k, 2);
   const PreparedForm form = form_for(w.device.layout);
-  const Prepared prepared(x, kRows, k, device_k(w.device.layout, k), form);
+  const Prepared prepared(x, most, k, device_k(w.device.layout, k), form);
   std::vector<std::vector<float>> results;
-  for (const std::int32_t rows_at_once : {70, 30, 5}) {  // as the three kernels take them
-    std::vector<float> y(static_cast<std::size_t>(kRows * n), NAN);
+  for (const std::int32_t rows_at_once : {most, most / 2 - 5, 5}) {
+    std::vector<float> y(static_cast<std::size_t>(most * n), NAN);
     MatmulArguments a{};
     a.products[0].w = w.device;
     a.x = prepared.rows;
@@ -177,7 +179,7 @@ void check_format(const Format& format, std::int64_t n, std::int64_t k) {
     TestBatch(rows_at_once).launch(Kernel::kMatmul, a, 0);
     results.push_back(y);
   }
-  for (std::int64_t row = 0; row < kRows; ++row) {
+  for (std::int64_t row = 0; row < most; ++row) {
     for (std::int64_t i = 0; i < n; ++i) {
       double magnitude = 0;
       const double expected = dot(w.values.data() + i * k, x.data() + row * k, k, magnitude);
@@ -186,7 +188,7 @@ void check_format(const Format& format, std::int64_t n, std::int64_t k) {
       expect_near(results[0][at] / tolerance, expected / tolerance, 1.0 / std::max(1.0, std::abs(expected / tolerance)),
                   name.c_str());
       for (std::size_t other = 1; other < 3; ++other) {
-        const std::int64_t count = other == 1 ? 30 : 5;
+        const std::int64_t count = other == 1 ? most / 2 - 5 : 5;
         if (row < count && std::memcmp(&results[0][at], &results[other][at], 4) != 0) {
           expect_near(results[other][at], INFINITY, 0, (name + ": bits of few and many rows").c_str());
         }
@@ -195,14 +197,12 @@ void check_format(const Format& format, std::int64_t n, std::int64_t k) {
   }
 }
 
-std::uint32_t magnitude_bits(float x) { return std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFu; }
-
 /// The largest bits of each row's magnitudes.
 std::vector<std::uint32_t> maxima_of(const std::vector<float>& x, std::int64_t n) {
   std::vector<std::uint32_t> maxima(x.size() / static_cast<std::size_t>(n));
   for (std::size_t i = 0; i < x.size(); ++i) {
     std::uint32_t& largest = maxima[i / static_cast<std::size_t>(n)];
-    largest = std::max(largest, magnitude_bits(x[i]));
+    largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFFu);
   }
   return maxima;
 }
@@ -213,14 +213,16 @@ void check_own_rows(const Format& format, std::int64_t n, std::int64_t k, Prepar
   constexpr std::int64_t kRows = 8;
   const Matrix w(format, n, k, 60);
   std::vector<float> x = random_floats(kRows * k, 61);
-  const auto row = [&](std::int64_t i) { return x.begin() + i * k; };
-  std::fill(row(1), row(2), 0.0f);
-  std::for_each(row(2), row(3), [](float& value) { value = std::pow(value, 31.0f); });
-  std::for_each(row(3), row(4), [](float& value) { value *= 1e-36f; });
-  x[static_cast<std::size_t>(4 * k + 7)] = INFINITY;
-  x[static_cast<std::size_t>(5 * k - 1 + k)] = -NAN;
-  std::for_each(row(6), row(7), [](float& value) { value *= 1e34f; });
-  std::for_each(row(7), row(8), [](float& value) { value = std::pow(value, 7.0f); });
+  for (std::int64_t i = 0; i < k; ++i) {
+    const auto of_row = [&](std::int64_t row) -> float& { return x[static_cast<std::size_t>(row * k + i)]; };
+    of_row(1) = 0.0f;
+    of_row(2) = std::pow(of_row(2), 31.0f);
+    of_row(3) *= 1e-36f;
+    if (i == 7) of_row(4) = INFINITY;
+    if (i == k - 1) of_row(5) = -NAN;
+    of_row(6) *= 1e34f;
+    of_row(7) = std::pow(of_row(7), 7.0f);
+  }
   const Prepared prepared(x, kRows, k, k, form);
   const std::vector<float> bias = random_floats(n, 62), residual = random_floats(kRows * n, 63);
   std::vector<float> expected(static_cast<std::size_t>(kRows * n)), y(expected.size());
@@ -232,14 +234,14 @@ void check_own_rows(const Format& format, std::int64_t n, std::int64_t k, Prepar
   a.products[0].y = rows(y, n);
   a.x.base = nullptr;  // nothing may be read there
   a.rows = rows(x, k);
-  a.maxima = {maxima.data(), kRows};
+  a.maxima = {maxima.data(), most_rows_to_prepare(k, max_shared_bytes())};
   for (const std::int32_t count : {1, 2, 5, 8}) {
+    if (count > a.maxima.most_rows) break;
     std::fill(y.begin(), y.end(), NAN);
-    const std::int32_t spare = count < 5 ? 1 : 0;
-    TestBatch(count).launch(Kernel::kMatmul, a, spare);
+    TestBatch(count).launch(Kernel::kMatmul, a, count < a.maxima.most_rows ? 1 : 0);
     for (std::int64_t i = 0; i < count * n; ++i) {
-      expect_same(y[static_cast<std::size_t>(i)], expected[static_cast<std::size_t>(i)],
-                  (std::string(format.name) + ": rows of the matmul's own").c_str());
+      const auto at = static_cast<std::size_t>(i);
+      expect_same(y[at], expected[at], std::string(format.name).c_str());
     }
   }
 }
@@ -419,57 +421,9 @@ void check_experts() {
   }
 }
 
-/// Short rows, rows that a block holds at once and longer ones, with and without a norm: values times scale, and the
-/// sums of each 16.
-void check_prepared() {
-  constexpr float kEps = 1e-5f;
-  for (const std::int64_t k : {31, 100, 1024, 1030, 4096, 16384, 17001}) {
-    for (const bool has_norm : {false, true}) {
-      std::vector<float> x = random_floats(2 * k, 5);
-      const std::vector<float> norm = random_floats(k, 6);
-      PreparedRows rows{};
-      rows.k = (k + 31) / 32 * 32;
-      rows.max_rows = 3;
-      rows.form = PreparedForm::kHalf;
-      std::vector<std::uint8_t> memory(static_cast<std::size_t>(rows.bytes()) + 64, 0xA5);
-      rows.base = Matrix::align(memory.data());
-      PrepareArguments a{};
-      a.x = cuda::rows(x, k);
-      a.norm = has_norm ? norm.data() : nullptr;
-      a.eps = kEps;
-      a.k = k;
-      a.parts = 1;
-      a.to = rows;
-      TestBatch(2).launch(Kernel::kPrepare, a, 1);
-      for (std::int64_t row = 0; row < 2; ++row) {
-        const float* const from = x.data() + row * k;
-        double squares = 0.0;
-        for (std::int64_t i = 0; i < k; ++i) squares += static_cast<double>(from[i]) * from[i];
-        const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(k) + kEps);
-        const auto* const values = reinterpret_cast<const std::uint16_t*>(rows.base + row * rows.row_bytes());
-        const double scale = reinterpret_cast<const float*>(rows.base + rows.scale_offset())[row];
-        const auto* const sums =
-            reinterpret_cast<const float*>(rows.base + rows.sum_offset()) + row * rows.sum_stride();
-        double sum = 0.0;
-        for (std::int64_t i = 0; i < rows.k; ++i) {
-          const double plain = i < k ? from[i] : 0.0;
-          const double expected = has_norm && i < k ? plain * inverse * norm[static_cast<std::size_t>(i)] : plain;
-          const double value = half_to_float(values[i]);
-          expect_near(value * scale, expected, 6e-4, "prepared");
-          sum += value;
-          if (i % 16 != 15) continue;
-          expect_near(sums[i / 16] * scale, sum * scale, 1e-6, "sum of 16");
-          sum = 0.0;
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
-  check_prepared();
   for (const Format& format : formats()) {
     const bool is_weight =
         format.dequantize != nullptr && format.name != "F64" && static_cast<std::uint32_t>(format.id) < kFirstVariant;
@@ -477,13 +431,24 @@ int main() {
     const std::int64_t block = format.block_size;
     check_format(format, 35, block == 1 ? 100 : std::max<std::int64_t>(block, 64) * (block < 256 ? 9 : 2));
   }
-  check_own_rows(*find_format("Q4_0"), 35, 352, PreparedForm::kHalf);
-  check_own_rows(*find_format("Q5_1"), 16, 64, PreparedForm::kHalf);
-  check_own_rows(*find_format("Q4_K"), 20, 9 * 256, PreparedForm::kHalf);
-  check_own_rows(*find_format("Q6_K"), 20, 2 * 256, PreparedForm::kHalf);
-  check_own_rows(*find_format("IQ4_NL"), 17, 288, PreparedForm::kHalf);
-  check_own_rows(*find_format("IQ1_S"), 16, 256, PreparedForm::kHalf);
-  check_own_rows(*find_format("TQ2_0"), 40, 9 * 256, PreparedForm::kInt8);
+  // Parts that are longer than what a warp asks for ahead, with whole pieces and without.
+  for (const char* name : {"Q4_0", "Q5_1", "F16"}) check_format(*find_format(name), 16, 5216, 30);
+  check_format(*find_format("Q4_K"), 16, 43 * 256, 30);
+  struct Shape {
+    const char* name;
+    std::int64_t n, k;
+  };
+  for (const auto& [name, n, k] : {Shape{"Q4_0", 16, 5504},
+                                   {"Q5_K", 16, 43 * 256},
+                                   {"Q4_0", 35, 352},
+                                   {"Q5_1", 16, 64},
+                                   {"Q4_K", 20, 9 * 256},
+                                   {"Q6_K", 20, 2 * 256},
+                                   {"IQ4_NL", 17, 288},
+                                   {"IQ1_S", 16, 256}}) {
+    check_own_rows(*find_format(name), n, k, PreparedForm::kHalf);
+  }
+  check_own_rows(*find_format("TQ2_0"), 40, 4 * 256, PreparedForm::kInt8);
   check_several({"Q4_K", "Q4_K", "Q6_K"}, PreparedForm::kHalf);
   check_several({"Q8_0", "Q5_0", "IQ4_XS", "Q4_1"}, PreparedForm::kHalf);
   check_several({"TQ1_0", "TQ2_0", "TQ2_0"}, PreparedForm::kInt8);

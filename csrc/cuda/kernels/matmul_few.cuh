@@ -5,18 +5,28 @@
 
 namespace sterna::cuda {
 
-/// x as it lies in global memory: every block reads all of it, from the caches.
+/// x as it lies in global memory: every block reads all of it, from the caches. Of one tile pointers go along with k:
+/// they cost fewer instructions, and registers are enough.
 template <int tiles>
 struct GlobalColumns {
   const std::uint8_t* columns[tiles];  // of this lane, from its first value on
   std::int64_t low_offset;
   ColumnSums<tiles> sums;
-  std::int64_t k = 0;  // where the block begins
+  std::int64_t k = 0;  // where the block begins, from where the pointers are
 
-  __device__ GlobalColumns(const PreparedRows& x, const Columns& c, int first)
+  __device__ GlobalColumns(const PreparedRows& x, const Columns& c, int first, std::int64_t first_k)
       : low_offset(x.low_offset()), sums(x, c, first) {
     for (int tile = 0; tile < tiles; ++tile) {
       columns[tile] = x.base + c.x_row(first + tile * kColumns + lane_id() / 4) * x.row_bytes() + lane_id() % 4 * 8;
+    }
+    advance(first_k);
+  }
+  __device__ void advance(std::int64_t by) {
+    if constexpr (tiles == 1) {
+      columns[0] += by * 2;
+      sums.base += by / kSumOf;
+    } else {
+      k += by;
     }
   }
   __device__ uint2 words(int tile, int plane, int at) const {
@@ -30,9 +40,9 @@ template <LayoutId id>
 struct OwnColumns {
   static constexpr bool kHasSums = layout_spec(id).has_min;
 
-  const std::uint8_t* values;  // of this lane's column, from its first value on
+  // From where the block begins, that of this lane:
+  const std::uint8_t* values;  // of its column
   const float* sums[2];        // of two columns
-  int k = 0;                   // where the block begins, in the part
 
   /// `memory` is the warp's; its part begins at first_k and has `length` values.
   __device__ OwnColumns(const MatmulArguments& a, const Columns& c, std::uint8_t* memory, std::int64_t first_k,
@@ -74,8 +84,13 @@ struct OwnColumns {
 #pragma unroll
     for (int i = 0; i < 2; ++i) sums[i] = all_sums + c.x_row(lane_id() % 4 * 2 + i) * sum_stride;
   }
-  __device__ uint2 words(int, int, int at) const { return *reinterpret_cast<const uint2*>(values + k * 2 + at * 2); }
-  __device__ float sum(int, int i, int at) const { return (sums[i] + (k >> 4))[at / kSumOf]; }
+  __device__ void advance(int by) {
+    values += by * 2;
+    sums[0] += by / kSumOf;
+    sums[1] += by / kSumOf;
+  }
+  __device__ uint2 words(int, int, int at) const { return *reinterpret_cast<const uint2*>(values + at * 2); }
+  __device__ float sum(int, int i, int at) const { return sums[i][at / kSumOf]; }
 };
 
 /// What a kernel for few columns is for.
@@ -122,6 +137,8 @@ struct FewColumns {
     const Product product = use == FewUse::kSeveral ? product_of(a, share.product) : a.products[0];
     const std::int64_t panel = share.panel;
     const std::int64_t blocks = a.x.k / W::kBlock;
+    const std::int64_t first_block = blocks * warp / kParts;  // of this warp's part
+    const int count = static_cast<int>(blocks * (warp + 1) / kParts - first_block);
     // Which weights these are does not depend on what ran before, but for experts.
     const bool is_early = use != FewUse::kAny || a.kind != MatmulKind::kExperts;
     if (!is_early) wait_for_previous();
@@ -140,34 +157,41 @@ struct FewColumns {
       if (matrix >= matrices) break;
       const std::uint8_t* const weights =
           matrix == 0 ? columns.panels + panel * product.w.panel_bytes : columns.up_panels + panel * a.up.panel_bytes;
-      Walk<id> ahead(blocks, warp, warp + 1);
-      int asked = 0;
+      // What this lane copies next, from the weights to the ring, and how far behind it the part ends.
+      const std::uint8_t* from = weights + first_block * W::kBlockBytes + lane_id() * 16;
+      int left = count * W::kBlockBytes - lane_id() * 16;
+      int asked = 0;  // a place in the ring
       const auto ask = [&] {
-        if (!ahead.done()) {
-          copy_panel(ring + asked % kStages * W::kPieceBytes, weights, ahead);
-          ahead.next();
+        std::uint8_t* const to = ring + asked * W::kPieceBytes + lane_id() * 16;
+        constexpr int kAtOnce = kWarp * 16;
+#pragma unroll
+        for (int i = 0; i < W::kPieceBytes; i += kAtOnce) {
+          const bool is_in_piece = i + kAtOnce <= W::kPieceBytes || lane_id() * 16 < W::kPieceBytes - i;
+          if (is_in_piece && i < left) copy_async(to + i, from + i);
         }
-        ++asked;
+        from += W::kPieceBytes;
+        left -= W::kPieceBytes;
+        asked = asked + 1 == kStages ? 0 : asked + 1;
         commit_copies();
       };
 #pragma unroll 1
-      while (asked < kStages - 1) ask();
+      for (int i = 0; i < kStages - 1; ++i) ask();
       if (matrix == 0) {
         if (is_early) wait_for_previous();
         let_next_begin();
       }
-      Walk<id> walk(blocks, warp, warp + 1);
+      const std::int64_t first_k = first_block * W::kBlock;
       auto x = [&] {
         if constexpr (kPrepares) {
           std::uint8_t* const own =
               dynamic_shared() + kParts * kWarpBytes + warp * (preparing_bytes(a.x.k, columns.count) / kParts);
-          return OwnColumns<id>(a, columns, own, walk.block * W::kBlock,
-                                static_cast<int>((walk.end - walk.block) * W::kBlock));
+          return OwnColumns<id>(a, columns, own, first_k, count * W::kBlock);
         } else {
-          return GlobalColumns<tiles>(a.x, columns, first);
+          return GlobalColumns<tiles>(a.x, columns, first, first_k);
         }
       }();
-      for (int stage = 0; !walk.done(); walk.next(), ++stage) {
+      int stage = 0;
+      for (int done = 0; done < count; done += W::kPieceBlocks) {
         if constexpr (kStages == 1) {
           __syncwarp();  // all lanes are done with the piece before
           ask();
@@ -178,11 +202,18 @@ struct FewColumns {
           __syncwarp();  // all lanes' copies are there, and all lanes are done with the piece before
           ask();
         }
-        const std::uint8_t* const piece = ring + stage % kStages * W::kPieceBytes;
-        for (int block = 0; block < walk.count(); ++block) {
-          if constexpr (!kPrepares) x.k = (walk.block + block) * W::kBlock;
+        const std::uint8_t* const piece = ring + stage * W::kPieceBytes;
+        stage = stage + 1 == kStages ? 0 : stage + 1;
+        const auto add = [&](int block) {
           multiply<id, tiles>(sums[matrix], piece + block * W::kBlockBytes, 0, W::kBlock / kUnit, x);
-          if constexpr (kPrepares) x.k += W::kBlock;
+          x.advance(W::kBlock);
+        };
+        if (tiles == 1 && done + W::kPieceBlocks <= count) {
+#pragma unroll
+          for (int block = 0; block < W::kPieceBlocks; ++block) add(block);
+        } else {
+#pragma unroll 1
+          for (int block = 0; block < W::kPieceBlocks && done + block < count; ++block) add(block);
         }
       }
       wait_copies<0>();
@@ -234,7 +265,7 @@ struct FewColumns {
 };
 
 template <LayoutId id, int tiles, FewUse use>
-__global__ void __launch_bounds__(kParts* kWarp)
+__global__ void __launch_bounds__(kParts* kWarp, use == FewUse::kPrepares ? 4 : 0)
     few_columns(MatmulArguments a, DeviceBatch batch, unsigned column_blocks) {
   FewColumns<id, tiles, use>::run(a, batch, column_blocks);
 }
