@@ -150,17 +150,14 @@ void lower_send(Lowering& lowering, const Node& node) {
 }
 
 void lower_receive(Lowering& lowering, const Node& node) {
-  std::int64_t first = 0, row_floats = 0;
-  for (const ValueId output : node.outputs) row_floats += lowering.row_size(output);
-  for (const ValueId output : node.outputs) {
+  receive_parts(lowering, node, [&](const ReceivedPart& part) {
     auto& step = lowering.make<ReceiveStep>();
-    step.row_floats = row_floats;
-    step.first = first;
-    step.n = lowering.row_size(output);
-    first += step.n;
-    lowering.bind(step.y, lowering.define(output));
+    step.row_floats = part.row_floats;
+    step.first = part.first;
+    step.n = part.n;
+    lowering.bind(step.y, lowering.define(part.value));
     lowering.add(run_receive, &step);
-  }
+  });
 }
 
 void lower_pool(Lowering& lowering, const Node& node) {

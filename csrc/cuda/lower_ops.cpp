@@ -145,17 +145,14 @@ void lower_send(Lowering& lowering, const Node& node) {
 }
 
 void lower_receive(Lowering& lowering, const Node& node) {
-  std::int64_t first = 0, row_floats = 0;
-  for (const ValueId output : node.outputs) row_floats += lowering.row_size(output);
-  for (const ValueId output : node.outputs) {
+  receive_parts(lowering, node, [&](const ReceivedPart& part) {
     auto& a = lowering.make<ReceiveArguments>();
-    a.row_floats = row_floats;
-    a.first = first;
-    a.n = lowering.row_size(output);
-    first += a.n;
-    lowering.bind(a.y, lowering.define(output));
+    a.row_floats = part.row_floats;
+    a.first = part.first;
+    a.n = part.n;
+    lowering.bind(a.y, lowering.define(part.value));
     lowering.add(Kernel::kReceive, &a);
-  }
+  });
 }
 
 void lower_pool(Lowering& lowering, const Node& node) {

@@ -1,4 +1,4 @@
-/// What split, concat and send come to: views of a row's columns, and copies of parts of heads.
+/// What split, concat, send and receive come to: views of a row's columns, and copies of parts of heads or rows.
 #pragma once
 
 #include <algorithm>
@@ -61,6 +61,24 @@ void send_places(BufferPlan& buffers, const Node& node, Copy copy) {
     const std::int64_t n = buffers.row_size(x);
     copy(HeadCopy{buffers.place_of(x), target, n, 1, n, n});
     target.offset += n;
+  }
+}
+
+/// n floats of each received row of `row_floats`, from `first` on.
+struct ReceivedPart {
+  ValueId value;
+  std::int64_t row_floats, first, n;
+};
+
+/// Calls `receive` for each value that was sent.
+template <class Receive>
+void receive_parts(const BufferPlan& buffers, const Node& node, Receive receive) {
+  std::int64_t first = 0, row_floats = 0;
+  for (const ValueId output : node.outputs) row_floats += buffers.row_size(output);
+  for (const ValueId output : node.outputs) {
+    const std::int64_t n = buffers.row_size(output);
+    receive(ReceivedPart{output, row_floats, first, n});
+    first += n;
   }
 }
 
