@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attend(AttendArguments a
   if (!is_last_block(a.arrivals + std::int64_t{block.first_row} * a.query_heads + block.first_head, step)) return;
   for (int query = warp_id(); query < block.count(); query += kAttentionWarps) {
     const std::int32_t row = block.row(query);
-    merge_partial(a, row, block.head(query), seen_keys(a, batch, row).num_spans(), Math::kUnit);
+    merge_partial<Math::kIsForFew>(a, row, block.head(query), seen_keys(a, batch, row).num_spans(), Math::kUnit);
   }
 }
 

@@ -11,6 +11,7 @@ template <int value_chunks, int stages>
 class FloatAttention {
  public:
   static constexpr KvType kType = KvType::kF32;
+  static constexpr bool kIsForFew = true;  // leaves maxima
   static constexpr int kStages = stages;
   static constexpr int kQueries = 16;
   static constexpr int kValueChunks = value_chunks;

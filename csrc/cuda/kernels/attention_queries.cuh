@@ -169,6 +169,7 @@ __device__ inline float* partial_of(const AttendArguments& a, std::int32_t row, 
 }
 
 /// Merges what blocks wrote of a query, by one warp: the maximum so far at 32 spans at once, then span by span.
+template <bool leaves_maxima>
 __device__ inline void merge_partial(const AttendArguments& a, std::int32_t row, std::int32_t head, std::int32_t spans,
                                      float unit) {
   constexpr int kValues = 4;  // of a lane at once
@@ -212,10 +213,10 @@ __device__ inline void merge_partial(const AttendArguments& a, std::int32_t row,
       if (column >= a.layer.value_dim) continue;
       const float result = finish(o[v]);
       result_of(a, row, head)[column] = result;
-      if (magnitude(result) > largest_result) largest_result = magnitude(result);
+      if (leaves_maxima && magnitude(result) > largest_result) largest_result = magnitude(result);
     }
   }
-  leave_largest<kWarp>(a, row, true, largest_result);
+  if constexpr (leaves_maxima) leave_largest<kWarp>(a, row, true, largest_result);
 }
 
 }  // namespace sterna::cuda
