@@ -325,6 +325,24 @@ def test_large_conversations_fit() -> None:
     assert len(ChatTemplate("{% for i in range(" + str(MAX_RANGE) + ") %}x{% endfor %}").render("").text) == MAX_RANGE
 
 
+def test_the_first_use_is_not_charged_for_imports() -> None:
+    """In a new process, where they take a good part of the time that a template has."""
+    code = (
+        "import sys\n"
+        "from sterna.chat import budget\n"
+        "from sterna.chat.template import ChatTemplate\n"
+        "class Charged(budget.Budget):\n"
+        "    def __init__(self):\n"
+        "        missing = [name for name in ('jinja2', 'sterna.chat.sandbox') if name not in sys.modules]\n"
+        "        assert not missing, missing\n"
+        "        super().__init__()\n"
+        "import sterna.chat.template as module\n"
+        "module.Budget = Charged\n"
+        "ChatTemplate('{{ messages[0].content }}').check()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_threads_have_their_own_account() -> None:
     template = ChatTemplate("{% for i in range(3000) %}{{ messages[0].content }}{% endfor %}")
     results: list[int] = []

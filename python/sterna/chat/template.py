@@ -23,6 +23,8 @@ from sterna.errors import ArgumentError, TemplateError
 if TYPE_CHECKING:
     import jinja2
 
+    from sterna.chat.sandbox import ChatEnvironment
+
 T = TypeVar("T")
 
 _CODE_NAME = "<chat template>"
@@ -49,6 +51,13 @@ class Rendered:
             if stripped:
                 return is_trusted and stripped.endswith("<think>")
         return False
+
+
+def _environment() -> ChatEnvironment:
+    from sterna.chat.callables import FILTERS, FUNCTIONS, TESTS
+    from sterna.chat.sandbox import ChatEnvironment
+
+    return ChatEnvironment(FILTERS, TESTS, FUNCTIONS)
 
 
 class ChatTemplate:
@@ -141,10 +150,7 @@ class ChatTemplate:
     def _template(self, budget: Budget | None = None) -> jinja2.Template:
         with self._lock:
             if self._compiled is None:
-                from sterna.chat.callables import FILTERS, FUNCTIONS, TESTS
-                from sterna.chat.sandbox import ChatEnvironment
-
-                environment = ChatEnvironment(FILTERS, TESTS, FUNCTIONS)
+                environment = _environment()
                 with spend(budget or Budget()):
                     code = environment.compile(self.source, filename=_CODE_NAME)
                 self._compiled = environment.template_class.from_code(environment, code, environment.globals)
@@ -153,6 +159,7 @@ class ChatTemplate:
     def _learn_forms(self) -> Forms:
         """Compiles, and renders probes on the same account, to find out how the template wants its values."""
         if self._forms is None:
+            _environment()  # what it imports the first time takes a while, which is not the template's
             budget = Budget()
             self._template(budget)
 
