@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ REFERENCE_CASES = {
 
 # A GPU that is there is for the tests that ask for it.
 os.environ["STERNA_DEVICE"] = "cpu"
+
+# A shell's job in the background ignores Ctrl-C, and so would the processes that tests start to send it to.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _TESTS = Path(__file__).parent
 _complete: set[str] = set()  # files that were collected whole
