@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import pytest
-from sterna.chat import ChatTemplate
+from sterna.chat import ChatTemplate, budget
 from sterna.chat.budget import MAX_OUTPUT_BYTES, MAX_RANGE
 from sterna.errors import ArgumentError, TemplateError
 
@@ -313,8 +313,9 @@ def test_many_messages_end_in_time() -> None:
     assert _seconds(render) < MOST_SECONDS
 
 
-def test_large_conversations_fit() -> None:
-    """The bounds leave room: a prompt of 4 MiB, and one of 3,000 messages."""
+def test_large_conversations_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds leave room: a prompt of 4 MiB, and one of 3,000 messages. Time is the machine's, so it has no part."""
+    monkeypatch.setattr(budget, "MAX_SECONDS", 60.0)
     template = ChatTemplate(
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content|trim + '<|im_end|>' + '\n' }}{% endfor %}"
     )
@@ -332,10 +333,10 @@ def test_the_first_use_is_not_charged_for_imports() -> None:
         "from sterna.chat import budget\n"
         "from sterna.chat.template import ChatTemplate\n"
         "class Charged(budget.Budget):\n"
-        "    def __init__(self):\n"
+        "    def __init__(self, seconds=None):\n"
         "        missing = [name for name in ('jinja2', 'sterna.chat.sandbox') if name not in sys.modules]\n"
         "        assert not missing, missing\n"
-        "        super().__init__()\n"
+        "        super().__init__(seconds)\n"
         "import sterna.chat.template as module\n"
         "module.Budget = Charged\n"
         "ChatTemplate('{{ messages[0].content }}').check()\n"
@@ -343,7 +344,8 @@ def test_the_first_use_is_not_charged_for_imports() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_threads_have_their_own_account() -> None:
+def test_threads_have_their_own_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MAX_SECONDS", 60.0)
     template = ChatTemplate("{% for i in range(3000) %}{{ messages[0].content }}{% endfor %}")
     results: list[int] = []
 

@@ -13,13 +13,18 @@ import time
 MAX_STEPS = 2_000_000
 MAX_CALL_DEPTH = 64
 MAX_PARSE_DEPTH = 256
+MAX_BLOCK_DEPTH = 96
+"""Tags within tags. Python refuses code that is indented 100 deep, but only after jinja2 has spent a while on it."""
 MAX_RANGE = 100_000
 MAX_OUTPUT_BYTES = 8 << 20
 MAX_SOURCE_CHARS = 1 << 18
 MAX_TOKENS = 8_000
 """Tokens of a template's source: four times as many as in the largest template seen in the wild."""
 MAX_SECONDS = 0.2
-"""The rest of the promised 250 ms is for the operation under way when the clock runs out."""
+"""Of a rendering. The rest of the promised 250 ms is for the operation under way when the clock runs out."""
+MAX_COMPILE_SECONDS = 1.0
+"""The limits of a source's size and depth end a compilation sooner; large templates in the wild take 50 ms of a fast
+core, and several times that of a small one."""
 MAX_LIVE_BYTES = 40 << 20
 """Strings and containers alive at one time; an operation may need its operands and its result beside each other."""
 MAX_WEIGHT = 1 << 19
@@ -36,13 +41,14 @@ class OverBudget(Exception):  # noqa: N818 (never seen outside this package)
 class Budget:
     """The account of one compilation or rendering; used by one thread."""
 
-    __slots__ = ("_cpu_start", "_deadline", "call_depth", "live_bytes", "steps")
+    __slots__ = ("_cpu_start", "_deadline", "_seconds", "call_depth", "live_bytes", "steps")
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
         self.steps = 0
         self.call_depth = 0
         self.live_bytes = 0
-        self._deadline = time.perf_counter() + MAX_SECONDS
+        self._seconds = MAX_SECONDS if seconds is None else seconds
+        self._deadline = time.perf_counter() + self._seconds
         self._cpu_start = time.thread_time()
 
     def step(self, count: int = 1) -> None:
@@ -56,10 +62,19 @@ class Budget:
     def _out_of_time(self) -> None:
         # The wall clock also counts what other threads of the host do. Only the thread's own time is the template's
         # fault.
-        used = time.thread_time() - self._cpu_start
-        if used > MAX_SECONDS:
-            raise OverBudget(f"the template took longer than {MAX_SECONDS * 1000:.0f} ms")
-        self._deadline = time.perf_counter() + (MAX_SECONDS - used)
+        used = self.seconds_used()
+        if used > self._seconds:
+            raise OverBudget(f"the template took longer than {self._seconds * 1000:.0f} ms")
+        self._deadline = time.perf_counter() + (self._seconds - used)
+
+    def seconds_used(self) -> float:
+        """Of this thread, since the account was opened."""
+        return time.thread_time() - self._cpu_start
+
+    def following(self) -> Budget:
+        """The account of the first rendering after a compilation: both together end in time, but a slow compilation
+        leaves half of it."""
+        return Budget(max(MAX_SECONDS - self.seconds_used(), MAX_SECONDS / 2))
 
     def allocate(self, size: int) -> None:
         """Charges `size` bytes that are about to be created."""

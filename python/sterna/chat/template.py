@@ -14,7 +14,15 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sterna.chat.budget import MAX_OUTPUT_BYTES, MAX_SOURCE_CHARS, Budget, OverBudget, check_length, spend
+from sterna.chat.budget import (
+    MAX_COMPILE_SECONDS,
+    MAX_OUTPUT_BYTES,
+    MAX_SOURCE_CHARS,
+    Budget,
+    OverBudget,
+    check_length,
+    spend,
+)
 from sterna.chat.messages import Forms, Reader
 from sterna.chat.source import FoundTemplate, find_template
 from sterna.chat.text import concat, spans, trusted
@@ -151,17 +159,18 @@ class ChatTemplate:
         with self._lock:
             if self._compiled is None:
                 environment = _environment()
-                with spend(budget or Budget()):
+                with spend(budget or Budget(MAX_COMPILE_SECONDS)):
                     code = environment.compile(self.source, filename=_CODE_NAME)
                 self._compiled = environment.template_class.from_code(environment, code, environment.globals)
             return self._compiled
 
     def _learn_forms(self) -> Forms:
-        """Compiles, and renders probes on the same account, to find out how the template wants its values."""
+        """Compiles, and renders probes on one account, to find out how the template wants its values."""
         if self._forms is None:
             _environment()  # what it imports the first time takes a while, which is not the template's
-            budget = Budget()
-            self._template(budget)
+            compiling = Budget(MAX_COMPILE_SECONDS)
+            self._template(compiling)
+            budget = compiling.following()
 
             def shows(forms: Forms, content: object) -> bool:
                 """Whether the template prints a content as text, and not as a Python list."""
