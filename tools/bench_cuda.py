@@ -302,7 +302,7 @@ def measure(path: Path, names: Sequence[str], device: str) -> dict[str, Any]:
     from sterna.bench import BenchTest, work_of
     from sterna.bench import measure as timed
     from sterna.device import compile_for, find_devices
-    from sterna.memory import PREFILL_TOKENS, PlanSettings
+    from sterna.memory import PREFILL_TOKENS, ModelPart, PlanSettings
     from sterna.trace import trace
 
     tests = [BenchTest.parse(name) for name in names]
@@ -311,7 +311,8 @@ def measure(path: Path, names: Sequence[str], device: str) -> dict[str, Any]:
     program = trace(file).program.fuse()
     (found,) = find_devices(device)
     begin = time.perf_counter()
-    plan = compile_for(PlanSettings(0, "f16", PREFILL_TOKENS, max(64, most), most, found.id), program, file)
+    settings = PlanSettings(0, "f16", PREFILL_TOKENS, max(64, most), most, found.id)
+    plan = compile_for(ModelPart(program, settings, program.num_layers), file)
     seconds = time.perf_counter() - begin
     context, kv_tokens = max(test.context for test in tests), max(test.kv_tokens for test in tests)
     engine = Engine(plan, Pieces.from_gguf(file), context=context, max_sequences=most, kv_tokens=kv_tokens)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from sterna.errors import ArgumentError, DeviceError, UnsupportedModelError
 from sterna.memory import (
+    CacheSize,
     MemoryPlan,
     ModelPart,
     PlanSettings,
     parse_budget,
     plan_encoder,
     plan_memory,
-    plan_parts,
     readable,
 )
 
@@ -208,11 +208,8 @@ def place_parts(
     gpu: Device,
     memory_budget: int | str | None,
     settings: PlanSettings,
-    draft: tuple[Program, PlanSettings] | None,
-    *,
-    context: int | None,
-    kv_tokens: int | None,
-    trained_context: int,
+    draft: ModelPart | None,
+    size: CacheSize,
 ) -> Placement:
     """The first part on the CPU, a draft model too, and the second one on the GPU: each has its `memory_budget`."""
     first, last = programs
@@ -221,38 +218,29 @@ def place_parts(
         ModelPart(first, replace(settings, device=CPU.id, max_outputs=1), before),
         ModelPart(last, replace(settings, device=gpu.id), last.num_layers - before),
     )
-    memory = plan_parts(
-        parts,
-        (CPU.budget(memory_budget), gpu.budget(memory_budget)),
-        context=context,
-        kv_tokens=kv_tokens,
-        trained_context=trained_context,
-        draft=None if draft is None else (draft[0], replace(draft[1], device=CPU.id)),
-    )
-    return Placement((CPU, gpu), parts, memory)
+    budgets = CPU.budget(memory_budget), gpu.budget(memory_budget)
+    return Placement((CPU, gpu), parts, plan_memory(parts, budgets, size, None if draft is None else _on(CPU, draft)))
 
 
 def place(
+    program: Program,
     devices: Sequence[Device],
     memory_budget: int | str | None,
-    program: Program,
     settings: PlanSettings,
-    draft: tuple[Program, PlanSettings] | None,
-    *,
-    context: int | None,
-    kv_tokens: int | None,
-    trained_context: int,
+    draft: ModelPart | None,
+    size: CacheSize,
 ) -> Placement:
     """The first device that the model fits on, the last one in any case; those behind it are not asked.
 
     UnsupportedModelError and DeviceError of the last one.
     """
-    enough = context or min(trained_context, kv_tokens or trained_context, AUTO_CONTEXT)
+    part = ModelPart(program, settings, program.num_layers)
+    enough, _ = size.choose(AUTO_CONTEXT)
     problems = []
     for device in devices[:-1]:
         try:
             budget = device.budget(memory_budget)
-            found = _place_on(device, budget, program, settings, draft, context, kv_tokens, trained_context)
+            found = _place_on(device, budget, part, draft, size)
         except (UnsupportedModelError, DeviceError) as error:
             problems.append(f"{device.title}: {error}")
             continue
@@ -262,45 +250,30 @@ def place(
             f"the model needs {readable(found.memory.total)} with a context of {found.memory.context} tokens, "
             f"{device.title} has {readable(budget or 0)}, which is enough for {found.memory.max_context or 0}"
         )
-    device, budget = devices[-1], devices[-1].budget(memory_budget)
-    last = _place_on(device, budget, program, settings, draft, context, kv_tokens, trained_context)
+    last = _place_on(devices[-1], devices[-1].budget(memory_budget), part, draft, size)
     return replace(last, no_gpu="; ".join(problems) or None)
 
 
+def _on(device: Device, part: ModelPart) -> ModelPart:
+    return replace(part, settings=replace(part.settings, device=device.id))
+
+
 def _place_on(
-    device: Device,
-    budget: int | None,
-    program: Program,
-    settings: PlanSettings,
-    draft: tuple[Program, PlanSettings] | None,
-    context: int | None,
-    kv_tokens: int | None,
-    trained_context: int,
+    device: Device, budget: int | None, part: ModelPart, draft: ModelPart | None, size: CacheSize
 ) -> Placement:
-    placed = replace(settings, device=device.id)
-    if "logits" in program.functions:
-        drafts = None if draft is None else (draft[0], replace(draft[1], device=device.id))
-        memory = plan_memory(
-            program,
-            placed,
-            context=context,
-            kv_tokens=kv_tokens,
-            trained_context=trained_context,
-            budget=budget,
-            draft=drafts,
-        )
+    part = _on(device, part)
+    if "logits" in part.program.functions:
+        memory = plan_memory([part], [budget], size, None if draft is None else _on(device, draft))
     else:
-        placed, memory = plan_encoder(
-            program, placed, context=context, kv_tokens=kv_tokens, trained_context=trained_context, budget=budget
-        )
-    return Placement((device,), (ModelPart(program, placed, program.num_layers),), memory)
+        part, memory = plan_encoder(part, budget, size)
+    return Placement((device,), (part,), memory)
 
 
 def compile_placed(placed: Placement, program: Program, file: Gguf, adapters: Sequence[Gguf] = ()) -> ProgramPlan:
     """Compiles the parts of `program` for their devices: packs the weights."""
     from sterna import _core
 
-    plans = [compile_for(part.settings, part.program, file, adapters) for part in placed.parts]
+    plans = [compile_for(part, file, adapters) for part in placed.parts]
     return plans[0] if len(plans) == 1 else _core.compile_chain(program, plans)
 
 
@@ -314,15 +287,12 @@ def threads_of(plan: ProgramPlan) -> int:
 
 
 def compile_for(
-    settings: PlanSettings,
-    program: Program,
-    file: Gguf,
-    adapters: Sequence[Gguf] = (),
-    share_threads: ProgramPlan | None = None,
+    part: ModelPart, file: Gguf, adapters: Sequence[Gguf] = (), share_threads: ProgramPlan | None = None
 ) -> ProgramPlan:
     """Compiles for the settings' device: packs the weights. The plan takes turns with `share_threads`, a CPU's."""
     from sterna import _core
 
+    program, settings = part.program, part.settings
     if isinstance(share_threads, _core.ChainPlan):
         share_threads = share_threads.parts[0]
     if settings.device == CPU.id:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sterna.device import compile_for
 from sterna.errors import ArgumentError
-from sterna.memory import PlanSettings
+from sterna.memory import ModelPart, PlanSettings
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program, ProgramPlan
@@ -22,8 +22,7 @@ class PreparedDraft:
     """A draft model that has been read and traced, and not yet loaded."""
 
     file: Gguf
-    program: Program
-    settings: PlanSettings
+    part: ModelPart
 
 
 def prepare_draft(
@@ -57,12 +56,14 @@ def prepare_draft(
         )
     # Every running sequence has one guess in the making.
     settings = replace(settings, max_outputs=settings.max_sequences)
-    return PreparedDraft(file, traced.program.fuse(), settings)
+    fused = traced.program.fuse()
+    return PreparedDraft(file, ModelPart(fused, settings, fused.num_layers))
 
 
 def compile_draft(prepared: PreparedDraft, target: ProgramPlan, device: str) -> ProgramPlan:
     """Packs its weights, for the target's device. The two plans take turns on the same threads."""
-    return compile_for(replace(prepared.settings, device=device), prepared.program, prepared.file, share_threads=target)
+    settings = replace(prepared.part.settings, device=device)
+    return compile_for(replace(prepared.part, settings=settings), prepared.file, share_threads=target)
 
 
 def _check_same_tokens(target: Gguf, draft: Gguf) -> None:

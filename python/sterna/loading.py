@@ -24,7 +24,7 @@ from sterna.device import (
 from sterna.errors import ArgumentError, FileError
 from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
-from sterna.memory import KV_DTYPES, MemoryPlan, PlanSettings, parse_budget, parse_bytes
+from sterna.memory import KV_DTYPES, CacheSize, MemoryPlan, PlanSettings, parse_budget, parse_bytes
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:
@@ -253,12 +253,12 @@ def prepare(
     if "logits" not in program.functions and drafts is not None:
         raise ArgumentError("the model is an encoder: there is nothing for a draft model to guess")
     trained = min(traced.config.max_position_embeddings, MAX_CONTEXT)
-    draft_needs = None if drafts is None else (drafts.program, drafts.settings)
-    sizes: dict[str, Any] = {"context": context, "kv_tokens": kv_tokens, "trained_context": trained}
+    draft_part = None if drafts is None else drafts.part
+    size = CacheSize(context, kv_tokens, trained)
     if divided is None:
-        placed = place(devices, memory_budget, program, settings, draft_needs, **sizes)
+        placed = place(program, devices, memory_budget, settings, draft_part, size)
     else:
-        placed = place_parts(divided, devices[0], memory_budget, settings, draft_needs, **sizes)
+        placed = place_parts(divided, devices[0], memory_budget, settings, draft_part, size)
     memory = placed.memory
     learned = _learned_positions(program)
     if memory.context > learned:

@@ -148,19 +148,49 @@ class PlanSettings:
         return PlanSettings(threads, kv_dtype, max(PREFILL_TOKENS, outputs), outputs, max_sequences)
 
 
-class _Needs:
-    """What one program takes, for any number of tokens."""
+@dataclass(frozen=True)
+class CacheSize:
+    """What is asked of a cache: a `context` (None: the trained length, or what of it fits), and room for `kv_tokens`
+    (None: one context)."""
 
-    def __init__(self, program: Program, settings: PlanSettings) -> None:
+    context: int | None
+    kv_tokens: int | None
+    trained_context: int
+
+    @property
+    def longest_context(self) -> int:
+        return max(self.trained_context, self.context or 0)
+
+    def choose(self, fitting: int | None) -> tuple[int, int]:
+        """Context and tokens of the cache, where a context of `fitting` tokens has room (0: none; None: unknown)."""
+        context = self.context
+        if context is None:
+            context = min(self.trained_context, self.kv_tokens or fitting or self.trained_context)
+        return context, self.kv_tokens or context
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """Layers of a model that one device has, that of the settings."""
+
+    program: Program
+    settings: PlanSettings
+    layers: int
+
+
+class _Needs:
+    """What one part takes, for any number of tokens."""
+
+    def __init__(self, part: ModelPart) -> None:
         from sterna import _core
 
-        self._settings = settings
+        self._settings = settings = part.settings
         if settings.device == "cpu":
             bytes_of = partial(_core.plan_memory, threads=settings.threads)
         else:
             bytes_of = partial(_core.plan_memory_cuda, device=int(settings.device.partition(":")[2]))
         self.weights, self.scratch, self._kinds = bytes_of(
-            program, kv_dtype=settings.kv_dtype, max_tokens=settings.max_tokens, max_outputs=settings.max_outputs
+            part.program, kv_dtype=settings.kv_dtype, max_tokens=settings.max_tokens, max_outputs=settings.max_outputs
         )
         # Bytes of a page on all devices together, by which an engine limits a pool's pages.
         self._whole_pages = [size for _, size in self._kinds]
@@ -191,77 +221,22 @@ class _Needs:
 
 
 def plan_memory(
-    program: Program,
-    settings: PlanSettings,
-    *,
-    context: int | None,
-    kv_tokens: int | None,
-    trained_context: int,
-    budget: int | None,
-    draft: tuple[Program, PlanSettings] | None = None,
+    parts: Sequence[ModelPart], budgets: Sequence[int | None], size: CacheSize, draft: ModelPart | None = None
 ) -> MemoryPlan:
-    """The plan for a context (None: the trained length, or what of it fits) and a cache of `kv_tokens` (None: that).
+    """The plan of a model, or of one whose layers are divided, with a budget for each part.
 
-    A draft model's cache holds as many tokens.
+    A draft model is on the first part's device, and its cache holds as many tokens.
     """
-    own = _Needs(program, settings)
-    parts = [own] if draft is None else [own, _Needs(*draft)]
-    longest = max(trained_context, context or 0)
-    fitting = _fitting_context(parts, budget, longest)
-    if context is None:
-        context = min(trained_context, kv_tokens or fitting or trained_context)
-    kv_tokens = kv_tokens or context
-    return MemoryPlan(
-        weights=own.weights,
-        kv=own.kv(kv_tokens),
-        scratch=own.scratch,
-        context=context,
-        kv_tokens=kv_tokens,
-        pools=own.pools(kv_tokens),
-        budget=budget,
-        max_context=fitting,
-        draft=sum(part.total(kv_tokens) for part in parts[1:]),
-        device=settings.device,
-    )
-
-
-@dataclass(frozen=True)
-class ModelPart:
-    """Layers of a model that one device has, that of the settings."""
-
-    program: Program
-    settings: PlanSettings
-    layers: int
-
-
-def plan_parts(
-    parts: Sequence[ModelPart],
-    budgets: Sequence[int | None],
-    *,
-    context: int | None,
-    kv_tokens: int | None,
-    trained_context: int,
-    draft: tuple[Program, PlanSettings] | None = None,
-) -> MemoryPlan:
-    """As `plan_memory`, for a model whose layers are divided, with a budget for each part; the first has the draft."""
-    needs = [_Needs(part.program, part.settings) for part in parts]
+    needs = [_Needs(part) for part in parts]
     _Needs.join(needs)
-    drafts = [] if draft is None else [_Needs(*draft)]
-    longest = max(trained_context, context or 0)
+    drafts = [] if draft is None else [_Needs(draft)]
     fittings = [
-        _fitting_context([own, *(drafts if own is needs[0] else [])], budget, longest)
+        _fitting_context([own, *(drafts if own is needs[0] else [])], budget, size.longest_context)
         for own, budget in zip(needs, budgets, strict=True)
     ]
     fitting = min((each for each in fittings if each is not None), default=None)
-    if context is None:
-        context = min(trained_context, kv_tokens or fitting or trained_context)
-    kv_tokens = kv_tokens or context
-    pools: dict[int, KvPool] = {}
-    for pool in (pool for own in needs for pool in own.pools(kv_tokens) if pool.page_bytes):
-        before = pools.get(pool.window)
-        page_bytes = pool.page_bytes + (0 if before is None else before.page_bytes)
-        pools[pool.window] = replace(pool, page_bytes=page_bytes)
-    memories = [
+    context, kv_tokens = size.choose(fitting)
+    memories = tuple(
         PartMemory(
             device=part.settings.device,
             layers=part.layers,
@@ -272,20 +247,30 @@ def plan_parts(
             budget=budget,
         )
         for own, part, budget in zip(needs, parts, budgets, strict=True)
-    ]
+    )
     return MemoryPlan(
         weights=sum(part.weights for part in memories),
         kv=sum(part.kv for part in memories),
         scratch=sum(part.scratch for part in memories),
         context=context,
         kv_tokens=kv_tokens,
-        pools=tuple(pools.values()),
+        pools=_common_pools([own.pools(kv_tokens) for own in needs]),
         budget=None if None in budgets else sum(budget or 0 for budget in budgets),
         max_context=fitting,
         draft=memories[0].draft,
         device=" + ".join(part.device for part in memories),
-        parts=tuple(memories),
+        parts=memories if len(memories) > 1 else (),
     )
+
+
+def _common_pools(parts: Sequence[tuple[KvPool, ...]]) -> tuple[KvPool, ...]:
+    """Pools of a whole model: a page is in each part that has layers of its window, and as large as these together."""
+    found: dict[int, KvPool] = {}
+    for pool in (pool for pools in parts for pool in pools if pool.page_bytes):
+        before = found.get(pool.window)
+        page_bytes = pool.page_bytes + (0 if before is None else before.page_bytes)
+        found[pool.window] = replace(pool, page_bytes=page_bytes)
+    return tuple(found.values())
 
 
 def _fitting_context(parts: Sequence[_Needs], budget: int | None, longest: int) -> int | None:
@@ -300,29 +285,20 @@ def _fitting_context(parts: Sequence[_Needs], budget: int | None, longest: int) 
     return min(pages * PAGE_TOKENS, longest)
 
 
-def plan_encoder(
-    program: Program,
-    settings: PlanSettings,
-    *,
-    context: int | None,
-    kv_tokens: int | None,
-    trained_context: int,
-    budget: int | None,
-) -> tuple[PlanSettings, MemoryPlan]:
+def plan_encoder(part: ModelPart, budget: int | None, size: CacheSize) -> tuple[ModelPart, MemoryPlan]:
     """As `plan_memory`, for a model that takes whole texts only: one run has rows for the longest of them.
 
-    A `context` of None is the trained length, halved until the plan fits. The cache holds what one run needs: its rows,
+    A context of None is the trained length, halved until the plan fits. The cache holds what one run needs: its rows,
     and a page more for each of its texts.
     """
-    wanted = context or min(trained_context, kv_tokens or trained_context)
+    settings = part.settings
+    wanted, _ = size.choose(None)
     while True:
         rows = max(settings.max_tokens, wanted)
-        pages = kv_tokens or rows + PAGE_TOKENS * settings.max_outputs
-        chosen = replace(settings, max_tokens=rows)
-        plan = plan_memory(
-            program, chosen, context=wanted, kv_tokens=pages, trained_context=trained_context, budget=budget
-        )
-        if plan.fits or context is not None or wanted <= settings.max_tokens:
+        chosen = replace(part, settings=replace(settings, max_tokens=rows))
+        pages = size.kv_tokens or rows + PAGE_TOKENS * settings.max_outputs
+        plan = plan_memory([chosen], [budget], replace(size, context=wanted, kv_tokens=pages))
+        if plan.fits or size.context is not None or wanted <= settings.max_tokens:
             return chosen, plan
         wanted = max(settings.max_tokens, wanted // 2)
 

@@ -140,7 +140,7 @@ def _measure(
     from sterna.device import CPU, choose_devices, compile_placed, place, place_parts, split_program, threads_of
     from sterna.draft import compile_draft, prepare_draft
     from sterna.machine import measure_limits_shortly
-    from sterna.memory import PREFILL_TOKENS, PlanSettings
+    from sterna.memory import PREFILL_TOKENS, CacheSize, PlanSettings
     from sterna.trace import trace
 
     devices = choose_devices(device, gpu_layers)
@@ -153,7 +153,7 @@ def _measure(
     context = max(test.context for test in tests)
     kv_tokens = max(test.kv_tokens for test in tests)
     settings = PlanSettings(threads, "f16", PREFILL_TOKENS, max(64, most), most)
-    prepared = drafts = draft_plan = None
+    prepared = draft_plan = None
     if draft is not None:
         prepared = prepare_draft(
             draft,
@@ -164,12 +164,12 @@ def _measure(
             i2s_order=i2s_order,
             progress=None,
         )
-        drafts = prepared.program, prepared.settings
-    sizes = {"context": context, "kv_tokens": kv_tokens, "trained_context": context}
+    draft_part = None if prepared is None else prepared.part
+    size = CacheSize(context, kv_tokens, context)
     if divided is None:
-        placed = place(devices, None, program, settings, drafts, **sizes)
+        placed = place(program, devices, None, settings, draft_part, size)
     else:
-        placed = place_parts(divided, devices[0], None, settings, drafts, **sizes)
+        placed = place_parts(divided, devices[0], None, settings, draft_part, size)
     plan = compile_placed(placed, program, file)
     if prepared is not None:
         draft_plan = compile_draft(prepared, plan, placed.devices[0].id)
