@@ -106,7 +106,7 @@ void bind_cuda(py::module_& m) {
         options.keep_values = keep_values;
         const std::unique_ptr<TensorSource> tensors = tensor_source(source, adapters);
         const GilRelease release;
-        return std::make_shared<cuda::CudaPlan>(program, *tensors, options);
+        return cuda::CudaPlan::make(program, *tensors, options);
       },
       py::arg("program"), py::arg("source"), py::kw_only(), py::arg("device") = 0, py::arg("kv_dtype") = "f16",
       py::arg("max_tokens") = 512, py::arg("max_outputs") = 64, py::arg("keep_values") = false,

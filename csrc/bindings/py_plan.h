@@ -53,7 +53,7 @@ class PyPlan final : public Plan {
     const pybind11::gil_scoped_acquire gil;
     return has("most_largest") ? number("most_largest") : 0;
   }
-  std::span<const TokenLogit> largest_logits(std::size_t output) const override { return largest_[output]; }
+  std::span<const TokenLogit> largest_logits(std::size_t output) const override { return largest_.at(output); }
 
   std::span<const KvPoolInfo> kv_pools() const override {
     if (pools_.empty()) {

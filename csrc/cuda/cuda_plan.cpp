@@ -147,6 +147,18 @@ CudaPlan::CudaPlan(const Program& program, const TensorSource& source, const Cud
   compiled_ = compile(function_names(this->program()), {max_tokens(), max_outputs(), options.keep_values});
 }
 
+std::shared_ptr<CudaPlan> CudaPlan::make(const Program& program, const TensorSource& source,
+                                         const CudaPlanOptions& options) {
+  auto plan = in_own_thread([&] { return std::make_unique<CudaPlan>(program, source, options); });
+  return {plan.release(), [](CudaPlan* made) {
+            try {
+              in_own_thread([made] { delete made; });
+            } catch (const DeviceError&) {  // there is no thread
+              delete made;
+            }
+          }};
+}
+
 CudaPlan::~CudaPlan() {
   device_->table().use_device(device_->number());
   device_->table().synchronize(device_->stream());
@@ -289,7 +301,7 @@ std::span<const float> CudaPlan::logits_row(std::size_t output) {
 }
 
 std::span<const TokenLogit> CudaPlan::largest_logits(std::size_t output) const {
-  if (wanted_[output] == 0) return {};
+  if (output >= wanted_.size() || wanted_[output] == 0) return {};
   return largest_->of(output);
 }
 

@@ -68,6 +68,9 @@ struct CompiledFunctions {
 
 class CudaPlan final : public ProgramPlan {
  public:
+  /// Makes one, and deletes it, in threads of their own: the caller's goes on with the device that it has.
+  static std::shared_ptr<CudaPlan> make(const Program& program, const TensorSource& source,
+                                        const CudaPlanOptions& options);
   /// Compiles the functions. The program is used as it is: fuse it first for speed. Throws DeviceError,
   /// UnsupportedModelError, MemoryBudgetError, and what the source throws.
   CudaPlan(const Program& program, const TensorSource& source, const CudaPlanOptions& options);

@@ -5,10 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <future>
-#include <system_error>
 
-#include "base/error.h"
 #include "cuda/architectures.h"
 
 namespace sterna::cuda {
@@ -132,18 +129,12 @@ std::string device_title(int number, const DeviceInfo& info) {
 
 std::uint64_t free_bytes(int number) {
   const DeviceTable& table = table_for(number);
-  // The device in use is a thread's own, and giving the caller's back to it could make a context there.
-  const auto ask = [&] {
+  return in_own_thread([&] {
     use_checked(table, number);
     std::uint64_t bytes = 0;
     check_status(table, number, table.free_bytes(&bytes), "looking at its memory");
     return bytes;
-  };
-  try {
-    return std::async(std::launch::async, ask).get();
-  } catch (const std::system_error& error) {
-    throw DeviceError(std::string("the system gave no thread to ask a CUDA device in: ") + error.what());
-  }
+  });
 }
 
 Device::Device(int number)

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <span>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "cuda/device_table.h"
 
 namespace sterna::cuda {
@@ -25,6 +28,19 @@ std::span<const FoundDevice> found_devices();
 
 /// "cuda:0 (NVIDIA A10, sm_86)"
 std::string device_title(int number, const DeviceInfo& info);
+
+/// Calls `work` in a thread of its own, and returns what it does. For what a caller's thread must not be left with: the
+/// device in use is a thread's, and giving the caller's back to it could make a context there.
+template <typename Work>
+auto in_own_thread(Work work) {
+  std::future<decltype(work())> result;
+  try {
+    result = std::async(std::launch::async, std::move(work));
+  } catch (const std::system_error& error) {
+    throw DeviceError(std::string("the system gave no thread to use a CUDA device in: ") + error.what());
+  }
+  return result.get();
+}
 
 /// Bytes that a device has free. Makes a context on it, in no thread of the caller's. Throws DeviceError, also where
 /// the device cannot run the library's code.

@@ -74,6 +74,27 @@ found["doctor"] = [len(doctor()), contexts(), library.sterna_emulation_current()
     }
 
 
+def test_the_callers_thread_keeps_its_device() -> None:
+    found = played(
+        """
+used = [library.sterna_emulation_current()]
+llm = sterna.load(MODEL, device="cuda:2", context=64, threads=1)
+used.append(library.sterna_emulation_current())
+found["tokens"] = len(llm.generate([5, 6, 7], max_tokens=2, ignore_eos=True).tokens)
+used.append(library.sterna_emulation_current())
+llm.close()
+del llm
+used.append(library.sterna_emulation_current())
+plan = compiled(1)
+del plan
+used.append(library.sterna_emulation_current())
+found["used"], found["contexts"] = used, contexts()
+""",
+        "9.0 9.0 9.0",
+    )
+    assert found == {"tokens": 2, "used": [0, 0, 0, 0, 0], "contexts": [1, 2]}
+
+
 def test_a_budget_that_is_no_size_starts_no_device() -> None:
     found = played('found["error"], found["contexts"] = raised(sterna.load, MODEL, memory_budget="much"), contexts()', "9.0")
     assert found["error"][0] == "ArgumentError" and "memory_budget is 'much'" in found["error"][1]
