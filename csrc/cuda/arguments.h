@@ -174,6 +174,10 @@ struct RowMaxima {
 
 /// Elements of a head's keys and values at most: sums of a row are kept in registers.
 constexpr std::int32_t kMaxHeadDim = 576;
+/// Experts of a route at most: its scores, and those of as many groups, are in shared memory.
+constexpr std::int64_t kMaxExperts = 2048;
+/// Bytes of shared memory that a block can have on every architecture: those of sm_75.
+constexpr std::int64_t kLeastSharedBytes = 64 << 10;
 
 struct AttendArguments {
   Rows q, y;

@@ -1,4 +1,6 @@
 /// Lowers route and expert_glu.
+#include <string>
+
 #include "cuda/lowering.h"
 #include "plan/node_kinds.h"
 
@@ -70,6 +72,10 @@ void bind_matmul(Lowering& lowering, const Pairs& pairs, const Prepared& x, Matm
 void lower_route(Lowering& lowering, const Node& node) {
   auto& a = lowering.make<RouteArguments>();
   a.num_experts = lowering.row_size(node.input("x"));
+  if (a.num_experts > kMaxExperts) {
+    unsupported(node, "the CUDA backend takes up to " + std::to_string(kMaxExperts) + " experts, not " +
+                          std::to_string(a.num_experts));
+  }
   a.used = node.integer("used");
   a.is_sigmoid = node.text("scores") == "sigmoid";
   a.normalize = node.flag("normalize");

@@ -118,7 +118,8 @@ void check_routes() {
     std::int64_t experts, used, groups, groups_used;
   };
   for (const Size size : {Size{1, 1, 1, 1}, Size{8, 2, 1, 1}, Size{33, 33, 1, 1}, Size{60, 4, 10, 3},
-                          Size{64, 6, 32, 7}, Size{256, 8, 8, 4}, Size{1024, 64, 1, 1}, Size{1024, 64, 64, 40}}) {
+                          Size{64, 6, 32, 7}, Size{256, 8, 8, 4}, Size{1024, 64, 1, 1}, Size{1024, 64, 64, 40},
+                          Size{kMaxExperts, 9, kMaxExperts, kMaxExperts / 2}}) {
     for (int options = 0; options < 16; ++options) {
       RouteArguments a{};
       a.num_experts = size.experts;
@@ -223,7 +224,7 @@ void check_sort(std::int64_t num_experts, std::int32_t num_rows, std::int64_t us
 }
 
 void check_sorts() {
-  for (const std::int64_t experts : {1, 8, 33, 256, 700, 1024, 20000}) {
+  for (const std::int64_t experts : {1, 8, 33, 256, 700, 1024, int{kMaxExperts}}) {
     for (const std::int32_t num_rows : {0, 1, 5, 300}) {
       check_sort(experts, num_rows, std::min<std::int64_t>(experts, 8), false, false);
       check_sort(experts, num_rows, 1, true, true);

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import sterna
 from attention_layer import Attention, Shape
 from cuda_plans import in_process
+from kernel_cases import Net
 from sterna import ArgumentError, DeviceError, UnsupportedModelError, _core
 from sterna.cli.main import main
 
@@ -177,6 +179,20 @@ def test_heads_that_are_too_large_are_found_when_planning(dim: int, value_dim: i
     _core.plan_memory_cuda(Attention(Shape(2, 1, 576, 576), 1).program, kv_dtype="f32")
     with pytest.raises(UnsupportedModelError, match="attention y: the CUDA backend takes heads of up to 576 numbers, not 577"):
         _core.plan_memory_cuda(Attention(Shape(2, 1, dim, value_dim), 1).program)
+
+
+@pytest.mark.parametrize("experts", [2048, 2049])
+def test_too_many_experts_are_found_when_planning(experts: int) -> None:
+    net = Net()
+    x = net.rows(np.zeros((1, 32)))
+    scores = net.node("linear", "scores", [("x", x), ("w", net.weight(np.zeros((experts, 32))))])[0]
+    program = net.finish(net.node("route", "y", [("x", scores)], used=2)[1])
+    _core.plan_memory(program)
+    if experts <= 2048:
+        _core.plan_memory_cuda(program)
+        return
+    with pytest.raises(UnsupportedModelError, match="route y: the CUDA backend takes up to 2048 experts, not 2049"):
+        _core.plan_memory_cuda(program)
 
 
 @pytest.mark.usefixtures("gpus")

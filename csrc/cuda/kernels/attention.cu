@@ -119,8 +119,7 @@ Status launch_fitting(const AttendArguments& a, const Launch& launch) {
       return launch_fitting<Others...>(a, launch);
     }
   } else {
-    constexpr std::size_t kLeast = 64 << 10;  // sm_75
-    static_assert(all_shared_bytes<Math>(kMaxHeadDim) <= kLeast);
+    static_assert(all_shared_bytes<Math>(kMaxHeadDim) <= kLeastSharedBytes);
   }
   return launch_with<Math>(a, launch);
 }

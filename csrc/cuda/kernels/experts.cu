@@ -112,10 +112,11 @@ struct RouteScratch {
     is_chosen = chosen_groups + a.groups;
     ids = is_chosen + a.groups;
   }
-  static std::size_t bytes(const RouteArguments& a) {
-    return static_cast<std::size_t>(2 * a.num_experts + 3 * a.groups + 2 * a.used) * 4;
+  static constexpr std::int64_t bytes(std::int64_t experts, std::int64_t groups, std::int64_t used) {
+    return (2 * experts + 3 * groups + 2 * used) * 4;
   }
 };
+static_assert(RouteScratch::bytes(kMaxExperts, kMaxExperts, kMaxExperts) <= kLeastSharedBytes);
 
 /// Ids of the experts of a row. Without a bias these go by logits, which rounding does not make equal as it does
 /// scores.
@@ -319,15 +320,16 @@ __global__ void combine(CombineArguments a, DeviceBatch batch, unsigned parts) {
 
 Status launch_route(const void* arguments, const Launch& launch) {
   const auto& a = *static_cast<const RouteArguments*>(arguments);
-  return cuda::launch(route, max_rows(launch, a.x.outputs), kRouteThreads, RouteScratch::bytes(a), launch.stream, a,
-                      *launch.batch);
+  const auto bytes = static_cast<std::size_t>(RouteScratch::bytes(a.num_experts, a.groups, a.used));
+  return cuda::launch(route, max_rows(launch, a.x.outputs), kRouteThreads, bytes, launch.stream, a, *launch.batch);
 }
 
 Status launch_sort_pairs(const void* arguments, const Launch& launch) {
   const auto& a = *static_cast<const SortPairsArguments*>(arguments);
-  constexpr std::int64_t kCounters = 8192;  // of 4 bytes; one run may need more
+  constexpr std::int64_t kCounters = 8192;  // of 4 bytes
+  static_assert(kCounters >= kMaxExperts);
   std::int64_t runs = kCounters / a.pairs.num_experts;
-  runs = runs < 1 ? 1 : (runs > kSortWarps ? kSortWarps : runs);
+  runs = runs > kSortWarps ? kSortWarps : runs;
   return cuda::launch(sort_pairs, 1, kSortThreads, static_cast<std::size_t>(runs * a.pairs.num_experts) * 4,
                       launch.stream, a, *launch.batch, static_cast<int>(runs));
 }
