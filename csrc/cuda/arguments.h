@@ -299,8 +299,8 @@ struct MatmulArguments {
   ActivationKind glu;
   std::int64_t heads;  // kHeads
   ExpertPairs pairs;   // kExperts
-  PreparedRows x;
-  Rows rows;           // x before it is prepared, with maxima; of k floats
+  PreparedRows x;      // base null: of floats, those of rows
+  Rows rows;           // x before it is prepared, with maxima or as floats; of k floats
   RowMaxima maxima;    // of rows
   RowMaxima y_maxima;  // of the first product's y
 };

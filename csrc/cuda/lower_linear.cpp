@@ -10,25 +10,35 @@ namespace {
 
 struct Prepared {
   PreparedRows rows;
-  int buffer;
+  int buffer;    // below 0: none, the matmul takes x as it is
+  Place floats;  // then
 };
+
+/// Whether rows of `x` are prepared already: floats, without a norm, whose k needs no padding.
+bool is_prepared(const Node& node, const Place& x, std::int64_t k, PreparedForm form) {
+  return form == PreparedForm::kFloat && node.input("norm") == kNoValue && k % kUnit == 0 && x.offset % 4 == 0 &&
+         x.stride % 4 == 0;
+}
 
 /// Rows of x, or their `parts`, for weights of a form. Up to `most_rows_without` of them the matmul prepares itself.
 Prepared prepare(Lowering& lowering, const Node& node, const Place& x, std::int64_t k, std::int64_t parts,
                  PreparedForm form, std::int32_t most_rows_without = 0) {
+  PreparedRows to{};
+  to.k = (k + kUnit - 1) / kUnit * kUnit;
+  to.max_rows = lowering.max_rows(x.outputs) * parts;
+  to.form = form;
+  if (parts == 1 && is_prepared(node, x, k, form)) return {to, -1, x};
   auto& a = lowering.make<PrepareArguments>();
   a.norm = lowering.vector(node, "norm");
   a.eps = a.norm == nullptr ? 0.0f : static_cast<float>(node.number("eps"));
   a.k = k;
   a.parts = parts;
-  a.to.k = (k + kUnit - 1) / kUnit * kUnit;
-  a.to.max_rows = lowering.max_rows(x.outputs) * parts;
-  a.to.form = form;
+  a.to = to;
   const int buffer = lowering.temporary(a.to.bytes());
   lowering.bind(a.x, x);
   lowering.bind(a.to.base, buffer);
   lowering.add({Kernel::kPrepare, &a, most_rows_without, x.outputs});
-  return {a.to, buffer};
+  return {a.to, buffer, {}};
 }
 
 /// A matmul of prepared rows; its products are to be added.
@@ -37,7 +47,11 @@ MatmulArguments& matmul(Lowering& lowering, const Prepared& x) {
   a.kind = MatmulKind::kPlain;
   a.num_products = 0;
   a.x = x.rows;
-  lowering.bind(a.x.base, x.buffer);
+  if (x.buffer < 0) {
+    lowering.bind(a.rows, x.floats);
+  } else {
+    lowering.bind(a.x.base, x.buffer);
+  }
   return a;
 }
 

@@ -162,22 +162,34 @@ void expect_product(float y, const float* w, const float* x, std::int64_t k, dou
   expect_near(y - expected, 0, tolerance * magnitude, what);
 }
 
-/// By the three kernels; where `most` is 30, by the two for fewer rows.
+/// By all kernels; where `most` is 30, by those for fewer rows. Floats also meet rows that nobody has prepared.
 void check_format(const Format& format, std::int64_t n, std::int64_t k, std::int32_t most = 70) {
   const Matrix w(format, n, k, 1);
   const std::string name(format.name);
   const std::vector<float> x = random_floats(most * k, 2);
   const PreparedForm form = form_for(w.device.layout);
   const Prepared prepared(x, most, k, device_k(w.device.layout, k), form);
-  std::vector<std::vector<float>> results;
-  for (const std::int32_t rows_at_once : {most, most / 2 - 5, 5}) {
-    std::vector<float> y(static_cast<std::size_t>(most * n), NAN);
+  struct Run {
+    std::int32_t num_rows;
+    bool is_prepared;
+    std::vector<float> y;
+  };
+  std::vector<Run> runs = {{most, true, {}}, {most / 2 - 5, true, {}}, {5, true, {}}, {1, true, {}}};
+  if (form == PreparedForm::kFloat && k % kUnit == 0) {
+    runs.push_back({most, false, {}});
+    runs.push_back({1, false, {}});
+  }
+  for (Run& run : runs) {
+    run.y.assign(static_cast<std::size_t>(most * n), NAN);
     MatmulArguments a{};
     a.products[0].w = w.device;
     a.x = prepared.rows;
-    a.products[0].y = rows(y, n);
-    TestBatch(rows_at_once).launch(Kernel::kMatmul, a, 0);
-    results.push_back(y);
+    if (!run.is_prepared) {
+      a.x.base = nullptr;
+      a.rows = rows(x, k);
+    }
+    a.products[0].y = rows(run.y, n);
+    TestBatch(run.num_rows).launch(Kernel::kMatmul, a, 0);
   }
   for (std::int64_t row = 0; row < most; ++row) {
     for (std::int64_t i = 0; i < n; ++i) {
@@ -185,12 +197,11 @@ void check_format(const Format& format, std::int64_t n, std::int64_t k, std::int
       const double expected = dot(w.values.data() + i * k, x.data() + row * k, k, magnitude);
       const auto at = static_cast<std::size_t>(row * n + i);
       const double tolerance = tolerance_of(form) * 4 * std::max(magnitude, 1e-30);
-      expect_near(results[0][at] / tolerance, expected / tolerance, 1.0 / std::max(1.0, std::abs(expected / tolerance)),
+      expect_near(runs[0].y[at] / tolerance, expected / tolerance, 1.0 / std::max(1.0, std::abs(expected / tolerance)),
                   name.c_str());
-      for (std::size_t other = 1; other < 3; ++other) {
-        const std::int64_t count = other == 1 ? most / 2 - 5 : 5;
-        if (row < count && std::memcmp(&results[0][at], &results[other][at], 4) != 0) {
-          expect_near(results[other][at], INFINITY, 0, (name + ": bits of few and many rows").c_str());
+      for (const Run& run : runs) {
+        if (row < run.num_rows && std::memcmp(&runs[0].y[at], &run.y[at], 4) != 0) {
+          expect_near(run.y[at], INFINITY, 0, (name + ": bits of few and many rows").c_str());
         }
       }
     }

@@ -34,10 +34,11 @@ def test_a_layer_of_a_decode_step_is_eight_kernels() -> None:
     assert counts(plan, 9, 1)["prepare"] == 2 * LAYERS + 1 + 1 + 2
 
 
-def test_rows_that_need_other_numbers_are_prepared_by_a_kernel() -> None:
-    """Float weights meet floats."""
-    plan = compiled(path_of("llama3"))
-    assert counts(plan, 1, 1) == counts(plan, 9, 1)
+@pytest.mark.parametrize(("name", "prepared"), [("llama3", 2 * LAYERS + 1), ("mixtral", 3 * LAYERS + 1)])
+def test_float_weights_take_rows_as_they_are(name: str, prepared: int) -> None:
+    """All but those that a norm goes before, or that experts sort: the router's are."""
+    plan = compiled(path_of(name))
+    assert counts(plan, 1, 1)["prepare"] == counts(plan, 9, 1)["prepare"] == prepared
 
 
 def rows_of(plan: _core.CudaPlan, tokens: np.ndarray) -> Floats:

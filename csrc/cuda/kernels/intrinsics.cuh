@@ -125,6 +125,9 @@ __device__ inline void wait_copies() {
 #endif
 }
 
+/// Asks for 128 bytes of global memory to be brought to the second cache.
+__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 /// Waits until the kernel launched before is complete and its writes can be seen. What it does not write, the weights,
 /// may be read earlier.
 __device__ inline void wait_for_previous() {

@@ -255,6 +255,8 @@ __device__ inline float finish(const MatmulArguments& a, const Product& product,
   float scale;
   if constexpr (prepares) {
     scale = Rounding(a.x.form, bits_to_float(a.maxima.data[column])).scale;
+  } else if (a.x.base == nullptr) {  // floats as they are
+    scale = 1.0f;
   } else {
     scale = reinterpret_cast<const float*>(a.x.base + a.x.scale_offset())[columns.x_row(column)];
   }

@@ -83,6 +83,9 @@ inline void copy_async_bytes(void* shared, const void* global, std::size_t bytes
 inline void copy_async(void* shared, const void* global) { copy_async_bytes(shared, global, 16); }
 inline void copy_async_kept(void* shared, const void* global) { copy_async_bytes(shared, global, 16); }
 inline void copy_async_word(void* shared, const void* global) { copy_async_bytes(shared, global, 4); }
+
+/// Reads a byte, so that the sanitizer sees where it is.
+inline void prefetch(const void* global) { static_cast<void>(*static_cast<const volatile std::uint8_t*>(global)); }
 inline void commit_copies() { cuda_emulation::end_copy_group(); }
 template <int n>
 void wait_copies() {
