@@ -71,6 +71,10 @@ CASES: dict[str, str] = {
     "J-13 many ifs in one": "{{ 1" + " if 1 else 1" * 1_900 + " }}",
     "J-14 10**5 nested ifs": "{% if 1 %}" * 100_000 + "{% endif %}" * 100_000,
     "J-14 nested fors": "{% for i in [1] %}" * 150 + "{% endfor %}" * 150,
+    "J-14 nested fors with many variables": "".join(
+        "{% for " + ",".join(f"x{i}_{j}" for j in range(35)) + " in a %}" for i in range(90)
+    )
+    + "{% endfor %}" * 90,
     "J-14 nested macros": "{% macro f() %}" * 9_000 + "{% endmacro %}" * 9_000,
     "J-14 many elifs": "{% if a %}" + "{% elif a %}" * 1_100 + "{% endif %}{{ 1/0 }}",
     "J-15 10 MiB literal": "x" * (10 << 20),
@@ -324,6 +328,19 @@ def test_large_conversations_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [{"role": "user", "content": f"message {i}"} for i in range(3000)]
     assert template.render(many).text.count("<|im_end|>") == 3000
     assert len(ChatTemplate("{% for i in range(" + str(MAX_RANGE) + ") %}x{% endfor %}").render("").text) == MAX_RANGE
+
+
+def test_how_deep_tags_may_be() -> None:
+    """As deep as Python lets the code be that jinja2 makes of them, which says no later, and less clearly."""
+    loops = "".join(f"{{% for x{i} in [{i}] %}}" for i in range(20))
+    text = ChatTemplate(loops + "{{ x0 }}-{{ x19 }}" + "{% endfor %}" * 20).render("").text
+    assert text == "0-19"
+    ifs = "{% if messages %}" * 64 + "yes" + "{% endif %}" * 64
+    assert ChatTemplate(ifs).render("").text == "yes"
+    assert ChatTemplate(ifs * 3 + loops + "{% endfor %}" * 20).render("").text == "yesyesyes"
+    for source in ("{% for x in [1] %}" + loops + "{% endfor %}" * 21, "{% if 1 %}" + ifs + "{% endif %}"):
+        with pytest.raises(TemplateError, match="line 1: the template is nested more than 256 brackets, 64 tags or 20 loops deep"):
+            ChatTemplate(source).render("")
 
 
 def test_the_first_use_is_not_charged_for_imports() -> None:

@@ -13,8 +13,10 @@ import time
 MAX_STEPS = 2_000_000
 MAX_CALL_DEPTH = 64
 MAX_PARSE_DEPTH = 256
-MAX_BLOCK_DEPTH = 96
-"""Tags within tags. Python refuses code that is indented 100 deep, but only after jinja2 has spent a while on it."""
+MAX_BLOCK_DEPTH = 64
+MAX_LOOP_DEPTH = 20
+"""Tags within tags, and loops within loops. Python refuses code that is indented 100 deep and more than 20 loops, but
+only after jinja2 has spent a time on it that grows faster than the depth."""
 MAX_RANGE = 100_000
 MAX_OUTPUT_BYTES = 8 << 20
 MAX_SOURCE_CHARS = 1 << 18

@@ -19,7 +19,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner
 
-from sterna.chat.budget import MAX_BLOCK_DEPTH, MAX_INT_BITS, MAX_PARSE_DEPTH, MAX_TOKENS, OverBudget, current
+from sterna.chat.budget import (
+    MAX_BLOCK_DEPTH,
+    MAX_INT_BITS,
+    MAX_LOOP_DEPTH,
+    MAX_PARSE_DEPTH,
+    MAX_TOKENS,
+    OverBudget,
+    current,
+)
 from sterna.chat.compiler import TrackingCodeGenerator
 from sterna.chat.formatting import brace, output
 from sterna.chat.markup import Safe, add, call_method, modulo
@@ -172,7 +180,7 @@ class ChatExtension(Extension):
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         budget = current()
-        depth = block_depth = 0
+        depth = block_depth = loop_depth = 0
         after_block_begin = False
         for count, token in enumerate(stream):
             budget.step()
@@ -187,9 +195,10 @@ class ChatExtension(Extension):
                     raise TemplateSyntaxError(f"a chat template cannot use the tag {token.value!r}", token.lineno)
                 block_depth += token.value in _NESTING_TAGS
                 block_depth -= token.value.startswith("end") and token.value[3:] in _NESTING_TAGS
-            for nested, most in ((depth, MAX_PARSE_DEPTH), (block_depth, MAX_BLOCK_DEPTH)):
-                if nested > most:
-                    raise OverBudget(f"line {token.lineno}: the template is nested more than {most} deep")
+                loop_depth += (token.value == "for") - (token.value == "endfor")
+            if depth > MAX_PARSE_DEPTH or block_depth > MAX_BLOCK_DEPTH or loop_depth > MAX_LOOP_DEPTH:
+                most = f"{MAX_PARSE_DEPTH} brackets, {MAX_BLOCK_DEPTH} tags or {MAX_LOOP_DEPTH} loops"
+                raise OverBudget(f"line {token.lineno}: the template is nested more than {most} deep")
             after_block_begin = token.type == "block_begin"
             yield token
 
