@@ -9,16 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sterna.errors import ArgumentError, DeviceError, UnsupportedModelError
-from sterna.memory import (
-    CacheSize,
-    MemoryPlan,
-    ModelPart,
-    PlanSettings,
-    parse_budget,
-    plan_encoder,
-    plan_memory,
-    readable,
-)
+from sterna.memory import CacheSize, MemoryPlan, ModelPart, PlanSettings, plan_encoder, plan_memory
+from sterna.memory_budget import parse_budget, readable
 
 if TYPE_CHECKING:
     from sterna._core import Gguf, Program, ProgramPlan

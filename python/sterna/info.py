@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sterna.memory import MemoryPlan, readable
+from sterna.memory import MemoryPlan
+from sterna.memory_budget import readable
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from sterna.device import (
 from sterna.errors import ArgumentError, FileError
 from sterna.fingerprint import fingerprint
 from sterna.info import ModelInfo
-from sterna.memory import KV_DTYPES, CacheSize, MemoryPlan, PlanSettings, parse_budget, parse_bytes
+from sterna.memory import KV_DTYPES, CacheSize, MemoryPlan, PlanSettings
+from sterna.memory_budget import parse_budget, parse_bytes
 from sterna.sampling import file_defaults
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from sterna.errors import MemoryBudgetError
-from sterna.memory import BUDGET_SHARE, available_memory, readable
+from sterna.memory_budget import BUDGET_SHARE, available_memory, readable
 
 if TYPE_CHECKING:
     import numpy as np

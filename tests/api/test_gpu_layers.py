@@ -275,7 +275,7 @@ def test_the_context_is_what_both_have_room_for(gpu: Gpu, tiny_path: Path, monke
             MemoryBudgetError, match=rf"^the 1 layers on cuda:0 need .*, the memory budget on cuda:0 is .*; a context of {tight.context} tokens would fit$"
         ):
             sterna.load(tiny_path, context=full.context, **settings)
-        monkeypatch.setattr("sterna.memory.available_memory", lambda: int((first.total - 5 * page["cpu"]) / 0.8) + 1)
+        monkeypatch.setattr("sterna.memory_budget.available_memory", lambda: int((first.total - 5 * page["cpu"]) / 0.8) + 1)
         tighter = sterna.plan(tiny_path, **settings)
         assert tighter.fits and tighter.context == full.context - 5 * 64
         with pytest.raises(MemoryBudgetError, match=rf"the {first.layers} layers on cpu need .*; the 1 layers on cuda:0 need"):

@@ -9,7 +9,7 @@ import pytest
 import sterna
 from oracle import model_path
 from sterna import _core
-from sterna.memory import _cgroup_memory, available_memory, parse_budget, readable
+from sterna.memory_budget import _cgroup_memory, available_memory, parse_budget, readable
 
 
 def test_the_plan_is_what_is_allocated(tiny_path: Path) -> None:
