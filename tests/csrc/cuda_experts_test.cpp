@@ -119,7 +119,7 @@ void check_routes() {
   };
   for (const Size size : {Size{1, 1, 1, 1}, Size{8, 2, 1, 1}, Size{33, 33, 1, 1}, Size{60, 4, 10, 3},
                           Size{64, 6, 32, 7}, Size{256, 8, 8, 4}, Size{1024, 64, 1, 1}, Size{1024, 64, 64, 40},
-                          Size{kMaxExperts, 9, kMaxExperts, kMaxExperts / 2}}) {
+                          Size{kMaxExperts, 9, kMaxExperts / 2, kMaxExperts / 4}}) {
     for (int options = 0; options < 16; ++options) {
       RouteArguments a{};
       a.num_experts = size.experts;
