@@ -153,7 +153,7 @@ std::shared_ptr<CudaPlan> CudaPlan::make(const Program& program, const TensorSou
   return {plan.release(), [](CudaPlan* made) {
             try {
               in_own_thread([made] { delete made; });
-            } catch (const DeviceError&) {  // there is no thread
+            } catch (...) {  // there is no thread, or no memory for one
               delete made;
             }
           }};
