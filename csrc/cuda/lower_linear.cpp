@@ -10,8 +10,8 @@ namespace {
 
 struct Prepared {
   PreparedRows rows;
-  int buffer;    // below 0: none, the matmul takes x as it is
-  Place floats;  // then
+  int buffer;    // below 0: none, the matmul takes the floats as they are
+  Place floats;  // where they are, if so
 };
 
 /// Whether rows of `x` are prepared already: floats, without a norm, whose k needs no padding.

@@ -343,6 +343,22 @@ def test_how_deep_tags_may_be() -> None:
             ChatTemplate(source).render("")
 
 
+@pytest.mark.parametrize(("compiled", "left"), [(0.03, 0.17), (0.15, 0.1), (0.9, 0.1)])
+def test_probes_have_what_a_compilation_leaves(monkeypatch: pytest.MonkeyPatch, compiled: float, left: float) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(budget.time, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: clock[0])
+    compiling = budget.Budget(budget.MAX_COMPILE_SECONDS)
+    clock[0] += compiled
+    compiling.step()
+    probes = compiling.following()
+    clock[0] += left - 0.01
+    probes.step()
+    clock[0] += 0.02
+    with pytest.raises(budget.OverBudget, match=f"longer than {left * 1000:.0f} ms"):
+        probes.step()
+
+
 def test_the_first_use_is_not_charged_for_imports() -> None:
     """In a new process, where they take a good part of the time that a template has."""
     code = (

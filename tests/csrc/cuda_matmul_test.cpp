@@ -459,7 +459,7 @@ int main() {
                                    {"IQ1_S", 16, 256}}) {
     check_own_rows(*find_format(name), n, k, PreparedForm::kHalf);
   }
-  check_own_rows(*find_format("TQ2_0"), 40, 4 * 256, PreparedForm::kInt8);
+  check_own_rows(*find_format("TQ2_0"), 40, 9 * 256, PreparedForm::kInt8);
   check_several({"Q4_K", "Q4_K", "Q6_K"}, PreparedForm::kHalf);
   check_several({"Q8_0", "Q5_0", "IQ4_XS", "Q4_1"}, PreparedForm::kHalf);
   check_several({"TQ1_0", "TQ2_0", "TQ2_0"}, PreparedForm::kInt8);

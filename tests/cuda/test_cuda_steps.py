@@ -38,7 +38,9 @@ def test_a_layer_of_a_decode_step_is_eight_kernels() -> None:
 def test_float_weights_take_rows_as_they_are(name: str, prepared: int) -> None:
     """All but those that a norm goes before, or that experts sort: the router's are."""
     plan = compiled(path_of(name))
-    assert counts(plan, 1, 1)["prepare"] == counts(plan, 9, 1)["prepare"] == prepared
+    found = counts(plan, 1, 1)
+    assert found["prepare"] == prepared
+    assert found == counts(plan, 9, 1)
 
 
 def rows_of(plan: _core.CudaPlan, tokens: np.ndarray) -> Floats:

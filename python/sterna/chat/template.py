@@ -31,8 +31,6 @@ from sterna.errors import ArgumentError, TemplateError
 if TYPE_CHECKING:
     import jinja2
 
-    from sterna.chat.sandbox import ChatEnvironment
-
 T = TypeVar("T")
 
 _CODE_NAME = "<chat template>"
@@ -59,13 +57,6 @@ class Rendered:
             if stripped:
                 return is_trusted and stripped.endswith("<think>")
         return False
-
-
-def _environment() -> ChatEnvironment:
-    from sterna.chat.callables import FILTERS, FUNCTIONS, TESTS
-    from sterna.chat.sandbox import ChatEnvironment
-
-    return ChatEnvironment(FILTERS, TESTS, FUNCTIONS)
 
 
 class ChatTemplate:
@@ -158,7 +149,10 @@ class ChatTemplate:
     def _template(self, budget: Budget | None = None) -> jinja2.Template:
         with self._lock:
             if self._compiled is None:
-                environment = _environment()
+                from sterna.chat.callables import FILTERS, FUNCTIONS, TESTS
+                from sterna.chat.sandbox import ChatEnvironment
+
+                environment = ChatEnvironment(FILTERS, TESTS, FUNCTIONS)
                 with spend(budget or Budget(MAX_COMPILE_SECONDS)):
                     code = environment.compile(self.source, filename=_CODE_NAME)
                 self._compiled = environment.template_class.from_code(environment, code, environment.globals)
@@ -167,7 +161,8 @@ class ChatTemplate:
     def _learn_forms(self) -> Forms:
         """Compiles, and renders probes on one account, to find out how the template wants its values."""
         if self._forms is None:
-            _environment()  # what it imports the first time takes a while, which is not the template's
+            import sterna.chat.callables  # noqa: F401 (takes a while the first time, which is not the template's)
+
             compiling = Budget(MAX_COMPILE_SECONDS)
             self._template(compiling)
             budget = compiling.following()
